@@ -21,7 +21,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def load(folder=FOLDER):
-    """Read config.json and model.safetensors, which contains a length, a JSON header and the weights."""
+    """Read config.json and model.safetensors (a length, a JSON header, and the weights)."""
     config = json.loads((folder / "config.json").read_text())
     data = (folder / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -58,9 +58,10 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each path receives dy.
+    """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each receives dy.
 
-    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. The factor h = x Aᵀ gives dA = dhᵀ x and adds dh A to dx.
+    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Its factor h = x Aᵀ gives dA = dhᵀ x
+    and adds dh A to dx.
     """
     x, h, W, AB, s = cache
     dx = dy @ W

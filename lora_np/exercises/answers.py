@@ -119,7 +119,7 @@ def _print(text: str) -> None:
 
 
 def executed_cells(function: Callable[..., Any]) -> list[str]:
-    """Return the cells that the function's notebook has run so far, as they were written; empty outside a notebook.
+    """Return the source of the cells that the notebook of `function` has run so far; outside a notebook, return [].
 
     The cells are read from IPython's history if there is one. In IPython's list `In`, magics such as %%time are already
     replaced by Python code.
@@ -147,7 +147,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
     """Search several files for the answer to an exercise, and return the verdict on the answer.
 
     Files in which the answer is not written yet are ignored. If several files have different answers, the answer in the
-    file named after the exercise is judged. There must be only one such answer.
+    file named after the exercise is judged, if only one answer is in a file with this name.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def defines(path: Path, function: str) -> bool:
-    """Return whether a file is named after `function` or its text contains a definition of `function`."""
+    """Return True if the file is named after `function`, or if the file's text defines `function`."""
     if path.stem[3:] == function:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Copies of the course for students to work in, and the teachers' key. Both are made from the committed notebooks."""
+"""Make copies of the course for students, and the teachers' key, from the committed notebooks."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def unreadable(name: str, error: SyntaxError) -> Verdict:
 
 
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
-    """Return the verdict for a function's outcomes, one per case. Messages quote lines of the program `text`."""
+    """Return the verdict for a function's outcomes, one per case; messages quote lines of the program `text`."""
     name, cases = exercise.function, exercise.cases()
     expected = list(run_program(exercise.solution, exercise))
     right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
@@ -194,7 +194,7 @@ def shown(case: Case) -> str:
 
 
 def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
-    """Return the student's value and the expected value as text; of a tuple or a dict, the first entry that differs."""
+    """Return the student's value and the expected value as text, of a tuple or dict only the first entry that differs."""
     where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))

@@ -123,17 +123,17 @@ class Exercise:
     needs : str
         What a student should read or do before the exercise.
     cases : callable
-        Returns the cases, which are equal in every call. The cases must be able to
-        distinguish the known mistakes.
+        A function that returns the cases; all calls return equal cases. The cases must be able to distinguish the known
+        mistakes.
     mistakes : tuple of Mistake
         The known mistakes.
     returns : tuple of str
         Names of the returned values for messages, for example ("dx", "dw").
     observe : callable
-        Called with the function and the arguments of a case, returns the value to compare. By default this value is the
-        function's result. If the result contains random numbers, the value is a description that is equal for all right
-        answers. If the function changes a state, the value contains the state. `observe` raises `NoAnswer` if the
-        result is of the wrong kind.
+        A function that is called with the student's function and the arguments of a case, and returns the value to
+        compare. By default this value is the function's result. If the result contains random numbers, the value is a
+        description that is equal for all right answers. If the function changes a state, the value contains the state.
+        `observe` raises `NoAnswer` if the result is of the wrong kind.
     tells : bool
         True if a message may show the expected value. False if the expected value would reveal the answer.
 
@@ -178,7 +178,7 @@ class Exercise:
 
     @property
     def blank(self) -> str:
-        """The program of the exercise in which the answer is not written yet."""
+        """The program of the exercise before the student writes an answer."""
         return program(percent_cells(without_solution(self.text)), self.function)
 
 

@@ -86,7 +86,7 @@ def grade_class(
 
 
 def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
-    """Return the students' names: the names of folders, and of files without suffix (with it if two would be equal)."""
+    """Return the students' names: folder names, and file names without suffix unless two names would be equal."""
     short = {path: path.name if path.is_dir() else path.stem for path in handed_in}
     often = Counter(short.values())
     names = {path: name if often[name] == 1 else path.name for path, name in short.items()}
@@ -128,7 +128,7 @@ def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
 
 
 def _harmless(field: str | int) -> str | int:
-    """Return a field of the table, with a quote before a text that a spreadsheet would compute as a formula."""
+    """Return a field of the table; a text that a spreadsheet would run as a formula gets a quote at its start."""
     return f"'{field}" if isinstance(field, str) and field.startswith(("=", "+", "-", "@", "\t", "\r")) else field
 
 

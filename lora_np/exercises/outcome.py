@@ -57,7 +57,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Odd:
-    """A value that no right answer has, for example an object of an unexpected type. It is not equal to anything.
+    """A value that no right answer has, for example an object of an unexpected type.
+
+    An `Odd` value is not equal to any other value.
 
     Parameters
     ----------

@@ -108,8 +108,8 @@ class Statement:
 def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
     """Return the indices of the statements that determine the last value of `name`.
 
-    These are the last statement that assigns the name without reading it, and all later statements that change the
-    value.
+    The indices are those of the last statement that assigns the name without reading it, and of all later statements
+    that change the value.
     """
     touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
     imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]
@@ -207,7 +207,7 @@ def _is_definition(statement: Statement) -> bool:
 def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
     """Yield the global names that the code reads.
 
-    At the top level every name is global; in a function only the names that are not local are.
+    At the top level every name is global. In a function, a name is global if it is not local.
     """
     for symbol in table.get_symbols():
         if (symbol.is_referenced() or symbol.is_declared_global()) and (

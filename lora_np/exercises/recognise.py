@@ -72,7 +72,7 @@ def explains(known: Outcome, mine: Outcome) -> bool:
 
 
 class Known:
-    """The solution with one or two mistakes; iterating yields its outcomes, one per case.
+    """The solution with one or two known mistakes; iteration yields the outcomes of this solution, one per case.
 
     Each case runs at most once, and only when its outcome is needed. Most mistakes are excluded by the first case, so
     their other cases never run.
@@ -93,7 +93,7 @@ class Known:
 
 @cache
 def edited(exercise: Exercise) -> tuple[Known, ...]:
-    """Return the solution edited with each known mistake, then with each two mistakes that can be made together."""
+    """Return the solution with each known mistake, then with each pair of mistakes that can be made together."""
     solution = exercise.solution
     single = [(mistake, variant) for mistake in exercise.mistakes for variant in mistake.variants]
     known = []

@@ -72,8 +72,9 @@ def execute(source: Path, output: Path) -> float:
 def notebook_json(notebook: Any) -> str:
     """Return a notebook as JSON text that JupyterLab saves again with the same bytes.
 
-    JupyterLab writes the kernel's name and language into every notebook that it opens. They are written here in advance.
-    The cells get the ids cell-0, cell-1, …; other metadata of the notebook (jupytext, widgets) is removed.
+    JupyterLab writes the kernel's name and language into every notebook that it opens. This function writes the name
+    and the language in advance. The cells get the ids cell-0, cell-1, …; other metadata of the notebook (jupytext,
+    widgets) is removed.
     """
     with extra("course", "writing a notebook"):
         import nbformat

@@ -102,7 +102,7 @@ def committed_seconds(figures: Path) -> Tables:
 
 
 def swept(full: bool, committed: Path, workers: int) -> Tables:
-    """Return the tables of all studies if `full`, otherwise the tables of the studies in QUICK with the quick settings.
+    """Return all studies' tables if `full` is true, otherwise the tables of the studies in QUICK with quick settings.
 
     If the model of a study is not downloaded, the committed table of the study is used.
     """
@@ -116,7 +116,7 @@ def swept(full: bool, committed: Path, workers: int) -> Tables:
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
-    """Return the tables of the rank study. They use a full fine-tuning run at the best learning rate of the sweep."""
+    """Return the tables of the rank study, which use full fine-tuning at the best learning rate of the sweep."""
     lr = min(measured.where(phase="seeds", method="full"), key=lambda row: row["final"])["lr"]
     steps: dict[str, Any] = {"max_steps": setting.steps, "eval_every": setting.steps}
     run = Run("full", lr, batch_size=setting.batch_size, base=setting.base, **steps)
@@ -128,7 +128,7 @@ def rank_tables(setting: Setting, measured: Table) -> Tables:
 def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
     """Return the tables about 4-bit weights that do not belong to a sweep.
 
-    The table of SmolLM2 is made if `full` and the model is downloaded; otherwise the committed table is used.
+    The table of SmolLM2 is made if `full` is true and the model is downloaded; otherwise the committed table is used.
     """
     models = ["tiny"]
     lora = tables["convergence"].where(phase="seeds", method="lora", r=8, target_modules="all-linear")
@@ -189,7 +189,7 @@ def findings(tables: Tables) -> str:
 
 
 def worst_gradient_error() -> float:
-    """Return the largest gradient error of an adapter on the model tiny, over all A and B, with B ≠ 0, in float64."""
+    """Return the largest gradient error over all matrices A and B (B ≠ 0) of an adapter on tiny, in float64."""
     from .. import LoraConfig, data, get_peft_model, load_model
 
     config = LoraConfig(r=2, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)

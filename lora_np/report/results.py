@@ -112,7 +112,7 @@ class Findings(Mapping[str, Finding]):
 def markdown(tables: Mapping[str, Table]) -> str:
     """Return the generated part of docs/results.md.
 
-    Each section has a table of claims. Below it is one paragraph for each claim that has a note or findings.
+    Each section has a table of claims. Below the table is one paragraph for each claim that has a note or findings.
     """
     parts = [BEGIN]
     for number, (title, section) in enumerate(claims(tables).items(), start=1):
@@ -133,9 +133,9 @@ def readme(tables: Mapping[str, Table]) -> str:
 
 
 def write_into(page: Path, part: str) -> None:
-    """Replace the generated part of a page by `part`, which begins and ends with the same lines.
+    """Replace the generated part of a page by `part`; the first and the last line mark this part in the page.
 
-    Raises ValueError if the page does not contain each of the two lines once.
+    Raises ValueError if the page does not contain each of these two lines exactly once.
     """
     text, (begin, *_, end) = page.read_text(encoding="utf-8"), part.splitlines()
     if text.count(begin) != 1 or text.count(end) != 1:

@@ -1,1 +1,1 @@
-"""One question a file: each study measures, and returns a `Table` with the settings that produced it."""
+"""The studies: each study answers one question by measurements, and returns them as a `Table` with their settings."""

@@ -28,10 +28,10 @@ from .methods import comparison, comparison_smollm2
 class Study:
     """One study of the catalogue: how to make its table, and what it needs.
 
-    `make(*tables, **options, workers=…, folder=…)` makes the table. With the options `quick` it takes minutes. `needs` lists
-    the studies whose tables are passed to `make`; `model` is the model that must be fetched first. Finished runs are stored in
-    the folder `runs`, by default a folder with the study's name. If `alone` is true, the runs follow one another and each uses
-    all cores.
+    `make(*tables, **options, workers=…, folder=…)` makes the table. With the options in `quick`, the study takes
+    minutes. `needs` lists the studies whose tables are passed to `make`; `model` is the model that must be fetched
+    first. Finished runs are stored in the folder `runs`, by default a folder with the study's name. If `alone` is true,
+    the runs are not parallel: each run uses all cores.
     """
 
     question: str
@@ -97,7 +97,7 @@ OTHER_NAMES = {"ranks": "convergence"}  # the study of convergence contains the 
 
 
 def study(name: str) -> tuple[str, Study]:
-    """Return the study with this name, and the name in the catalogue. Raises KeyError, with all names, if it is unknown."""
+    """Return the study with this name, and its name in the catalogue; an unknown name raises KeyError."""
     name = OTHER_NAMES.get(name, name)
     if name not in STUDIES:
         raise KeyError(f"unknown study {name!r}; the studies are {', '.join([*STUDIES, *OTHER_NAMES])}")
@@ -109,9 +109,9 @@ def make(
 ) -> Table:
     """Make the table of a study.
 
-    `tables` contains the tables that the study needs. `folder` is the parent of the folders of finished runs.
-    Raises KeyError for an unknown study or a missing table, ValueError if `quick` is asked of a study without quick settings,
-    and FileNotFoundError if the study's model was not fetched.
+    `tables` contains the tables that the study needs. `folder` is the parent of the folders of finished runs. Raises
+    KeyError if the study is unknown or a table is missing. Raises ValueError if `quick` is true but the study has no
+    quick settings. Raises FileNotFoundError if the study's model was not fetched.
     """
     name, one = study(name)
     command = f"python -m lora_np study {name}{' --quick' if quick else ''}"

@@ -116,7 +116,7 @@ def test_titles_of_the_convergence_pictures_are_findings(tables):
         return drawn
 
     curves, rates = titles(tables["convergence"])
-    assert curves == "LoRA's final loss is above full fine-tuning's; a higher rank lowers it"
+    assert curves == "LoRA ends at a higher loss than full fine-tuning; a higher rank narrows the gap"
     assert rates == "LoRA's best learning rate is lower at r = 64 than at r = 1"
     other = deepcopy(tables["convergence"])
     for row in other.rows:

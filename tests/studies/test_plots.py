@@ -544,14 +544,14 @@ def test_the_titles_of_the_methods_are_their_findings():
     """lora+ is ahead; pissa is a point behind it with every seed, or, where its best seed is another one, with some."""
     alone, all_ = title(PICTURES["quality_against_parameters, two"]()), title(PICTURES["quality_against_parameters"]())
     assert alone == "LoRA recovers 90 % of full fine-tuning's gain"
-    assert all_ == "The best of 12 methods recovers 94 % of full fine-tuning's gain, the last 31 %"
+    assert all_ == "12 methods recover between 31 % and 94 % of full fine-tuning's gain"
     mixed = compared()
     seeds = mixed.where(method="pissa")
     seeds[0]["recovered"], seeds[-1]["recovered"] = seeds[-1]["recovered"], seeds[0]["recovered"]
     said = title(plots.quality_against_parameters(mixed))
     assert said == "pissa and lora+ tie at 93 to 94 % of full fine-tuning's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
-    assert behind == "After equal learning, LoRA has forgotten 0.100, full fine-tuning 0.162"
+    assert behind == "After equal learning, LoRA has forgotten 0.100 nats, full fine-tuning 0.162 nats"
     ahead = compared(("full", "lora"))
     for row in ahead.where(method="lora"):
         row["heldout"] = [loss - 0.1 for loss in row["heldout"]]
@@ -716,18 +716,20 @@ def test_titles_say_what_the_table_says():
         "LoRA on all linear layers recovers 95 % of full fine-tuning's gain from r = 1 on"
     )
     assert "at most" in title(plots.recovered_gain(convergence(ranks=(1,))))
-    assert title(plots.truncated_loss(truncated())) == "ΔW cut to rank 8 of 16 keeps 97 % of full fine-tuning's gain"
+    assert title(plots.truncated_loss(truncated())) == (
+        "ΔW cut to rank 8 of 16: the model keeps 97 % of full fine-tuning's gain"
+    )
     assert title(plots.quantization_error(quantized_errors())) == (
         "NF4 has the smallest error at every block size; FP4 beats int4 only in large blocks"
     )
-    assert title(plots.qlora_losses(qlora(gap=0.0))) == "QLoRA's final loss is 0.0 % (tiny) above LoRA's"
+    assert title(plots.qlora_losses(qlora(gap=0.0))) == "QLoRA ends 0.0 % (tiny) above the loss of LoRA"
     assert "0.011 % to 0.59 %" in title(plots.whole_models_chart(whole_models()))
 
 
 def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
     assert (
         title(plots.rates_by_rank(tables.by_rank()))
-        == "With α = 32, LoRA's best learning rate is 4 times full fine-tuning's"
+        == "At α = 32, LoRA's best learning rate is 4× that of full fine-tuning"
     )
     assert "at 0 of 2 sizes" in title(plots.equal_parameters_chart(tables.equal(-0.01)))
     assert "lowers the loss by 0.020 at η = 0.004, by 0.010 at the best η" in title(
@@ -736,7 +738,7 @@ def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
     above = plots.dropout_chart(overfitted())
     assert "by 0.020" in title(above) and "end above the base" in above.texts[1].get_text()
     assert title(plots.batch_size_chart(tables.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
-    assert title(plots.rank_scaling_chart(tables.scaled())).endswith("α/r ends lowest at r = 128")
+    assert title(plots.rank_scaling_chart(tables.scaled())).startswith("At r = 128, α/r has the lowest loss")
     assert "0.000 at the best rates" in title(plots.alpha_chart(tables.alphas()))
     assert "most in down, least in q" in title(plots.target_modules_chart(tables.targets()))
 

@@ -2,8 +2,8 @@
 
 Right answers may draw the mask in any order and by any method, so random numbers are not compared. A token has few
 features, so all masks can be tried at every place in the layer. One of the masks gives the function's y. This mask
-shows where dropout is applied and how many numbers are dropped. It also shows which numbers are dropped together, and
-by which factor the kept numbers are multiplied. The mask of dx is found in the same way.
+shows where dropout is applied and how many numbers are dropped. The mask also shows which numbers are dropped together,
+and by which factor the kept numbers are multiplied. The mask of dx is found in the same way.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def describe(
     rng: np.random.Generator,
     dy: np.ndarray,
 ) -> dict[str, Any]:
-    """Return a description of the dropout in words; instead of it y or dx, if no mask gives this array."""
+    """Describe the dropout of y and of dx in words; if no mask gives an array, return the array itself."""
     given = [array.copy() for array in (x, W, A, B, dy)]
 
     def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ def equal(mine: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarr
 
 
 class Dropout(NamedTuple):
-    """A dropout that gives the results of all calls of a function.
+    """The dropout that explains the results of all calls of a function.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Dropout(NamedTuple):
 
 
 def share(kept: np.ndarray, p: float) -> str:
-    """Return the name of the share of dropped numbers, and whether the numbers are dropped independently."""
+    """Return in words which share of the numbers is dropped, and whether the numbers are dropped independently."""
     each = np.sum(~kept, axis=(1, 2))  # per call
     if (kept == kept[:1]).all():
         return "the same in every call"  # too few decisions to estimate the share
@@ -141,7 +141,8 @@ def explained(
 ) -> Dropout | None:
     """Return the dropout with which the input v gives all `values` (call, token, feature), or None.
 
-    All masks are tried at every place with every plausible factor. This is possible because there are few features.
+    All masks are tried at every place with every plausible factor. The search is possible because there are few
+    features.
     """
     widths = {"middle": down.shape[1]} | {f"{path}start": len(W) for path in ("", "frozen ", "bypass ")}
     scalings = {"once": scaling, "missing": 1.0, "twice": scaling**2}

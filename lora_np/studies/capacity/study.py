@@ -1,15 +1,16 @@
 """How much fits into a rank? The bits of random strings that LoRA memorises, against the parameters that it trains.
 
 A random string has no structure, so a model can continue it only from memory. A string begins with a name of KEY
-symbols, which the model is given and which is not counted. After the name follow `length` symbols. Each symbol is drawn
-uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after training
-on the strings, then
+symbols. The model is given the name, so the name is not counted. After the name follow `length` symbols. Each symbol is
+drawn uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after
+training on the strings, then
 
     memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
 
-A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits that were offered. The base
-was trained on random strings that are repeated once: it knows the alphabet, it can be certain of a symbol, and it knows none of
-these strings. The measurement follows Morris et al. 2025 (arXiv 2505.24832), except for the names.
+A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits that were offered.
+The base was trained on other random strings, each written twice. So the base knows the alphabet and can be certain of a
+symbol, but it does not know the strings of the study. The measurement follows Morris et al. 2025 (arXiv 2505.24832),
+whose strings have no names.
 """
 
 from __future__ import annotations
@@ -101,10 +102,10 @@ QUICK = Setting(
 
 
 def strings(count: int, length: int, seed: int) -> np.ndarray:
-    """Draw random strings: tokens from 0 to 63, (count, KEY + length).
+    """Draw random strings: an array of shape (count, KEY + length) with tokens from 0 to 63.
 
-    A row is a name that no other row has, followed by `length` uniform symbols. Raises ValueError if there are more
-    strings than names.
+    Each row begins with a name that no other row has; `length` uniform symbols follow the name. Raises ValueError if
+    there are more strings than names.
     """
     n = len(ALPHABET)
     if not 1 <= count <= n**KEY:
@@ -118,7 +119,7 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
 
 
 def batch(rows: np.ndarray) -> Batch:
-    """Return tokens and targets, both (b, KEY + length − 1), of strings (b, KEY + length).
+    """Return the tokens and the targets of b strings: two arrays of shape (b, KEY + length − 1).
 
     The symbols of a name are not counted as targets.
     """
@@ -128,12 +129,12 @@ def batch(rows: np.ndarray) -> Batch:
 
 
 def memorised(loss: float, symbols: int) -> float:
-    """Return how many bits of the symbols a model holds: symbols · (6 − loss / ln 2), at least 0; loss in nats."""
+    """Return how many bits a model holds: symbols · (6 − loss / ln 2), at least 0, with the loss in nats per symbol."""
     return max(0.0, symbols * (BITS - loss / math.log(2)))
 
 
 class Epochs:
-    """Batches of strings: `batches[i]` is (tokens, targets).
+    """Batches of strings: `batches[i]` is the pair (tokens, targets).
 
     Each epoch shows every string once, in a new order, in batches of nearly equal size.
     """
@@ -154,7 +155,7 @@ class Epochs:
 class RepeatedStrings:
     """Batches of 32 new random strings, each written twice.
 
-    The model cannot predict the first copy of a string, but it can copy the second from the first.
+    The model cannot predict the first copy of a string, but it can predict the second copy from the first copy.
     """
 
     def __init__(self, length: int, seed: int = 0) -> None:
@@ -195,7 +196,7 @@ def _base(steps: int, length: int) -> dict[str, np.ndarray]:
 def memorise(run: CapacityRun) -> tuple[Trainable, dict[str, Any]]:
     """Train on the strings of the run, and return the model and its row.
 
-    In the row, `trained` is the number of trained parameters, `offered` and `memorised` are numbers of bits, and
+    In the row, `trained` is the number of trained parameters, and `offered` and `memorised` are numbers of bits.
     `validation` is the last loss in nats per symbol. `bits` has the bits held after each number of steps in `steps`.
     """
     rows, model = strings(run.strings, run.length, run.seed), run.model()
@@ -258,8 +259,8 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
 
     The phase "sweep" has the first seed at every learning rate. The phase "seeds" has every seed at the best rate;
     these runs are offered more than 2 bits per trained parameter. The phase "half" has the first seed at the best rate
-    with half the steps; these runs show how many bits the second half of the steps adds. The phase "offered" has every
-    seed of rank `knee` with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
+    with half the steps, and shows how many bits the other half adds. The phase "offered" has every seed of rank `knee`
+    with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None

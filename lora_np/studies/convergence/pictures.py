@@ -38,8 +38,8 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per choice of target modules. Coral: full fine-tuning; cyan: LoRA, darker for higher ranks; grey: the
-        base. Lines are means over the seeds; bands are the ranges of the seeds.
+        One panel per choice of target modules. Full fine-tuning is coral, LoRA is cyan (darker for higher ranks), and
+        the base is grey. Lines are means over the seeds; bands are the ranges of the seeds.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
         raise ValueError(f"x is {x!r}; expected 'step' or 'seconds'.")
     rows, base = _final_rows(table), table.settings["base_loss"]
     seeds, panels = len({row["seed"] for row in rows}), _panels(rows)
-    lines = f"lines: mean of {seeds} seeds; bands: range of the seeds" if seeds > 1 else "one seed"
+    lines = f"lines and bands: mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     lines = semicolons(lines, "each method at its best learning rate" * _was_swept(table), runs_and_time(table))
     figure = new_figure(9, 4.9, _curves_title(rows), lines)
     column = 9 / len(panels)
@@ -70,13 +70,13 @@ def loss_curves(table: Table, x: str = "step") -> Figure:
 
 
 def _curves_title(rows: Rows) -> str:
-    """Return the title: whether LoRA's final loss is above full fine-tuning's, and whether higher ranks lower it."""
+    """Return the title: whether LoRA ends at a higher loss than full fine-tuning, and whether rank narrows the gap."""
     panels = [_groups(rows, target) for target in _panels(rows)]
     ends = [[np.mean([run["heldout"][-1] for run in runs]) for _, runs in panel.values()] for panel in panels]
     if not all("full" in panel and min(lora) > full for panel, (full, *lora) in zip(panels, ends, strict=True)):
         return "The held-out loss of LoRA and full fine-tuning"
     falling = all(len(lora) > 1 and (np.diff(lora) < 0).all() for _, *lora in ends)
-    return "LoRA's final loss is above full fine-tuning's" + "; a higher rank lowers it" * falling
+    return "LoRA ends at a higher loss than full fine-tuning" + "; a higher rank narrows the gap" * falling
 
 
 def _rates_title(panels: dict[str, dict[str, tuple[str, Rows]]]) -> str:
@@ -115,7 +115,7 @@ def _lora(rows: Rows, target: str) -> Rows:
 
 
 def _groups(rows: Rows, target: str) -> dict[str, tuple[str, Rows]]:
-    """Return {label: (colour, runs of all seeds)} of full fine-tuning and of LoRA with these target modules."""
+    """Return by label the colour and the runs of full fine-tuning, and of LoRA at each rank."""
     shades = rank_shades([row["r"] for row in rows if row["method"] == "lora"])
     full = [row for row in rows if row["method"] == "full"]
     lora = {f"r = {r}": (shades[r], runs) for r, runs in groups(_lora(rows, target), "r").items()}
@@ -179,7 +179,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
         )
 
     seeds = len({row["seed"] for row in rows})
-    marks = f"marks: mean of {seeds} seeds; bars: range of the seeds" if seeds > 1 else "one seed"
+    marks = f"marks and bars: mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     marks = semicolons(marks, "each method at its best learning rate" * _was_swept(table), runs_and_time(table))
     figure = new_figure(9, 4.5, _gain_title(shares, wanted), marks)
     ax = axes_at(figure, 0.85, 0.7, 5.9 if short else 6.3, 2.85)
@@ -201,7 +201,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
 
 
 def _shares(rows: Rows) -> dict[str, dict[int, np.ndarray]]:
-    """Return the recovered shares as {target modules: {rank: one share per seed}}."""
+    """Return the recovered shares by target modules and rank: an array with one share per seed."""
     return {target: arrays(_lora(rows, target), "r", "recovered") for target in _panels(rows)}
 
 
@@ -249,7 +249,7 @@ def learning_rates(table: Table) -> Figure:
     ceiling = min(highest, max(bests) + 0.4 * (max(bests) - lowest)) if max(bests) > lowest else highest
     span = max(ceiling - lowest, 1e-3)
     off_scale = "triangles: losses above the frame" * any(_loss(row) > ceiling for row in rows)
-    subtitle = semicolons("dots: runs with one seed; rings: best learning rates", off_scale, runs_and_time(table))
+    subtitle = semicolons("rings: best learning rates of one seed", off_scale, runs_and_time(table))
     figure = new_figure(9, 4.7, _rates_title(panels), subtitle)
     column, rates = 9 / len(panels), [row["lr"] for row in rows]
     for place, (target, methods) in enumerate(panels.items()):

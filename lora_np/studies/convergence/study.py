@@ -1,9 +1,9 @@
 """Does LoRA reach the loss of full fine-tuning? The study compares the held-out losses.
 
 The study trains "tiny", a model of English prose, on Python code, with several ranks and choices of target modules.
-First, each method is trained at several learning rates with one seed. Then it is trained at its best rate with the
-other seeds. If a best rate is the smallest or the largest that was tried, a smaller or a larger rate is tried too. The
-rates are chosen on one held-out text, and the methods are compared on another held-out text.
+First, each method is trained at several learning rates with one seed. Then each method is trained at its best rate with
+the other seeds. If a best rate is the smallest or the largest that was tried, a smaller or a larger rate is tried too.
+The rates are chosen on one held-out text, and the methods are compared on another held-out text.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ QUICK = replace(SHORT, ranks=(1, 8), full_lrs=(2e-3,), lora_lrs=(4e-3,), bracket
 def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Path | None = None) -> Table:
     """Train each method at several learning rates with the first seed, then at the best rate with all seeds.
 
-    The rows have phase "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds, with `recovered`).
-    The setting "base_loss" is the base model's loss on the text of the comparison. The setting "base_validation" is the
-    base model's loss on the text by which rates are chosen. Finished runs are stored in `folder`, so that an
-    interrupted study can resume.
+    The column `phase` is "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds). The rows of
+    "seeds" also have the column `recovered`. The setting "base_loss" is the base model's loss on the text of the
+    comparison. The setting "base_validation" is the base model's loss on the text by which rates are chosen. Finished
+    runs are stored in `folder`, so that an interrupted study can resume.
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
@@ -77,8 +77,9 @@ def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Pat
     """Measure why LoRA does not reach the loss of full fine-tuning: low rank, or frozen embedding and norms.
 
     The method "linear" is full fine-tuning of the linear layers only, without a low rank. The method "lora+rest" trains
-    LoRA of rank r, the embedding and the norms. `table` is the result of `convergence`. The rows are {method, r, lr,
-    seed, final, recovered}. There is one row per seed for each method, at the method's best learning rate.
+    LoRA of rank r, the embedding and the norms. `table` is the result of `convergence`. The columns are `method`, `r`,
+    `lr`, `seed`, `final` and `recovered`. There is one row per seed for each method, at the method's best learning
+    rate.
     """
     full = table.where(phase="seeds", method="full")
     lora = table.where(phase="seeds", method="lora", r=r, target_modules="all-linear")

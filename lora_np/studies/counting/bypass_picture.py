@@ -25,14 +25,14 @@ def bypass_diagram() -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Grey: frozen; cyan: trained. The diagram shows shapes and needs no table.
+        Frozen parts are grey, and trained parts are cyan. The diagram shows shapes and needs no table.
 
     Examples
     --------
     >>> [round(float(inches), 1) for inches in bypass_diagram().get_size_inches()]
     [9.0, 5.1]
     """
-    subtitle = "W is frozen; B starts at zero, so at the start y equals the output of the frozen layer"
+    subtitle = "W is frozen; B is zero at the start, so y is then the output of the frozen layer"
     figure = new_figure(9, 5.1, "LoRA trains a narrow bypass around W", subtitle)
     ax = blank(axes_at(figure, 0, 0, 9, 5.1, xlim=(0, 9), ylim=(0, 5.1)))
 

@@ -29,8 +29,8 @@ def memory_bill(
 ) -> Table:
     """Compute the memory of each model in full fine-tuning, LoRA and QLoRA, with and without gradient checkpointing.
 
-    The rows are {model, method, checkpointing, weights, adapter, gradients, optimizer, master, activations, temporaries,
-    total}; all sizes are in bytes.
+    The columns are `model`, `method`, `checkpointing`, `weights`, `adapter`, `gradients`, `optimizer`, `master`,
+    `activations`, `temporaries` and `total`; all sizes are in bytes.
     """
     start = time.perf_counter()
     question = "What takes the memory of a training step, and which GPU has enough?"

@@ -63,7 +63,7 @@ def memory_bill(table: Table) -> Figure:
     above, below = 0.235 * everything, 0.3 * enlarged
     tall = BOTTOM + below + BETWEEN + above + 1.12
     batch, seq, precision, r = (table.settings[key] for key in ("batch", "seq", "precision", "r"))
-    step = f"bars: memory of a step on {batch} × {seq} tokens; {precision} precision; activations checkpointed; r = {r}"
+    step = f"bars: memory of one training step on {batch} × {seq} tokens, with checkpointing; {precision} precision; r = {r}"
     figure = new_figure(9, tall, _message(groups), step)
     whole = axes_at(figure, LEFT, BOTTOM + below + BETWEEN, WIDE, above)
     detail = axes_at(figure, LEFT, BOTTOM, WIDE, below)
@@ -84,8 +84,8 @@ def memory_bill(table: Table) -> Figure:
 def _message(groups: Groups) -> str:
     """Return the title: the memory for full fine-tuning of the smallest model and for an adapter on the largest."""
     least, most = groups["full"][0], next(reversed(groups.values()))[-1]
-    adapter = f"{METHODS[most['method']]} of a {_size(most)} model {_gb(most['total'])} GB"
-    return f"Full fine-tuning of a {_size(least)} model takes {_gb(least['total'])} GB, {adapter}"
+    adapter = f"{METHODS[most['method']]} of a {_size(most)} model needs {_gb(most['total'])} GB"
+    return f"Full fine-tuning of a {_size(least)} model needs {_gb(least['total'])} GB; {adapter}"
 
 
 def _size(row: dict[str, Any]) -> str:

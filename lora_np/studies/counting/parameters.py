@@ -14,7 +14,7 @@ COMMAND = "python -m lora_np reproduce"
 def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Table:
     """Count the parameters of a square matrix W (size, size) and of LoRA on W: size² and 2·r·size parameters.
 
-    The rows are {r, full, lora, factor, share} with factor = full / lora and share = lora / full.
+    The columns are `r`, `full`, `lora`, `factor` and `share` with factor = full / lora and share = lora / full.
     """
     start = time.perf_counter()
     question = f"How many parameters does LoRA train in place of one {size} × {size} matrix?"
@@ -30,8 +30,8 @@ def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
     """Count LoRA's parameters in all models of `costs.MODELS`, on queries and values only and on all linear layers.
 
-    The rows are {model, total, targets, r, trainable, share}. `total` is the number of parameters without the adapter.
-    `share` is trainable / (total + trainable), as in PEFT.
+    The columns are `model`, `total`, `targets`, `r`, `trainable` and `share`. `total` is the number of parameters
+    without the adapter. `share` is trainable / (total + trainable), as in PEFT.
     """
     start = time.perf_counter()
     settings = {"query_value_r": query_value_r, "all_linear_r": all_linear_r}

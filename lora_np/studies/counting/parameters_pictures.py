@@ -45,10 +45,9 @@ def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
     rows = sorted(table.rows, key=lambda row: row["r"])
     full, size = rows[0]["full"], round(rows[0]["full"] ** 0.5)
     tall = max(4.5, 1.95 + 0.42 * (len(rows) + 1))
-    title = (
-        f"For a {size} × {size} matrix, LoRA trains {_range([row['factor'] for row in rows])} times fewer parameters"
-    )
-    figure = new_figure(9, tall, title, "bars and areas: numbers of parameters, drawn to scale")
+    factors = _range([row["factor"] for row in rows])
+    title = f"LoRA trains {factors} times fewer parameters than a {size} × {size} matrix has"
+    figure = new_figure(9, tall, title, "bars and areas show the numbers of parameters to scale")
     _bars(axes_at(figure, 0.8, 0.72, 4.5, tall - 1.6), rows, full)
     nearest = min(rows, key=lambda row: abs(row["r"] - drawn_rank))
     _areas(blank(axes_at(figure, 5.6, 0.3, 3.25, tall - 1.1)), size, nearest)

@@ -36,7 +36,8 @@ def before_after(table: Table, questions: Sequence[int] = (12, 10, 1), longest: 
     Returns
     -------
     matplotlib.figure.Figure
-        Grey: answers before fine-tuning; cyan: answers with the adapter. Runs of the learning-rate sweep are not used.
+        Answers before fine-tuning are grey; answers with the adapter are cyan. Runs of the learning-rate sweep are not
+        used.
 
     Examples
     --------
@@ -57,7 +58,7 @@ def before_after(table: Table, questions: Sequence[int] = (12, 10, 1), longest: 
         9,
         height,
         title,
-        "answers of SmolLM2-135M-Instruct to questions that are not in the training data; greedy decoding",
+        "SmolLM2-135M-Instruct answers questions that are not in the training data (greedy decoding)",
     )
     ax = axes_at(figure, 0, 0, 9, height, xlim=(0, 9), ylim=(0, height))
     ax.set_axis_off()
@@ -91,9 +92,9 @@ def learned_and_forgotten(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: the loss on held-out answers; a line is the mean and a band is the range of one method's seeds. Right: the
-        rise of the loss on prose; 0 is the model before fine-tuning. Dots are seeds, grey lines join the runs of one
-        seed, and short bars are means.
+        The left panel has the loss on held-out answers. A line is the mean of a method's seeds, and a band is their
+        range. The right panel has the rise of the loss on prose; 0 is the model before fine-tuning. Dots are seeds,
+        grey lines join the runs of one seed, and short bars are means.
 
     Examples
     --------
@@ -103,8 +104,9 @@ def learned_and_forgotten(table: Table) -> Figure:
     """
     runs = _groups(table)
     seeds = max(len(rows) for _, rows in runs.values())
-    how = f"lines: mean of {seeds} seeds; dots at the right: seeds" if seeds > 1 else "one seed"
-    subtitle = semicolons("SmolLM2-135M", how, runs_and_time(table))
+    left, right = f"left: mean and range of {seeds} seeds of SmolLM2-135M", "right: one dot per seed"
+    how = semicolons(left, right) if seeds > 1 else "SmolLM2-135M, one seed"
+    subtitle = semicolons(how, runs_and_time(table))
     figure = new_figure(9, 4.8, _finding(runs), subtitle)
     _curves(axes_at(figure, 0.75, 0.85, 3.15, 2.75, title="held-out answers"), runs)
     ax = axes_at(figure, 6.25, 0.85, 2.55, 2.75, title="other English prose")

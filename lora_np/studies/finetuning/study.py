@@ -55,7 +55,7 @@ def finetuning(setting: Setting | None = None, folder: str | Path | None = None)
 
 
 def cost(methods: Sequence[FineTuning], repeats: int = 3) -> dict[str, dict[str, float]]:
-    """Return the peak bytes and the seconds of a training step of each method; the methods are timed in turns."""
+    """Return the peak bytes and the seconds of a training step of each method; in each round, all methods are timed."""
     run = methods[0]
     records = conversations.read(run.data, load_tokenizer(run.model))
     batch = [max(conversations.heldout_batches(records, run.batch_size), key=lambda batch: batch[0].size)]

@@ -29,13 +29,13 @@ ROUTES = ("dequantised", "bfloat16", "original", "requantised")
 def merge_routes(run: QuantizedRun | QuantizedFineTuning, command: str = "python -m lora_np reproduce") -> Table:
     """Train the adapter of `run`, merge it by each route, and measure what changes.
 
-    The columns are route, heldout, logits and kept. `route` is one of ROUTES, where "bfloat16" is "dequantised" with
-    every number rounded to 16 bits. `route` can also be "as trained" (the adapter over the base in four bits),
-    "original base" or "quantised base" (both without an adapter). `heldout` is the loss in nats per token. `logits` is
-    ‖z − z₀‖/‖z₀‖ on a held-out batch, where z₀ are the logits as trained. `kept` is the share of ΔW that remains in the
-    merged weights: ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers, where W are the weights before the merge and W′ the weights
-    after the merge. The row "as trained" also has `size`, which is ‖ΔW‖/‖Ŵ‖ over all layers; Ŵ are the dequantised
-    weights.
+    The columns are `route`, `heldout`, `logits` and `kept`. `route` is a name in ROUTES; the route "bfloat16" is the
+    route "dequantised" with every number rounded to 16 bits. `route` can also be "as trained" (the adapter over the
+    base in four bits), "original base" or "quantised base" (both without an adapter). `heldout` is the loss in nats per
+    token. `logits` is ‖z − z₀‖/‖z₀‖ on a held-out batch, where z₀ are the logits as trained. `kept` is the share of ΔW
+    that remains in the merged weights: ⟨W′ − W, ΔW⟩/‖ΔW‖² over all layers. W are the weights before the merge, and W′
+    are the weights after the merge. The row "as trained" also has `size`, which is ‖ΔW‖/‖Ŵ‖ over all layers; Ŵ are the
+    dequantised weights.
     """
     started = time.perf_counter()
     if isinstance(run, QuantizedRun):

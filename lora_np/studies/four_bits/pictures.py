@@ -32,8 +32,8 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances with the columns weights, quant_type, edges and share. The table has
-        the settings block_size and codes. `codes` has the sixteen values of each type.
+        A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and `share`. The
+        table has the settings `block_size` and `codes`. `codes` has the sixteen values of each type.
     weights : str
         The weights that the dashed line shows.
 
@@ -49,9 +49,9 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     'density'
     """
     subtitle = (
-        "solid: normal distribution; the strips of one side have equal areas; marks: the values of each code\n"
-        f"dashed: the weights of {weights} in blocks of {table.settings['block_size']}, each divided by the largest magnitude "
-        "of its block"
+        "solid line: normal distribution; marks: the values of each code\n"
+        f"dashed line: the weights of {weights}, each divided by the largest magnitude in its block of "
+        f"{table.settings['block_size']}"
     )
     figure = new_figure(9, 4.9, "NF4's values divide each side of a normal distribution into equal shares", subtitle)
     ax = axes_at(figure, 0.85, 1.55, 7.3, 2.15, xlim=(-1.1, 1.1), ylabel="density")
@@ -103,8 +103,8 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances with the columns weights, quant_type, edges and contribution. The
-        table has the settings block_size and codes.
+        A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and
+        `contribution`. The table has the settings `block_size` and `codes`.
     weights : str
         The weights to show.
 
@@ -123,10 +123,11 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
     subtitle = (
-        f"{weights} in blocks of {table.settings['block_size']}; height: part of the mean |error| that the weights of one bin "
-        "cause\nmarks: the magnitudes of the codes' values"
+        "lines: how much the weights of each magnitude add to the mean error; marks: values of the codes\n"
+        f"weights: {weights} in blocks of {table.settings['block_size']}"
     )
-    figure = new_figure(9, 4.6, "FP4's error comes from its wide gaps, int4's error from the small weights", subtitle)
+    title = "FP4's error comes from gaps between its values, int4's error from small weights"
+    figure = new_figure(9, 4.6, title, subtitle)
     ax = axes_at(figure, 0.95, 1.5, 6.3, 1.9)
     for quant_type, row in rows.items():
         ax.stairs(row["contribution"], row["edges"], color=CODES[quant_type][1], lw=1.8)
@@ -148,7 +149,7 @@ def quantization_error(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_error with the columns weights, quant_type, block_size and mean.
+        A table of the study quantization_error with the columns `weights`, `quant_type`, `block_size` and `mean`.
 
     Returns
     -------
@@ -164,9 +165,7 @@ def quantization_error(table: Table) -> Figure:
     """
     kinds = list(dict.fromkeys(row["weights"] for row in table.rows))
     sizes = sorted({row["block_size"] for row in table.rows})
-    subtitle = (
-        "mean |error| divided by the root mean square of the weights; dots: block sizes; one panel per kind of weights"
-    )
+    subtitle = "mean |error| is divided by the root mean square of the weights"
     if "smollm2-135m" in kinds:
         subtitle += "\nmost weights in the file of SmolLM2 are already rounded to four bits"
     figure = new_figure(9, 4.45, _verdict(table), subtitle)
@@ -203,13 +202,13 @@ def _verdict(table: Table) -> str:
 
 @picture("base layer factor cosine", settings="model")
 def gradient_cosines(table: Table) -> Figure:
-    """Draw the cosine between the gradients through a quantised base and those through float32.
+    """Draw the cosine between the gradients through a quantised base and the gradients through the float32 base.
 
     Parameters
     ----------
     table : Table
-        A table of the study quantization_gradients with the columns base, layer, factor and cosine. The table has the
-        setting model. The rows with the base "another batch" compare the gradients of two different batches.
+        A table of the study quantization_gradients with the columns `base`, `layer`, `factor` and `cosine`. The table
+        has the setting `model`. The rows with the base "another batch" compare the gradients of two different batches.
 
     Returns
     -------
@@ -225,12 +224,11 @@ def gradient_cosines(table: Table) -> Figure:
     """
     bases = sorted({row["base"] for row in table.rows}, key=lambda b: mean(r["cosine"] for r in table.where(base=b)))
     looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
-    middle = float(np.median([row["cosine"] for row in table.where(base=bases[-1])]))
     subtitle = (
-        f"dots: the layers of {table.settings['model']}; filled: dA; hollow: dB; median with {looks[bases[-1]][0]}: {middle:.3f}\n"
-        "each gradient is compared with the gradient through float32 weights; the adapter is the same"
+        f"each dot compares the gradient of one layer of {table.settings['model']} with its gradient for float32 weights\n"
+        f"filled dots: dA; hollow dots: dB"
     )
-    title = "Four bits change a gradient a little; another batch changes it completely"
+    title = "Four-bit weights hardly change a gradient; another batch changes it completely"
     figure = new_figure(9, 0.55 * len(bases) + 1.8, title, subtitle)
     ax = axes_at(figure, 1.35, 0.65, 7.2, 0.55 * len(bases))
     for place, (base, (_, colour)) in enumerate(looks.items()):
@@ -253,13 +251,13 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the studies qlora_tiny and qlora_smollm2 with the columns quant_type, seed, steps, heldout and final.
-        For LoRA `quant_type` is None. The tables have the settings base, base_loss and quantized_loss.
+        Tables of the studies qlora_tiny and qlora_smollm2 with the columns `quant_type`, `seed`, `steps`, `heldout` and
+        `final`. For LoRA `quant_type` is None. The tables have the settings `base`, `base_loss` and `quantized_loss`.
 
     Returns
     -------
     Figure
-        Lines are means over the seeds; bands are the range of the seeds; grey lines are the bases before training.
+        Lines are means over the seeds, and bands are the ranges of the seeds. Grey lines are the bases before training.
 
     Examples
     --------
@@ -274,11 +272,13 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
         gap = f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−")
         gaps.append(f"{gap} ({model_name(each.settings['base'])})")
     subtitle = (
-        "solid: LoRA over float32; dashed: QLoRA over NF4 with double quantisation; band: range of the seeds\n"
-        "grey: base before training; runs of QLoRA: "
-        + " and ".join(runs_and_time(t, [row for row in t.rows if row["quant_type"]]) for t in tables)
+        "solid lines: LoRA over float32; dashed lines: QLoRA over NF4; grey lines: before training\n"
+        + "; ".join(
+            f"QLoRA on {model_name(t.settings['base'])}: {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
+            for t in tables
+        )
     )
-    title = f"QLoRA's final loss is {' and '.join(gaps)} above LoRA's"
+    title = f"QLoRA ends {' and '.join(gaps)} above the loss of LoRA"
     figure = new_figure(9, 4.5, title, subtitle)
     for i, each in enumerate(tables):
         _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, 5.4 if len(tables) == 1 else 2.4, 2.55), each)
@@ -321,8 +321,8 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     Parameters
     ----------
     table, *others : Table
-        Tables of the study merge_routes with the columns route, heldout, logits and kept. The tables have the setting
-        model.
+        Tables of the study merge_routes with the columns `route`, `heldout`, `logits` and `kept`. The tables have the
+        setting `model`.
 
     Returns
     -------
@@ -338,7 +338,7 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     tables = [table, *others]
     dots = zip(("filled dots", "hollow dots"), tables, strict=False)
     models = "; ".join(f"{how}: {model_name(t.settings['model'])}" for how, t in dots)
-    subtitle = f"QLoRA's adapter after each way to merge, compared with the adapter before the merge\n{models}"
+    subtitle = f"each dot compares the merged model with the QLoRA model before the merge\n{models}"
     figure = new_figure(9, 4.0, "Only the merge into dequantised weights keeps the trained model", subtitle)
     loss, logits, kept = panels = [axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8)]
     for place, route in enumerate(ROUTES):

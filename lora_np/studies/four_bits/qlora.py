@@ -1,7 +1,9 @@
-"""Does an adapter learn as much over a base in four bits? Losses of LoRA and QLoRA, which differ in the base only.
+"""Does an adapter learn as much over a base in four bits?
 
-For QLoRA the LoRA runs of two other studies are repeated with the same seeds, over a base in NF4 with double
-quantisation: "tiny" learns code (harness/tiny_task.py), SmolLM2-135M learns a voice (harness/voice_task.py). LoRA and
+The study compares the losses of LoRA and QLoRA, which differ only in the base.
+
+QLoRA repeats the LoRA runs of two other studies with the same seeds, over a base in NF4 with double quantisation. In
+these runs "tiny" learns code (harness/tiny_task.py), and SmolLM2-135M learns a voice (harness/voice_task.py). LoRA and
 QLoRA use the same learning rate, which is the best rate of LoRA.
 """
 
@@ -61,9 +63,10 @@ def on_tiny(
 ) -> Table:
     """Train QLoRA on tiny. Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`.
 
-    The columns are quant_type, seed, lr, r, steps, heldout and final. `quant_type` is None for LoRA. NF4 has runs with
-    every seed (or with `seeds`); the other types have one run, with the first seed. The settings have the losses before
-    training in nats per byte: "base_loss" of the base, and "quantized_loss" of each quantised base.
+    The columns are `quant_type`, `seed`, `lr`, `r`, `steps`, `heldout` and `final`. `quant_type` is None for LoRA.
+    QLoRA with NF4 has one run per seed (of all seeds, or of `seeds`); with another type, QLoRA has one run with the
+    first seed. The settings have the losses before training in nats per byte: "base_loss" of the base, and
+    "quantized_loss" of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]

@@ -30,11 +30,11 @@ def error(
 ) -> Table:
     """Measure the error ŵ − w of each code, divided by the root mean square of the weights.
 
-    The columns are weights, quant_type, block_size, mean and rms. `weights` is "N(0, 1)" (`normals` random numbers)
-    or a model (all matrices of its blocks). `mean` is the mean of |ŵ − w|, which NF4 is designed to keep small; `rms`
-    is ‖ŵ − w‖/‖w‖. Both columns are computed over all weights; each matrix is first divided by the root mean square of
-    its weights. The setting `double_quant` has, for each kind of weights, the mean error of NF4 in blocks of 64 with
-    double quantisation.
+    The columns are `weights`, `quant_type`, `block_size`, `mean` and `rms`. `weights` is "N(0, 1)" (`normals` random
+    numbers) or a model (all matrices of its blocks). `mean` is the mean of |ŵ − w|, which NF4 is designed to keep
+    small; `rms` is ‖ŵ − w‖/‖w‖. Both `mean` and `rms` are computed over all weights; each matrix is first divided by
+    the root mean square of its weights. The setting `double_quant` has, for each kind of weights, the mean error of NF4
+    in blocks of 64 with double quantisation.
     """
     started, rows = time.perf_counter(), []
     names = (NORMAL, *models)
@@ -71,9 +71,9 @@ def error_by_magnitude(
 ) -> Table:
     """Measure how much of the mean error of each code comes from the weights in each range of |w|/absmax.
 
-    The columns are weights, quant_type, edges, share and contribution. For each bin between two `edges`, `share` is the
-    share of the weights in the bin, and `contribution` is the part of the mean error that these weights cause. The
-    setting `codes` has the sixteen values of each type.
+    The columns are `weights`, `quant_type`, `edges`, `share` and `contribution`. Two neighbouring `edges` enclose a
+    bin. `share` is the share of the weights in the bin, and `contribution` is the part of the mean error that these
+    weights cause. The setting `codes` has the sixteen values of each type.
     """
     started, rows, edges = time.perf_counter(), [], np.linspace(0, 1, DISTANCES + 1)
     for name, quant_type in itertools.product(weights, QUANT_TYPES):
@@ -118,8 +118,8 @@ def gradients(
 ) -> Table:
     """Compare dA and dB through a quantised base with dA and dB through float32.
 
-    The columns are base, layer, factor, cosine and error. Both gradients use the same batch and the
-    same adapter, which was trained over float32 for some steps. `base` is a quant_type, or "another batch" for the
+    The columns are `base`, `layer`, `factor`, `cosine` and `error`. The two compared gradients use the same batch and
+    the same adapter, which was trained over float32 for some steps. `base` is a quant_type, or "another batch" for the
     float32 base with other text. The rows of "another batch" show how much the choice of the batch changes the
     gradient. `error` is ‖g − g₀‖/‖g₀‖.
     """

@@ -34,8 +34,8 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: dW; cyan: dA below it and dB beside it. One cell per number, darker for a larger absolute value; each matrix has
-        its own colour scale.
+        The matrix dW is coral; dA below dW and dB beside dW are cyan. One cell per number, darker for a larger absolute
+        value; each matrix has its own colour scale.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     left = max(1.35, (9 - wide - gap - narrow) / 2)
     tall = bottom + narrow + gap + high + 1.1
     title = f"LoRA computes {r * (d + k):,} gradient numbers, full fine-tuning {d * k:,}"
-    subtitle = f"{name}, r = {r}; one cell per number, darker: larger absolute value"
+    subtitle = f"{name}, r = {r}; each cell is one number; darker means a larger absolute value"
     figure = new_figure(9, tall, title, subtitle)
     top = bottom + narrow + gap
     _matrix(axes_at(figure, left, top, wide, high), dW, FULL, colours.for_text(FULL, 9))
@@ -334,7 +334,8 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
     Returns
     -------
     matplotlib.figure.Figure
-        Cyan: one line per width; coral: full fine-tuning; grey area: the products with the frozen weight.
+        LoRA is cyan, with one line per width, and full fine-tuning is coral. The grey area is the products with the
+        frozen weight.
 
     Examples
     --------
@@ -343,7 +344,9 @@ def step_flops(ranks: Sequence[int], ratios: Mapping[int, Sequence[float]], floo
     'FLOPs (full step = 1)'
     """
     title = "A LoRA step needs two thirds of the FLOPs of a full step, plus 2r/d"
-    figure = new_figure(9, 4.5, title, "FLOPs of the matrix products of one d × d layer, forward and backward")
+    figure = new_figure(
+        9, 4.5, title, "FLOPs of the matrix products of one d × d layer, in the forward and the backward pass"
+    )
     ax = axes_at(figure, 0.95, 0.72, 6.0, 2.9)
     ax.fill_between(ranks, 0, floor, color=FROZEN, alpha=0.35, lw=0)
     ax.axhline(1, color=FULL, lw=2)

@@ -30,7 +30,7 @@ class LayerGradients:
 def example(
     base: str = "tiny", r: int = 8, batch_size: int = 4, seq_len: int = 64
 ) -> tuple[PeftModel, np.ndarray, np.ndarray]:
-    """Return a model with LoRA on every linear layer, and tokens and targets of Python code, both (batch_size, seq_len).
+    """Return a model with LoRA on every linear layer, and tokens and targets of Python code.
 
     The model computes in float64 for exact comparisons. B is random instead of zero, as it would be after some
     training.
@@ -44,10 +44,11 @@ def example(
 def both_ways(
     model: PeftModel, tokens: np.ndarray, targets: np.ndarray, adapter: str = "default"
 ) -> dict[str, LayerGradients]:
-    """Return {name: gradients} of the adapted layers, from two backward passes. `model` is not changed.
+    """Return the gradients of each adapted layer by name, from two backward passes. `model` is not changed.
 
-    One pass is through the model with its adapters and gives dA and dB. The other pass is through the merged model and gives dW
-    for the weight W + sBA, as in full fine-tuning. Both models compute the same function.
+    One pass is through the model with its adapters and gives dA and dB. The other pass is through the merged model and
+    gives dW for the weight W + sBA, as in full fine-tuning. The model with adapters and the merged model compute the
+    same function.
     """
     adapted, merged = deepcopy(model), deepcopy(model).merge_and_unload().unfreeze()
     models: tuple[Trainable, ...] = (adapted, merged)

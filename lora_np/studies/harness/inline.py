@@ -13,7 +13,7 @@ from .png import sharp_and_small
 
 
 def show_sharp_pictures() -> None:
-    """Make Jupyter show figures as sharp PNGs with a palette. Outside Jupyter this does nothing.
+    """Make Jupyter show figures as sharp PNGs with a palette. Outside Jupyter this function does nothing.
 
     The committed notebooks were run with this function. If a notebook is run again, its pictures have the same bytes.
     """

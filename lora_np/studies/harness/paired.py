@@ -27,12 +27,12 @@ def paired_differences(rows: Rows, others: Rows, key: str = "final") -> list[flo
 
 
 def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:
-    """Write in words whether, and by how much, `key` is higher or lower in `rows` than in `others` with every seed."""
+    """Write in words whether `key` is higher or lower in `rows` than in `others` with every seed, and by how much."""
     return differs(paired_differences(rows, others, key), more, less)
 
 
 def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
-    """Write differences in words, such as "lower with every seed, by 0.003 to 0.011"; if signs differ, as a range."""
+    """Write differences in words, such as "lower with every seed, by 0.003 to 0.011"; mixed signs give a range."""
     low, high = min(differences), max(differences)
     if low == high == 0:
         return "the same with every seed"
@@ -50,7 +50,7 @@ def _size(x: float) -> str:
 
 
 def forgotten_when(learned: np.ndarray, forgotten: np.ndarray, reached: float) -> float | None:
-    """Return how much a run had forgotten when it had first learned `reached`, or None if it never learned that much.
+    """Return how much a run had forgotten when it first reached the learning `reached`; None if it never did.
 
     `learned` and `forgotten` each have one number per evaluation of the run.
     """

@@ -88,9 +88,9 @@ def sweep(
 
     `methods` maps each method to the learning rates to try first. If a method's best rate is the largest one tried,
     that rate times `factor` is tried next. If the best rate is the smallest one tried, that rate divided by `factor` is
-    tried next. This repeats until the best rate has a neighbour on each side. With `factor=None` only the given rates
-    are tried. If a run fails, no further rates of its method are tried, and the other methods continue. StudyFailed is
-    then raised at the end.
+    tried next. The search repeats until the best rate has a neighbour on each side. With `factor=None` only the given
+    rates are tried. If a run fails, no further rates of its method are tried, and the other methods continue.
+    StudyFailed is then raised at the end.
     """
     label = "learning rates"
     tried: dict[Any, list[Row | None]] = {method: [] for method in methods}
@@ -151,7 +151,7 @@ def at_their_best(
 
 
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
-    """Return the next learning rate to try in a list, which is empty if the best rate so far has two neighbours.
+    """Return a list with the next learning rate to try; it is empty if rates on both sides of the best were tried.
 
     The list is also empty if two rates have exactly the best loss: the rate then makes no difference, and the search
     would not end.

@@ -52,9 +52,9 @@ STYLE: dict[str, Any] = {
 def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
     """Decorate a function that draws a picture: it then uses `STYLE` instead of the user's matplotlib settings.
 
-    `columns` and `settings` are the names, separated by spaces, of the table's columns and settings that the picture
-    needs. If some are missing, a ValueError lists them. The figure is drawn once while `STYLE` is active, because
-    matplotlib makes tick labels only when it draws.
+    `columns` and `settings` name the columns and the settings that the picture needs in its table, separated by spaces.
+    If some are missing, a ValueError lists them. The figure is drawn once while `STYLE` is active, because matplotlib
+    makes tick labels only when it draws.
     """
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -46,7 +46,7 @@ class Run:
         return data.corpus("code", "train")
 
     def model(self) -> Trainable:
-        """Return the base model, ready to train all parameters, only those of the linear layers, or an adapter.
+        """Return the base model, ready to train all parameters, only the linear layers' parameters, or an adapter.
 
         "lora+rest" trains the adapter, the embedding (which is also the head) and the norms.
         """
@@ -68,13 +68,13 @@ class Run:
 def heldout_batches() -> list[Batch]:
     """Return the held-out code on which methods are compared.
 
-    It is not used for training or to choose learning rates.
+    This code is not used for training or to choose learning rates.
     """
     return _unseen()[1::2]
 
 
 def validation_batches() -> list[Batch]:
-    """Return the held-out code on which learning rates are chosen. It is not used for training."""
+    """Return the held-out code on which learning rates are chosen. This code is not used for training."""
     return _unseen()[::2]
 
 

@@ -14,8 +14,8 @@ def in_turns(
 ) -> dict[Any, list[Any]]:
     """Call every competitor once per round, and return for each competitor the list of its results.
 
-    The order is that of `competitors`. If `rng` is given, each round has a new random order. The first `warm_up` rounds
-    are not counted.
+    In each round, the competitors run in the order of `competitors`. If `rng` is given, each round has a new random
+    order. The first `warm_up` rounds are not counted.
     """
     found: dict[Any, list[Any]] = {name: [] for name in competitors}
     for number in range(-warm_up, rounds):

@@ -69,7 +69,7 @@ def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
 
 
 def prose(run: FineTuning) -> list[Batch]:
-    """Return batches of English documentation, on which forgetting is measured. They are not used for training."""
+    """Return batches of English documentation, on which forgetting is measured. The batches are not used for training."""
     count, length = PROSE
     text = bytes(data.corpus("prose", "heldout")).decode("utf-8", errors="replace")
     tokens = load_tokenizer(run.model).encode(text[: 8 * count * length])
@@ -77,7 +77,7 @@ def prose(run: FineTuning) -> list[Batch]:
 
 
 def answers(model: Transformer | PeftModel, run: FineTuning) -> list[dict[str, str]]:
-    """Generate greedy answers to the held-out questions; returns rows {question, answer}."""
+    """Generate greedy answers to the held-out questions; return rows with `question` and `answer`."""
     tokenizer = load_tokenizer(run.model)
     questions = list(conversations.first_questions(run.data, "heldout"))[1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]

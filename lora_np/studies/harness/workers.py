@@ -80,8 +80,8 @@ def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) ->
     """Measure the runs in processes on this machine.
 
     If the system kills a process, for example because memory runs out, joblib ends all processes. New processes then
-    continue with the unfinished runs. The run that caused this is unknown. If no run has finished since the last start,
-    the first `processes` runs count as failures.
+    continue with the unfinished runs. The run that ended the process is unknown. If no run has finished since the last
+    start, the first `processes` runs count as failures.
     """
     with extra("studies", "a study of several runs"):
         from joblib import Parallel, delayed, parallel_config
@@ -180,7 +180,7 @@ def _connected(address: str) -> Iterator[Any]:
 async def _answers(address: str) -> bool:
     """Return whether a Dask scheduler answers at `address`.
 
-    If another program listened at the address, a Dask Client would wait for ever.
+    This check is needed, because a Dask Client never returns if another program listens at the address.
     """
     from distributed.core import rpc
 

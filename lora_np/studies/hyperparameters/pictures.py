@@ -26,10 +26,10 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
 def measured(table: Table, dots: bool = False) -> str:
-    """Return the end of a subtitle: whether points are means or (`dots`) seeds, the number of runs and their time."""
+    """Return the end of a subtitle: what the points are (if `dots`, seeds), the number of runs and their time."""
     seeds = len(table.settings["seeds"])
-    means = f"points: mean of {seeds} seeds; bars: range" if seeds > 1 else ""
-    return semicolons(f"dots: {seeds} seeds" if dots else means, runs_and_time(table))
+    means = f"points and bars: mean and range of {seeds} seeds" if seeds > 1 else ""
+    return semicolons(f"dots: the {seeds} seeds" if dots else means, runs_and_time(table))
 
 
 def not_above(values: np.ndarray, others: np.ndarray) -> bool:
@@ -58,7 +58,7 @@ def target_modules_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Green: one kind of matrix; blue: a group of matrices. Dots are seeds, each setting at its own best learning
+        One kind of matrix is green; a group of matrices is blue. Dots are seeds, each setting at its own best learning
         rate. The vertical line is the loss of the base.
 
     Examples
@@ -77,8 +77,9 @@ def target_modules_chart(table: Table) -> Figure:
     if alone:
         names = [name.removesuffix("_proj") for name in alone]
         least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
-        title = f"An adapter in one kind of matrix helps most in {names[-1]}, least in {' and '.join(least)}"
-    marks = f"green: one kind of matrix; blue: a group of matrices; r = {table.settings['module_r']}"
+        title = f"An adapter in one kind of matrix (r = {table.settings['module_r']}) helps most in {names[-1]}, "
+        title += f"least in {' and '.join(least)}"
+    marks = "green: one kind of matrix; blue: a group of matrices"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, semicolons(marks, measured(table, dots=True)))
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
     base = table.settings["base_loss"]
@@ -120,7 +121,7 @@ def equal_parameters_chart(table: Table) -> Figure:
     budgets = sorted({row["matched_r"] for row in rows})
     by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
-    title = f"At equal parameters the MLP beats attention at {ahead} of {len(budgets)} sizes, with every seed"
+    title = f"Adapters in the MLP beat equally large adapters in attention at {ahead} of {len(budgets)} sizes"
     order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(order)}
     runs = {key: found[0] for key, found in groups(rows, "matched_r", "target_modules").items()}
@@ -156,8 +157,8 @@ def dropout_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Two panels with equal scales. Green: all runs at one learning rate; cyan: each probability at its best learning
-        rate; grey: the frozen base.
+        Two panels with equal scales. Green marks are runs at one learning rate, and cyan marks are runs at the best
+        learning rate of each probability. The frozen base is grey.
 
     Examples
     --------
@@ -173,8 +174,9 @@ def dropout_chart(table: Table) -> Figure:
     whole = arrays(table.where(train_bytes=None, phase="fixed"), "lora_dropout")
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
     title, above = _dropout_title(settings, kept, own), min(v.min() for v in kept.values()) > base
-    warning = f"at η = {settings['fixed_lr']:g} all runs on little text end above the base" * bool(above)
-    figure = new_figure(9, 4.4, title, semicolons(warning, measured(table)))
+    rate = f"the learning rate η = {settings['fixed_lr']:g}"
+    first = f"at {rate}, all runs on little text end above the base" if above else f"green: {rate}"
+    figure = new_figure(9, 4.6, title, f"{first}\n{measured(table)}")
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     with_range(right, whole, **KEPT)
@@ -199,7 +201,7 @@ def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> st
     """Return the title: the gain of the best dropout over no dropout on little text, at one rate and at the best rates."""
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
-    return f"On little text dropout lowers the loss by {at_one:.3f} at η = {rate:g}, by {at_best:.3f} at the best η"
+    return f"On little text, dropout lowers the loss by {at_one:.3f} at η = {rate:g}, by {at_best:.3f} at the best η"
 
 
 @picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
@@ -214,7 +216,7 @@ def batch_size_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: full fine-tuning; cyan: LoRA. All runs read equally many tokens.
+        Full fine-tuning is coral, and LoRA is cyan. All runs read equally many tokens.
 
     Examples
     --------
@@ -229,8 +231,9 @@ def batch_size_chart(table: Table) -> Figure:
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     first, *_, last = (f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
-    title = f"LoRA's loss minus full fine-tuning's: {first}, {last}"
-    figure = new_figure(9, 4.2, title, f"all runs read equally many tokens; η: best learning rate; {measured(table)}")
+    title = f"Loss of LoRA minus full fine-tuning: {first}, {last}"
+    same = "all runs read equally many tokens, each at its best learning rate η"
+    figure = new_figure(9, 4.4, title, f"{same}\n{measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}
     ends = [with_range(ax, losses[name], **looks[name]) for name in lines]

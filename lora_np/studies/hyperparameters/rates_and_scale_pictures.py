@@ -38,8 +38,9 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: one line per rank, first seed, α fixed; a ring marks the best rate. Right: the best rate against the rank
-        (median and range over the seeds). Two lines mark the best rate of full fine-tuning and ten times this rate.
+        The left panel has one line per rank for the first seed and a fixed α, with a ring at the best rate. The right
+        panel has the best rate against the rank: median and range of the seeds. Two lines mark the best rate of full
+        fine-tuning and ten times this rate.
 
     Examples
     --------
@@ -48,11 +49,9 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     >>> [ax.get_title(loc="left") for ax in figure.axes]
     ['α = 32 for every rank', 'best rate of each rank']
     """
-    panels = "left: first seed; rings: best rate; right: median and range of the seeds"
-    subtitle = semicolons(panels, runs_and_time(table))
-    if other is not None:
-        subtitle += "\ngrey: longer runs with α in proportion to r (notebook 05)"
-    figure = new_figure(9, 5.1, _rate_title(table), subtitle)
+    panels = "left: the first seed, with rings at the best rates; right: median and range of the seeds"
+    longer = "grey: longer runs with α in proportion to r" if other is not None else ""
+    figure = new_figure(9, 5.1, _rate_title(table), f"{panels}\n{semicolons(longer, runs_and_time(table))}")
     left, right = axes_at(figure, 0.8, 0.7, 3.0, 3.1), axes_at(figure, 5.75, 0.7, 1.75, 3.1)
     swept = [row for row in table.where(rule="α/r", phase="sweep") if row["validation"] is not None]
     lines = []
@@ -105,15 +104,15 @@ def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    """Return the title: LoRA's best learning rate divided by full fine-tuning's, and the seeds that differ."""
+    """Return the title: the best rate of LoRA, divided by that of full fine-tuning, and the seeds that differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
     strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
-    but = f" (one seed: {strays[0]})" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
+    but = f" (one seed: {strays[0]}×)" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
     return (
-        f"With α = {table.settings['lora_alpha']:g}, LoRA's best learning rate is {times} times full fine-tuning's{but}"
+        f"At α = {table.settings['lora_alpha']:g}, LoRA's best learning rate is {times}× that of full fine-tuning{but}"
     )
 
 
@@ -141,10 +140,8 @@ def alpha_chart(table: Table) -> Figure:
     rate, r = table.settings["fixed_lr"], table.settings["r"]
     kept, own = arrays(table.where(phase="fixed"), "lora_alpha"), arrays(table.where(phase="seeds"), "lora_alpha")
     widest = [max(v.mean() for v in d.values()) - min(v.mean() for v in d.values()) for d in (kept, own)]
-    title = f"α = {min(kept):g} to {max(kept):g}: losses differ by {widest[0]:.3f} at one rate, "
-    title += f"by {widest[1]:.3f} at the best rates"
-    dashes = "dashed: η·α or η²·α is constant"
-    figure = new_figure(9, 4.4, title, semicolons(f"r = {r}", measured(table), dashes))
+    title = f"α changes the loss by {widest[0]:.3f} at one learning rate, by {widest[1]:.3f} at the best rates"
+    figure = new_figure(9, 4.4, title, semicolons(f"LoRA with r = {r}", measured(table)))
     left, right = axes_at(figure, 0.85, 0.7, 2.7, 2.8), axes_at(figure, 5.9, 0.7, 1.9, 2.8)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     log_axis(left.xaxis, list(kept))
@@ -214,5 +211,5 @@ def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
     best = min(top.values(), key=np.mean)
     lowest = [rule for rule, found in top.items() if not_above(found, best)]
     highest: int = max(next(iter(losses.values())))
-    end = "ends" if len(lowest) == 1 else "end"
-    return f"With the learning rate tuned at r = {r}, {' and '.join(lowest)} {end} lowest at r = {highest}"
+    has = "has" if len(lowest) == 1 else "have"
+    return f"At r = {highest}, {' and '.join(lowest)} {has} the lowest loss (learning rate tuned at r = {r})"

@@ -21,11 +21,11 @@ RULES = ("α/r", "α/√r", "α = 2r")
 
 
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Measure whether LoRA's best rate is ten times full fine-tuning's and independent of the rank (Schulman et al.
+    """Measure whether LoRA's best rate is 10 × that of full fine-tuning, at every rank (Schulman et al.
 
-    2025). The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. They have
-    every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have some of
-    the ranks; s is the same at all of these ranks.
+    2025). The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. These rows
+    have every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have
+    some of the ranks; s is the same at all of these ranks.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     fixed = tuner.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
@@ -45,10 +45,10 @@ def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> T
 
 
 def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Change the rank of the recipe and keep its learning rate: loss and gradient norms under three rules for s.
+    """Measure loss and gradient norms at several ranks under three rules for s, at the recipe's learning rate.
 
-    The rules: s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and α = 2r, which keeps s. At the
-    rank of the recipe the three rules give the same s.
+    The rules are s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and s = 2 (α = 2r). At the rank of
+    the recipe the three rules give the same s.
     """
     tuner = Tuner(setting, workers, folder)
     lr = tuner.best_rate(setting.recipe())
@@ -93,8 +93,8 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
 def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
     """Return a run for the MLP with rank r, and runs for attention and all layers with about equally many parameters.
 
-    A group of layers has no run if, at every rank, its number of parameters differs from the MLP's by more than the
-    share `within`.
+    A group of layers has no run if, at every rank, its size differs from the MLP's size by more than the share
+    `within`.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))
@@ -140,7 +140,7 @@ def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None)
 
 
 def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
-    """Return the run with another batch size, and with the number of steps at which it reads equally many tokens."""
+    """Return the run with another batch size, and with as many steps as it needs to read equally many tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 

@@ -1,7 +1,7 @@
 """One training run with all hyperparameters of LoRA, and the search for the best learning rate of each setting.
 
-The model, the text, the schedule and the two halves of the held-out text come from harness/tiny_task.py: "tiny" was trained on
-English prose and learns Python code.
+The model "tiny" was trained on English prose and learns Python code. The model, the texts and the schedule come from
+harness/tiny_task.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class HyperparameterRun:
     base: str = "tiny"
 
     def text(self) -> np.ndarray:
-        """The bytes to train on: (size,), uint8."""
+        """The training text as bytes, an array of shape (size,) and dtype uint8."""
         return data.corpus("code", "train")[: self.train_bytes]
 
     def config(self) -> LoraConfig:
@@ -177,7 +177,7 @@ class Tuner:
 
         The phase "sweep" has the first seed at several learning rates. The phase "seeds" has every seed at the best
         rate. If `neighbours` is true, the phase "near" has every seed at the two neighbouring rates. The column
-        own_best is true for the learning rate with the lowest validation loss for a run and seed.
+        `own_best` is true for the learning rate with the lowest validation loss for a run and seed.
         """
         rates, factor = self.setting.rates(*runs), 2.0 if self.setting.bracket else None
         tried = sweep(measure, rates, self.workers, self.folder, self.given, factor)
@@ -205,9 +205,9 @@ class Tuner:
     def table(self, study: str, question: str, rows: list[Row], keep: Sequence[str] = (), **settings: Any) -> Table:
         """Make the table of these rows.
 
-        The table has a column of CURVES only if the column is in `keep`. The settings of the table are the fields of
-        the setting, base_loss (the loss of the base in nats per byte), the number of runs, and `settings`. The seconds
-        of the table are the sum over all runs; a run uses one worker with one BLAS thread.
+        The table has a column of CURVES only if the column is in `keep`. The table's settings include the fields of
+        `Setting`, the number of runs, and the given `settings`. `base_loss` is the loss of the base in nats per byte.
+        The seconds of the table are the sum over all runs; a run uses one worker with one BLAS thread.
         """
         dropped = set(CURVES) - set(keep)
         rows = [{key: value for key, value in row.items() if key not in dropped} for row in rows]
@@ -219,7 +219,7 @@ class Tuner:
     def _keep(self, row: Row) -> Row:
         """Store the row of a run, unless it is already stored.
 
-        The column grad_norm has the norm of the first gradient of the run.
+        The column `grad_norm` has the norm of the first gradient of the run.
         """
         return self.done.setdefault(_run(row), row | {"grad_norm": next(iter(row["grad_norms"]), None)})
 
@@ -230,7 +230,7 @@ def _run(row: Row) -> HyperparameterRun:
 
 
 def with_own_bests(rows: Sequence[Row]) -> list[Row]:
-    """Add the column own_best.
+    """Add the column `own_best`.
 
     The column is true for the row with the lowest validation loss among the learning rates of one run and seed.
     """

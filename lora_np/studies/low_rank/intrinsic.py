@@ -1,9 +1,9 @@
 """How many numbers must be trained? The intrinsic dimension d90 of fine-tuning, and of learning from random weights.
 
-All weights move, but only within a random subspace of d dimensions (training/subspace.py). d90 is the smallest d that
-reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning
-Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English prose, or from
-random weights in the same architecture. From both starts the model learns Python code.
+All weights move, but only within a random subspace of d dimensions (training/subspace.py). The dimension d90 is the
+smallest d that reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838;
+for fine-tuning Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English
+prose, or from random weights in the same architecture. From both starts the model learns Python code.
 """
 
 from __future__ import annotations
@@ -188,13 +188,13 @@ class SubspaceSearch:
 def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Measure d90 of each start, and the gain against d.
 
-    Rows {phase, base, d, projection, seed, lr, start, final, validation}. The phase "sweep" has the first seed at every
-    learning rate of z. The phase "seeds" has the best learning rate and the column `share`, the gain divided by the
-    mean gain of full training. Near d90 and at D this phase has every seed, at other d only the first seed. d = D is
-    full training. `start` and `final` are the losses before and after training in nats per byte. The settings have D
-    and the number of runs. The setting "d90" has d90 by base, or None if no d reached the goal. The setting "unigram"
-    is the loss of a model that knows only the byte frequencies. The setting "lora" has the number of LoRA's parameters
-    in all linear layers, by rank. Finished runs are saved in `folder`.
+    The columns are `phase`, `base`, `d`, `projection`, `seed`, `lr`, `start`, `final` and `validation`. The phase
+    "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate and the column
+    `share`, the gain divided by the mean gain of full training. Near d90 and at D this phase has every seed, at other d
+    only the first seed. d = D is full training. `start` and `final` are the losses before and after training in nats
+    per byte. The settings have `D` and the number of runs. The setting "d90" has d90 by base, or None if no d reached
+    the goal. The setting "unigram" is the loss of a model that knows only the byte frequencies. The setting "lora" has
+    the number of LoRA's parameters in all linear layers, by rank. Finished runs are saved in `folder`.
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:

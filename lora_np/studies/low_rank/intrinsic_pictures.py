@@ -39,12 +39,14 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     """
     s = table.settings
     D, level, wanted = s["D"], 100 * s["share"], percent(s["share"])
-    shares = [f"{LOOKS[base][0]} {percent(d / D)}" for base, d in s["d90"].items() if d is not None]
-    title = f"Dimensions needed for {wanted} of the gain: {', '.join(shares)}"
-    subtitle = "points: seeds; lines: mean, each d at its best learning rate; large marks: d90; diamonds: LoRA by rank"
-    trained = semicolons(
-        "trained: z in θ = θ₀ + P z, with P random", f"{s['steps']} steps per run", runs_and_time(table)
-    )
+    found = {base: percent(d / D) for base, d in s["d90"].items() if d is not None}
+    where = {"tiny": "in fine-tuning", "random": "from scratch"}
+    shares = [
+        f"{share}{' of the dimensions' * (i == 0)} {where[base]}" for i, (base, share) in enumerate(found.items())
+    ]
+    title = f"{wanted} of the gain needs {', '.join(shares)}"
+    subtitle = "points and lines: seeds and their mean, each d at its best learning rate"
+    trained = semicolons("trained: the d numbers z in θ = θ₀ + P z, with random P", runs_and_time(table))
     title = title if shares else f"No d that was tried reaches {wanted} of the gain"
     figure = new_figure(9, 4.7, title, f"{subtitle}\n{trained}")
     ax = axes_at(figure, 0.85, 0.7, 7.9, 2.9, xscale="log")

@@ -21,7 +21,7 @@ ZERO = 1e-10  # times Σ t²: rounding leaves about 1e-30; with one dimension le
 
 
 def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Return C (blocks, D) and t (blocks,) = 1, 2, … of the loss L(θ) = ‖C θ − t‖².
+    """Return C, of shape (blocks, D), and t = 1, 2, …, of shape (blocks,), for the loss L(θ) = ‖C θ − t‖².
 
     C is 1 where a weight is in a block and 0 elsewhere. Raises ValueError if D is not a multiple of `blocks`.
     """
@@ -31,7 +31,7 @@ def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray
 
 
 def best_loss(projection: Projection, blocks: int = 10) -> float:
-    """Return the smallest L(P z) over all z divided by L(0), by least squares with M = C P (blocks, d).
+    """Return the smallest value of L(P z), divided by L(0); least squares with M = C P (blocks, d) finds the best z.
 
     L is quadratic, so no learning rate is needed. Row b of M is Pᵀ c_b, where c_b is row b of C. The backward function
     of the projection computes Pᵀ c_b.
@@ -47,8 +47,8 @@ def toy(
 ) -> Table:
     """Measure the best loss in a random subspace of d dimensions for several d, and the smallest d with loss 0.
 
-    The rows {d, loss} have d = 1 to `shown` (default: blocks + 4); the loss is divided by L(0).
-    settings["intrinsic_dimension"] is the smallest d with loss 0.
+    The columns are `d`, from 1 to `shown` (default: blocks + 4), and `loss`, which is divided by L(0). The setting
+    "intrinsic_dimension" is the smallest d with loss 0.
     """
     rows = [{"d": d, "loss": best_loss(kind(D, d, seed), blocks)} for d in range(1, (shown or blocks + 4) + 1)]
     found = smallest(lambda d: best_loss(kind(D, d, seed), blocks) < ZERO, 1, D)

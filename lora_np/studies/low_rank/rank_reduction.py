@@ -42,7 +42,7 @@ def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
 def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
     """Compute the singular values of each learned ΔW, and of a normal random matrix of the same shape and Frobenius norm.
 
-    The rows have layer, module, shape, norm, singular_values and random_singular_values.
+    The rows have `layer`, `module`, `shape`, `norm`, `singular_values` and `random_singular_values`.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -82,7 +82,10 @@ def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8,
 
 
 def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Table:
-    """Cut one learned ΔW to rank r. The one row has name, r, matrix, B, A and error; the error is ‖ΔW − BA‖/‖ΔW‖."""
+    """Cut one learned ΔW to rank r.
+
+    The table has one row with `name`, `r`, `matrix`, `B`, `A` and `error`; the error
+    is ‖ΔW − BA‖/‖ΔW‖."""
     B, A = truncate(deltas[name], r)
     error = float(np.linalg.norm(deltas[name] - B @ A) / np.linalg.norm(deltas[name]))
     row = {"name": name.removeprefix("model.").removesuffix(".weight"), "r": r, "error": error}
@@ -93,8 +96,8 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
 def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Table:
     """Cut a grey image (height, width) to its top r singular directions, for each rank r.
 
-    The rows have r, image, share_of_numbers and error; the last row is the original. share_of_numbers is r·(height +
-    width) / (height·width); the error is relative to ‖image‖. Raises ValueError for a colour image.
+    The rows have `r`, `image`, `share_of_numbers` and `error`; the last row is the original. `share_of_numbers` is
+    r·(height + width) / (height·width); the error is relative to ‖image‖. Raises ValueError for a colour image.
     """
     if image.ndim != 2:
         raise ValueError(f"image has shape {image.shape}; expected grey values of shape (height, width)")

@@ -26,13 +26,14 @@ def decomposition_2d(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        The result of the study "decomposition": one row with matrix (out, in), B (out, r), A (r, in), all as lists.
+        The result of the study "decomposition": one row with the lists `matrix` (out, in), `B` (out, r) and `A` (r,
+        in).
 
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: ΔW; cyan: B, A and B·A. B is to the left of the product and A above it, so each cell of the product is
-        the row of B at its left times the column of A above it.
+        ΔW is coral; B, A and B·A are cyan. B is at the left of the product, and A is above the product. Each cell of
+        the product is the row of B at the left of the cell, times the column of A above the cell.
 
     Examples
     --------
@@ -50,9 +51,9 @@ def decomposition_2d(table: Table) -> Figure:
     base, left = 0.6, 0.7 + (5.8 - 2 * wide - thin) / 2
     right = left + wide + 1.15 + thin + gap
     tall = base + high + gap + thin + 1.25
-    title = f"The best product of rank {r} keeps {percent(1 - error**2)} of this ΔW's energy"
-    module, numbers = row["name"].split(".")[-1], f"ΔW has {d * k:,} numbers, B and A have {r * (d + k):,}"
-    subtitle = f"{module} after full fine-tuning; one cell per number; {numbers}; relative error {percent(error)}"
+    title = f"The best product B·A of rank {r} keeps {percent(1 - error**2)} of the energy of this ΔW"
+    module, numbers = row["name"].split(".")[-1], f"B and A have {r * (d + k):,} numbers"
+    subtitle = f"ΔW of {module} after full fine-tuning has {d * k:,} numbers; {numbers}; each cell is one number"
     figure = new_figure(9, tall, title, subtitle)
     top = float(np.quantile(np.abs(matrix), 0.995)) or 1.0
     ax = _heat(figure, (left, base, wide, high), matrix, FULL, top)
@@ -103,8 +104,9 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Left: attention; right: the MLP. Thin lines are matrices, the thick line is their median, and dots are random
-        matrices of the same shape and norm. The energy is Σσ², the squared Frobenius norm.
+        Attention is at the left, the MLP at the right. Thin lines are single matrices, and the thick line is the median
+        of the matrices. The dotted line is the median of random matrices of the same shape and norm. The energy is Σσ²,
+        the squared Frobenius norm.
 
     Examples
     --------
@@ -121,8 +123,8 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     title = f"The top {marked_rank} directions hold {percent(share)} of ΔW's energy in {first}"
     title += "".join(f", {percent(share)} in {kind}" for kind, share in others)
     drawn = [row for row in table.rows if row.get("random_singular_values") is not None]
-    subtitle = f"thin lines: {len(table.rows)} matrices after full fine-tuning; thick: median"
-    figure = new_figure(9, 6.75, title, subtitle + "; dotted: random matrices of the same shape and norm" * bool(drawn))
+    subtitle = f"thin lines: {len(table.rows)} fine-tuned matrices; thick lines: medians"
+    figure = new_figure(9, 6.75, title, subtitle + "; dotted lines: random matrices of equal norm" * bool(drawn))
     for i, (kind, rows) in enumerate(kinds.items()):
         left = 0.85 + 4.3 * i
         upper, lower = axes_at(figure, left, 3.75, 3.55, 1.95), axes_at(figure, left, 0.65, 3.55, 2.4)
@@ -207,9 +209,9 @@ def truncated_loss(table: Table) -> Figure:
     ranks, losses = [row["r"] for row in rows], [row["heldout_loss"] for row in rows]
     gains = [(base - loss) / (base - full) for loss in losses]
     enough = next((i for i, gain in enumerate(gains) if gain >= 0.95), len(gains) - 1)
-    title = f"ΔW cut to rank {ranks[enough]} of {table.settings['rank_max']} keeps {percent(gains[enough])} "
-    title += "of full fine-tuning's gain"
-    subtitle = "points: the same fine-tuned model after every ΔW is cut to its top r singular directions; one run"
+    title = f"ΔW cut to rank {ranks[enough]} of {table.settings['rank_max']}: the model keeps "
+    title += f"{percent(gains[enough])} of full fine-tuning's gain"
+    subtitle = "each point is one fine-tuned model in which every ΔW has only its top r singular directions"
     figure = new_figure(9, 4.4, title, subtitle)
     ax = axes_at(figure, 0.85, 0.7, 7.2, 2.85)
     ax.axhline(base, color=FROZEN, lw=2)
@@ -240,7 +242,8 @@ def photograph(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        Rows with r, image (height, width) of grey values, share_of_numbers and error; r = None is the original.
+        The columns are `r` (None for the original), `image` (grey values, shape (height, width)), `share_of_numbers`
+        and `error`.
 
     Returns
     -------
@@ -265,9 +268,9 @@ def photograph(table: Table) -> Figure:
     high = min(2.4, (9 - 0.44 - gaps) / across * height / width)
     wide, pitch = high * width / height, high + 0.72
     tall = 0.85 + down * pitch + 0.1
-    subtitle = f"{height} × {width} grey values; below each picture: share of the numbers, relative error"
+    subtitle = f"below: the share of the {height} × {width} numbers that are needed, and the relative error"
     figure = new_figure(
-        max(6.0, 0.44 + across * wide + gaps), tall, "A photograph cut to its top r directions", subtitle
+        max(6.0, 0.44 + across * wide + gaps), tall, "A photograph cut to its top r singular directions", subtitle
     )
     for place, (row, image) in enumerate(zip(rows, images, strict=True)):
         line, column = divmod(place, across)

@@ -26,9 +26,9 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     Parameters
     ----------
     table : Table
-        The result of the study "decomposition", or a table with one row {d, k, r}. With {d, k, r} all columns have
-        equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the mean size of the numbers in
-        the column.
+        The result of the study "decomposition", or a table with one row of `d`, `k` and `r`. If the row has only `d`,
+        `k` and `r`, all columns have equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the
+        mean size of the numbers in the column.
     elevation, azimuth : float
         The direction of view in degrees.
 
@@ -49,13 +49,14 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     cut = "matrix" in row
     (d, k), r = np.shape(row["matrix"]) if cut else (row["d"], row["k"]), row["r"]
     block = math.ceil(max(d, k) / MOST_COLUMNS)
-    subtitle = f"W is {d} × {k}; one column per " + (f"{block} × {block} numbers" if block > 1 else "number")
+    numbers = f"{block} × {block} numbers" if block > 1 else "one number"
+    subtitle = f"W is {d} × {k}; each column stands for {numbers}"
     if cut:
-        title = f"Full fine-tuning moved {d * k:,} numbers; the best B·A of rank {r} has {r * (d + k):,}"
-        subtitle += "; height: mean size of these numbers; ΔW, B and A have separate scales"
+        title = f"Full fine-tuning changed {d * k:,} numbers; the best B·A of rank {r} has only {r * (d + k):,}"
+        subtitle = f"height of a column: mean size of {numbers}; ΔW, B and A have separate scales"
         whole, trained = "all of ΔW", "the cut ΔW as a product:"
     else:
-        title = f"Full fine-tuning moves all {d * k:,} numbers; LoRA at r = {r} moves {r * (d + k):,}"
+        title = f"Full fine-tuning changes all {d * k:,} numbers; LoRA at r = {r} changes {r * (d + k):,}"
         whole, trained = "all of W trained", "LoRA: W frozen, trained"
     figure = new_figure(9, 4.9, title, subtitle)
     ax = axes_at(figure, 0, 0, 4, 4, projection="3d")

@@ -111,10 +111,11 @@ QUICK = Setting(tiny=(Run("full", 1e-3, max_steps=40, eval_every=40),), smollm2=
 def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Measure the rank of each learned ΔW: one row per matrix.
 
-    The rows have model, method, r, seed, layer, module, shape, norm, effective_rank, rank90, random_effective_rank,
-    random_rank90 and sigma. `norm` is ‖ΔW‖_F. `rank90` is the number of directions that hold 90 % of ‖ΔW‖²_F.
-    `random_effective_rank` and `random_rank90` are the values of a normal random matrix of the same shape. `sigma` has
-    the largest singular value, the second, the fourth, the eighth and so on. The settings have the number of runs.
+    The rows have `model`, `method`, `r`, `seed`, `layer`, `module`, `shape`, `norm`, `effective_rank`, `rank90`,
+    `random_effective_rank`, `random_rank90` and `sigma`. `norm` is ‖ΔW‖_F. `rank90` is the number of directions that
+    hold 90 % of ‖ΔW‖²_F. `random_effective_rank` and `random_rank90` are the values of a normal random matrix of the
+    same shape. `sigma` has the largest singular value, the second, the fourth, the eighth and so on. The settings have
+    the number of runs.
     """
     runs: list[Any] = [replace(run, seed=seed) for seed in setting.seeds for run in setting.tiny]
     measured = run_all(measure, runs, workers, folder, "spectra", tiny_task.shared("tiny"))

@@ -32,9 +32,9 @@ def rank_by_layer(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Coral: full fine-tuning; cyan: LoRA; black bars: a random matrix of the same shape. With several seeds, a dot is the mean
-        and a line the range. The number beside a bar is full fine-tuning's number of directions divided by the number
-        of directions at the bar.
+        Full fine-tuning is coral, and LoRA is cyan. A black bar is a random matrix of the same shape. With several
+        seeds, a dot is the mean and a line the range. The number beside a bar is a ratio: the number of directions of
+        full fine-tuning, divided by the number at the bar.
 
     Examples
     --------
@@ -45,10 +45,16 @@ def rank_by_layer(table: Table) -> Figure:
     """
     models = list(dict.fromkeys(row["model"] for row in table.rows))
     found = {method: [table.where(model=model, method=method) for model in models] for method in METHODS}
-    full, lora = (" and ".join(f"{median(rows, 'rank90'):g}" for rows in of if rows) for of in found.values())
-    title = f"90 % of ΔW's energy takes {full} directions in full fine-tuning" + f", {lora} in LoRA" * bool(lora)
-    marks = "dots: layers, first layer on top; black bars: a random matrix of the same shape"
-    numbers = "numbers: directions of full fine-tuning, divided by those of the random matrix; title: medians"
+    medians = {method: sorted(median(rows, "rank90") for rows in of if rows) for method, of in found.items()}
+    spans = {
+        method: " to ".join(dict.fromkeys(f"{n:g}" for n in (each[0], each[-1])))
+        for method, each in medians.items()
+        if each
+    }
+    title = f"90 % of ΔW's energy takes {spans['full']} directions (full fine-tuning)"
+    title += f" or {spans['lora']} (LoRA)" * ("lora" in spans)
+    marks = "dots: layers, the first layer on top; black bars: random matrices of the same shape"
+    numbers = "numbers: directions of full fine-tuning, divided by directions of a random matrix"
     measured = semicolons(numbers, runs_and_time(table))
     figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7

@@ -1,8 +1,8 @@
 """Do two LoRA runs find the same directions, and how large is W in these directions? (Hu et al. 2021, §7.2 and §7.3.)
 
-The runs train LoRA in all linear layers of "tiny", with several ranks and seeds. φ compares the top directions of two
-runs. The amplification (table 7 of the paper) is ‖ΔW‖ divided by the size of the frozen weight W in the directions of
-ΔW.
+The runs train LoRA in all linear layers of "tiny", with several ranks and seeds. The overlap φ compares the top
+directions of two runs. The amplification (table 7 of the paper) is ‖ΔW‖ divided by the size of the frozen weight W in
+the directions of ΔW.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
     """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j.
 
     φ is the share of the smaller span that lies in the larger span. V1 (d, n) and V2 (d, m) have orthonormal columns.
-    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). φ is 1 if one span contains the other span, and 0 if
-    the two spans are orthogonal. The squares of the entries of V₁ᵀV₂ are squared cosines. φ(i, j) is their sum over the
-    first i rows and the first j columns, divided by min(i, j).
+    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). If one span contains the other span, φ is 1; if the two
+    spans are orthogonal, φ is 0. The squares of the entries of V₁ᵀV₂ are squared cosines. The sum of these squares over
+    the first i rows and the first j columns, divided by min(i, j), is φ(i, j).
     """
     n, m = V1.shape[1], V2.shape[1]
     sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)
@@ -47,8 +47,8 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
 def chance(n: int, m: int, d: int) -> np.ndarray:
     """Return the mean of φ over random subspaces of R^d: max(i, j)/d, as an array (n, m).
 
-    Each of the i·j squared cosines has the mean 1/d. So the sum of these squared cosines has the mean i·j/d. φ is the
-    sum divided by min(i, j), and i·j/min(i, j) = max(i, j).
+    Each of the i·j squared cosines has the mean 1/d. The sum of these squared cosines has the mean i·j/d. To get φ, the
+    sum is divided by min(i, j); i·j/min(i, j) = max(i, j).
     """
     return np.maximum(np.arange(1, n + 1)[:, None], np.arange(1, m + 1)) / d
 
@@ -74,7 +74,7 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
 def measure(run: Run) -> Row:
     """Train.
 
-    Return "amplification" (one row per layer), "factors" ([A before training, A, B] by name) and "seconds".
+    Return a dict: "amplification" (one row per layer), "factors" ([A before training, A, B] by name), "seconds".
     """
     untrained, (model, history) = run.model(), fine_tune(run)
     assert isinstance(untrained, PeftModel) and isinstance(model, PeftModel) and run.r is not None
@@ -115,13 +115,13 @@ QUICK = Setting(rates=((4, 4e-3), (16, 2e-3)), low=4, high=16, seeds=(0, 1), ste
 def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Compute φ of pairs of runs, and the amplification of each run.
 
-    The rows of the kind "similarity" have of, layer, module, r, seeds, d, i, j and phi, where phi[k][l] is φ(i[k],
-    j[l]). The rows of the layer MAPPED and the first pair of seeds also have `map`, with φ for all i and j. `of` is "A"
-    for the right singular vectors of A, the directions in R^in that the adapter reads. `of` is "B" for the left
-    singular vectors of B, the directions in R^out that the adapter writes. `of` is "A at the start" for A before
-    training, which is random. The ranks of a pair of runs are `low` and `high`, or `high` and `high`. The two runs have
-    different seeds, because with the same seed the matrices A of the first layer would start with the same rows. The
-    rows of the kind "amplification" have r, seed, layer, module and the columns of `amplification`.
+    The rows of the kind "similarity" have `of`, `layer`, `module`, `r`, `seeds`, `d`, `i`, `j` and `phi`, where
+    phi[k][l] is φ(i[k], j[l]). The rows of the layer MAPPED and the first pair of seeds also have `map`, with φ for all
+    i and j. `of` is "A" for the right singular vectors of A, the directions in R^in that the adapter reads. `of` is "B"
+    for the left singular vectors of B, the directions in R^out that the adapter writes. `of` is "A at the start" for A
+    before training, which is random. The ranks of a pair of runs are `low` and `high`, or `high` and `high`. The two
+    runs have different seeds, because with the same seed the matrices A of the first layer would start with the same
+    rows. The rows of the kind "amplification" have `r`, `seed`, `layer`, `module` and the columns of `amplification`.
     """
     runs = [setting.run(r, seed) for seed in setting.seeds for r, _ in setting.rates]
     measured = dict(zip(runs, run_all(measure, runs, workers, folder, "subspaces", shared(setting.base)), strict=True))
@@ -148,7 +148,7 @@ def subspaces(setting: Setting = FULL, workers: int = 2, folder: str | Path | No
 def _compared(one: list, other: list, whole: bool) -> list[Row]:
     """Compare two layers, each given as [A before training, A, B].
 
-    Return rows {of, d, i, j, phi}. If `whole` is true, the rows also have `map`.
+    Return rows with the columns `of`, `d`, `i`, `j` and `phi`. If `whole` is true, the rows also have `map`.
     """
     (start1, A1, B1), (start2, A2, B2) = ([np.array(M) for M in three] for three in (one, other))
     pairs = {"A at the start": (start1, start2), "A": (A1, A2), "B": (B1.T, B2.T)}

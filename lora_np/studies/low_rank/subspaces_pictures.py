@@ -1,4 +1,4 @@
-"""Pictures of the directions of LoRA's ΔW: whether two runs share them, and how large W is in them."""
+"""Pictures of the directions of LoRA's ΔW: the overlap of two runs, and the size of W in these directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED: dict[str, Any] = {"cmap": shades(PAPER, LORA, LORA_DARK), "aspect": "aut
 def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     """Draw φ(i, j) of two runs for every i and j.
 
-    Above: runs of a low and a high rank; below: two seeds of the high rank.
+    The upper maps compare a low rank with a high rank; the lower maps compare two seeds of the high rank.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     pairs = list(dict.fromkeys(pair for _, pair in maps))
     first, least = next(iter(maps.values())), min(pairs[0])
     of_pairs = groups([row | {"pair": pairs.index(tuple(row["r"]))} for row in similar], "of", "pair")
-    medians = {key: percent(statistics.median(_at(row, least) for row in found)) for key, found in of_pairs.items()}
-    shared = {of: " and ".join(medians[of, i] for i in range(len(pairs))) for of in OF}
-    d, count = first["d"], len(of_pairs["A", 0])
-    measured = "φ(i, j) of the top i and the top j directions of two runs with different seeds; "
-    measured += f"{module} of layer {first['layer']}, d = {d}"
-    counted = f"title: φ({least}, {least}) of the upper and the lower row, median over {count} pairs; chance: {percent(least / d)}"
+    medians = {key: statistics.median(_at(row, least) for row in found) for key, found in of_pairs.items()}
+    spans = {of: sorted(medians[of, i] for i in range(len(pairs))) for of in OF}
+    shared = {of: f"{percent(each[0]).removesuffix(' %')} to {percent(each[-1])}" for of, each in spans.items()}
+    d = first["d"]
+    measured = f"φ(i, j): overlap of the top i directions of one run with the top j of another run, in {module}"
+    counted = f"title: medians of φ({least}, {least}); φ({least}, {least}) by chance: {percent(least / d)}"
     counted = semicolons(counted, runs_and_time(table))
-    title = f"Two runs share {shared['B']} of B's directions, {shared['A']} of A's"
+    title = f"Two runs share {shared['B']} of the directions of B, {shared['A']} of the directions of A"
     figure = new_figure(9, 5.15, title, f"{measured}\n{counted}")
     wide, rows = 2.35, {pairs[-1]: (0.62, 2.35), pairs[0]: (3.22, 0.75)}  # pair → its panels' bottom and height
     for column, of in enumerate(OF):
@@ -90,7 +90,7 @@ DIRECTIONS = {"in_delta": ("of ΔW", LORA, "o"), "in_W": ("of W itself", FROZEN,
 
 @picture("kind r module in_delta in_W in_random factor")
 def amplification_chart(table: Table) -> Figure:
-    """Draw the size of the frozen W in the directions of ΔW and in its own top directions, relative to random directions.
+    """Draw the size of the frozen W in the top directions of ΔW and of W itself, relative to random directions.
 
     Parameters
     ----------
@@ -113,10 +113,11 @@ def amplification_chart(table: Table) -> Figure:
     by_rank = groups(table.where(kind="amplification"), "r")
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
-    times = " and ".join(f"{ratio:.2g}× (r = {r})" for r, ratio in inside.items())
-    norms = "‖Uᵀ W V‖ for the top r directions U, V of LoRA's ΔW or of W, divided by ‖Uᵀ W V‖ for random U, V"
-    marks = semicolons("points: mean over layers and seeds; lines: range; title: median", runs_and_time(table))
-    figure = new_figure(9, 4.4, f"In ΔW's directions W is {times} as large as in random ones", f"{norms}\n{marks}")
+    times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(inside.values()), max(inside.values()))))
+    norms = "size of W: ‖Uᵀ W V‖ of r directions U and V, divided by ‖Uᵀ W V‖ of random directions; title: medians"
+    marks = semicolons("points and lines: mean and range over layers and seeds", runs_and_time(table))
+    title = f"In ΔW's directions, W is {times} times as large as in random directions"
+    figure = new_figure(9, 4.4, title, f"{norms}\n{marks}")
     for i, (r, rows) in enumerate(ranks.items()):
         ax = axes_at(figure, 1.05 + i * 3.95, 0.7, 3.65, 2.5)
         _inside(ax, rows, labelled=i == 0)

@@ -93,8 +93,8 @@ def measure(run: Run) -> dict[str, Any]:
     """Train once. The row has the losses on held-out code ("heldout") and prose in nats per byte, over steps and seconds.
 
     `final` is the last loss on code. `validation` is the loss on the other held-out code, by which the learning rate is
-    chosen. Both are None if the run diverged. The function `trained` returns the columns trainable and share; the
-    function `state_bytes` returns the column state_bytes.
+    chosen. `final` and `validation` are None if the run diverged. The function `trained` returns the columns
+    `trainable` and `share`; the function `state_bytes` returns the column `state_bytes`.
     """
     columns = ("heldout", "prose", "seconds")
     try:
@@ -109,8 +109,9 @@ def measure(run: Run) -> dict[str, Any]:
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
     """Return LoRA's runs in all linear layers at every rank of the table `convergence`.
 
-    The columns are r, seed, trainable and recovered. Returns None if the runs of the two tables were not trained in the
-    same way. The check compares the final losses of full fine-tuning, and of LoRA with the rank that both tables have.
+    The columns are `r`, `seed`, `trainable` and `recovered`. Returns None if the runs of the two tables were not
+    trained in the same way. The check compares the final losses of full fine-tuning, and of LoRA with the rank that
+    both tables have.
     """
     runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}
@@ -125,7 +126,7 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
 
 
 def trained(model: Trainable) -> dict[str, Any]:
-    """Return {trainable, share}: the number of trained parameters, and this number divided by the base's parameters."""
+    """Return the number of trained parameters, and the same number divided by the number of the base's parameters."""
     added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
     parameters = [p for _, p in model.named_parameters()]
     size = sum(p.value.size for p in parameters if p.trainable)
@@ -145,11 +146,11 @@ def state_bytes(model: Trainable, optimizer: Optimizer, batch: Batch) -> int:
 def comparison(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Try several learning rates for each method with the first seed. Then run the best rate with the other seeds.
 
-    A row is a row of `measure` with the column phase: "sweep" (first seed, every rate) or "seeds" (best rate, every
-    seed). The rows of the phase "seeds" also have `recovered`, the share of full fine-tuning's gain, and `forgotten`,
-    the loss on prose minus the base's loss on prose (in nats per byte). The settings have base_loss, base_validation
-    and base_prose (losses of the untrained base), the methods' labels, and the number of runs. `folder` keeps each
-    finished run, so that a stopped study can be resumed.
+    The rows are the rows of `measure` with the additional column `phase`: "sweep" (first seed, every rate) or "seeds"
+    (best rate, every seed). The rows of the phase "seeds" have two more columns. `recovered` is the share of full
+    fine-tuning's gain; `forgotten` is the loss on prose minus the base's loss on prose, in nats per byte. The settings
+    have `base_loss`, `base_validation` and `base_prose` (losses of the untrained base), the methods' labels, and the
+    number of runs. `folder` keeps each finished run, so that a stopped study can be resumed.
     """
     given = hashlib.sha256(shared(setting.base).encode())  # a digest of the data that all runs share
     for tokens, _ in prose_batches():

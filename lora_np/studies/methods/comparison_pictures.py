@@ -33,11 +33,12 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     Parameters
     ----------
     table : Table
-        A table of the study comparison or comparison_smollm2 with the columns method, seed, trainable and recovered.
-        The table has the setting labels, and optionally the setting runs. Rows with the phase "sweep" are left out.
+        A table of the study comparison or comparison_smollm2 with the columns `method`, `seed`, `trainable` and
+        `recovered`. The table has the setting `labels`, and optionally the setting `runs`. Rows with the phase
+        "sweep" are left out.
     ranks : Table, optional
-        LoRA at several ranks, drawn as a line, with the columns r, seed, trainable and recovered. The setting r is the
-        rank of the method "lora" in `table`.
+        LoRA at several ranks, drawn as a line, with the columns `r`, `seed`, `trainable` and `recovered`. The setting r
+        is the rank of the method "lora" in `table`.
 
     Returns
     -------
@@ -134,13 +135,13 @@ DASHES: dict[str, Any] = {  # of methods with one colour in one panel
 
 @picture("method seed steps heldout prose", settings="base_loss base_prose labels")
 def methods_learned_and_forgotten(table: Table) -> Figure:
-    """Draw training as a path: code learned to the right, prose forgotten upward, both in nats per byte; the base is at (0, 0).
+    """Draw training as a path from (0, 0): code learned to the right, prose forgotten upward, both in nats per byte.
 
     Parameters
     ----------
     table : Table
-        A table of the study comparison with the columns method, seed, steps, heldout and prose. The table has the
-        settings base_loss, base_prose and labels. Rows with the phase "sweep" are left out.
+        A table of the study comparison with the columns `method`, `seed`, `steps`, `heldout` and `prose`. The table has
+        the settings `base_loss`, `base_prose` and `labels`. Rows with the phase "sweep" are left out.
 
     Returns
     -------
@@ -158,7 +159,7 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
     both: list[str] = [m for m in ("full", "lora") if m in runs]
     panels = {title: [m for m in methods if m in runs] for title, methods in PANELS.items()}
     panels = {title: [*both, *others] for title, others in panels.items() if others} or {"": both}
-    subtitle = f"lines: training, from the base at (0, 0); last mark: the end of training\n{_subtitle(table, runs)}"
+    subtitle = f"lines: training from the base at (0, 0) to the mark at the end\n{_subtitle(table, runs)}"
     figure = new_figure(9, 5.2, _forgetting(paths), subtitle)
     corners = np.concatenate([path.reshape(-1, 2) for path in paths.values()])
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -187,14 +188,14 @@ def methods_learned_and_forgotten(table: Table) -> Figure:
 
 
 def _forgetting(paths: dict[str, np.ndarray]) -> str:
-    """Return the title: how much LoRA and full fine-tuning have forgotten after the same learning."""
+    """Return the title: how much LoRA and full fine-tuning have forgotten when both have learned equally much."""
     if not {"full", "lora"} <= paths.keys():
         return "How much each method learns of the new text and forgets of the old text"
     (learned, forgotten), (reached, lost) = paths["full"].mean(axis=0).T, paths["lora"].mean(axis=0)[-1]
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    return f"After equal learning, LoRA has forgotten {lost:.3f}, full fine-tuning {alike:.3f}"
+    return f"After equal learning, LoRA has forgotten {lost:.3f} nats, full fine-tuning {alike:.3f} nats"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
@@ -222,7 +223,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     apart = {m: paired_differences(runs[m], runs[first], "recovered") for m in means}
     level = [m for m, differences in apart.items() if min(differences) <= 0 <= max(differences)]
     if len(level) == 1:
-        return f"The best of {len(means)} methods recovers {percent(best)} of full fine-tuning's gain, the last {percent(last)}"
+        return f"{len(means)} methods recover between {percent(last)} and {percent(best)} of full fine-tuning's gain"
     lowest, names = percent(min(means[m] for m in level)), [labels.get(m, m) for m in level]
     reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
     few = f"{', '.join(names[:-1])} and {names[-1]}"
@@ -233,5 +234,5 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
 def _subtitle(table: Table, runs: Runs) -> str:
     """Return the subtitle: the learning rates, the number of seeds, the number of runs and their time."""
     seeds = len(next(iter(runs.values())))
-    rates = f"each method at its own best learning rate; mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    rates = f"mean and range of {seeds} seeds; each method at its best learning rate" if seeds > 1 else "one seed"
     return semicolons(rates, runs_and_time(table))

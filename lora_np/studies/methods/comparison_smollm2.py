@@ -64,11 +64,11 @@ def comparison_smollm2(
 ) -> Table:
     """Compare the methods on SmolLM2-135M. The losses are in nats per token.
 
-    The columns are method, lr, seed, phase, steps, heldout, final, validation, prose, seconds, trainable and share.
-    `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. `phase` is "sweep" or "seeds", as in
-    `comparison`. The rows of "seeds" also have `recovered` and `forgotten`. The settings have base_loss and base_prose
-    (losses of the untrained model) and the number of runs trained here. Each run uses several threads, so use one
-    worker.
+    The columns are `method`, `lr`, `seed`, `phase`, `steps`, `heldout`, `final`, `validation`, `prose`, `seconds`,
+    `trainable` and `share`. `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. `phase` is
+    "sweep" or "seeds", as in `comparison`. The rows of "seeds" also have `recovered` and `forgotten`. The settings have
+    `base_loss` and `base_prose` (losses of the untrained model) and the number of runs trained here. Each run uses
+    several threads, so use one worker.
     """
     base, before = setting.base, known.settings["before"]
     same = {name: value for name, value in asdict(base).items() if name not in ("method", "lr")}

@@ -87,7 +87,7 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
     2
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
-    subtitle = "grey: frozen; colour: trained; the input x flows upward; attention and MLP each add to x"
+    subtitle = "grey parts are frozen; coloured parts are trained; the input x flows upward"
     figure = new_figure(9, rows * high + 1.05, "Where each method changes a Transformer block", subtitle)
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)
@@ -107,7 +107,7 @@ def method_diagram(method: str) -> Figure:
     Returns
     -------
     Figure
-        One drawing, a quarter larger than in `method_diagrams`.
+        One drawing, 25 % larger than the drawings of `method_diagrams`.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def _prefix(ax: Axes, y: float, colour: str) -> None:
 def _box(
     ax: Axes, middle: Spot, name: str, wide: float, high: float, colour: str | None, hatch: bool = False, **look: Any
 ) -> None:
-    """Draw a layer: grey if frozen, coloured if trained, white (`fc`) if it has no weights, hatched if in four bits."""
+    """Draw a layer: grey if frozen, coloured if trained, hatched if in four bits, white (`fc`) if without weights."""
     (x, y), shape = middle, "round,pad=0,rounding_size=0.03"
     fill, corner = look.pop("fc", colour or GREY_WASH), (x - wide / 2, y - high / 2)
     ax.add_patch(FancyBboxPatch(corner, wide, high, boxstyle=shape, lw=1, zorder=2, fc=fill, ec=colour or FROZEN))

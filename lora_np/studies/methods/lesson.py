@@ -1,6 +1,6 @@
 """Compare the lesson's table with our numbers: each entry is an interval, and a verdict says if our number is inside.
 
-"The lesson" is a table that many LoRA tutorials print (`LESSON`). `RULE` explains in words when our number agrees with
+"The lesson" is a table that many LoRA tutorials print (`LESSON`). The text `RULE` explains when our number agrees with
 the lesson. If we set a quantity to the lesson's value (`CHOSEN`), the verdict is "chosen so".
 """
 
@@ -66,8 +66,8 @@ CHOSEN = {("houlsby", "share")}  # the adapter's width is chosen to give the les
 def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """Compare each entry of the lesson's table with our number from a `comparison` or a `comparison_smollm2`.
 
-    The rows have method, label, quantity, lesson, ours, here and verdict. Quality is the mean share of full
-    fine-tuning's gain. Latency is the time per token divided by the base's time per token, from a table of
+    The rows have `method`, `label`, `quantity`, `lesson`, `ours`, `here` and `verdict`. Quality is the mean share of
+    full fine-tuning's gain. Latency is the time per token divided by the base's time per token, from a table of
     `method_costs` with the same base. If the lesson says "merged", the latency is the latency of the merged model. A
     quantity that was not measured has no row. `here` is our number in words. The verdict is "agrees", "less", "more" or
     "chosen so".
@@ -89,10 +89,10 @@ def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, A
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """Summarise a `comparison`: one row per method, with means over the seeds.
 
-    The rows have method, label, lr, lr_of_B, trainable, share, state_bytes, recovered, least, most and forgotten. `lr`
-    is the best learning rate; `lr_of_B` is the learning rate of B, which differs from `lr` in LoRA+. `recovered` is the
-    mean over the seeds; `least` and `most` are the lowest and the highest value of a seed. A table of `method_costs`
-    adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios.
+    The rows have `method`, `label`, `lr`, `lr_of_B`, `trainable`, `share`, `state_bytes`, `recovered`, `least`, `most`
+    and `forgotten`. `lr` is the best learning rate; `lr_of_B` is the learning rate of B, which differs from `lr` in
+    LoRA+. `recovered` is the mean over the seeds; `least` and `most` are the lowest and the highest value of a seed. A
+    table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios.
     """
     rows = []
     for method, label in compared.settings["labels"].items():
@@ -107,7 +107,7 @@ def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]
 
 
 def ratio_of_B(run: Mapping[str, Any]) -> float:
-    """Return the ratio of B's learning rate to A's in a run."""
+    """Return the learning rate of B, divided by the learning rate of A, in a run."""
     return json.loads(run.get("how", "{}")).get("lr_ratio", {}).get("lora_B", 1)
 
 

@@ -1,6 +1,6 @@
 """What does each method cost? The study measures the time and memory of a training step, and the time of an answer.
 
-Run it with one BLAS thread: OPENBLAS_NUM_THREADS=1 python -m lora_np.studies.methods.method_costs figures/data
+Run the study with one BLAS thread: OPENBLAS_NUM_THREADS=1 python -m lora_np.studies.methods.method_costs figures/data
 
 All times are CPU seconds of the process. The wall clock would also count the time in which the system runs
 other processes. Other processes delay slow tokens more than fast tokens, so on a busy machine the wall clock changes
@@ -52,14 +52,14 @@ def method_costs(
 ) -> Table:
     """Measure a training step of each method, and an answer of the resulting model before and after the merge.
 
-    The columns are method, step_seconds, step_ratio, peak_bytes, state_bytes, prompt_ratio, token_ratio,
-    merged_prompt_ratio and merged_token_ratio. `step_ratio` compares a step with full fine-tuning's step of the same
-    round. The other ratios compare an answer with the base's answers of the same round. The base exists in several
-    `copies`, and the divisor of a ratio is the median time of the copies. An error in the time of a single base would
-    change all ratios in the same direction. Each ratio is the median over the rounds. The base's copies and the merged
-    models are built in the same way (`plain`). The setting `base_ratios` has the ratios of the copies of the base. The
-    spread of these ratios shows the error of the measurement. A model that cannot be merged has None in the merged
-    columns. A quantised base is dequantised before the merge.
+    The columns are `method`, `step_seconds`, `step_ratio`, `peak_bytes`, `state_bytes`, `prompt_ratio`, `token_ratio`,
+    `merged_prompt_ratio` and `merged_token_ratio`. `step_ratio` is the time of a step divided by the time of a full
+    fine-tuning step in the same round. The other ratios divide the time of an answer by the time of the base's answers
+    in the same round. The base exists in several `copies`, and the divisor of a ratio is the median time of the copies.
+    An error in the time of a single base would change all ratios in the same direction. Each ratio is the median over
+    the rounds. The base's copies and the merged models are built in the same way (`plain`). The setting `base_ratios`
+    has the ratios of the copies of the base. The spread of these ratios shows the error of the measurement. A model
+    that cannot be merged has None in the merged columns. A quantised base is dequantised before the merge.
 
     `peak_bytes` is the peak memory of a step by tracemalloc; it counts the adapter but not the weights of the base.
     `state_bytes` is computed by the function `state_bytes` of comparison.py. All measurements use one BLAS thread, and
@@ -138,7 +138,7 @@ def answer_seconds(model: Transformer | PeftModel, prompt: list[int], new_tokens
 def plain(model: Transformer | PeftModel) -> Transformer:
     """Return a frozen Transformer with newly allocated weights, into which the adapter (if any) is merged.
 
-    The base and the merged models are built in this same way, so that only the values of their weights differ.
+    The base and the merged models are both built by this function, so they differ only in the values of the weights.
     """
     if isinstance(model, PeftModel):
         dequantize_model(model.model)

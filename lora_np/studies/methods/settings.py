@@ -2,7 +2,7 @@
 
 All methods with a ΔW have the rank and the layers of LoRA, so that only the method differs. Houlsby's two adapters per
 block have the width m at which they train about 3 % of the parameters, as in the lesson. Pfeiffer's adapter has the
-same m.
+same width m.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Method:
     lr_ratio: Mapping[str, float] = field(default_factory=dict)
 
     def model(self, base: Transformer, seed: int) -> Transformer | PeftModel:
-        """Modify `base` for training and return it, with all weights trainable, or frozen and with a new adapter."""
+        """Return `base`, prepared in place: all weights are trainable, or `base` is frozen and has a new adapter."""
         if self.config is None:
             return base
         if self.quant_type:
@@ -92,7 +92,7 @@ METHODS = methods()
 
 
 def bottleneck_size(base: Transformer, share: float = HOULSBY_SHARE) -> int:
-    """Return the width m at which two adapters per block (each 2md + d + m numbers) train about `share` of the base."""
+    """Return the width m at which two adapters per block train about `share` of the base; each has 2md + d + m numbers."""
     wanted, d = share * sum(p.value.size for _, p in base.named_parameters()), base.config.hidden_size
     places = 2 * base.config.num_hidden_layers
     return min(range(1, d + 1), key=lambda m: abs(places * houlsby_parameters(d, m) - wanted))

@@ -31,9 +31,9 @@ def drift(
 ) -> Table:
     """Measure the error of one weight matrix of tiny after many merges and unmerges.
 
-    The columns are dtype, adapters, cycles and errors. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges and unmerges one
-    adapter: always the same adapter, or an adapter drawn from `adapters`. The adapters are random, with ‖ΔW‖ =
-    share·‖W₀‖.
+    The columns are `dtype`, `adapters`, `cycles` and `errors`. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges and
+    unmerges one adapter: always the same adapter, or an adapter drawn from `adapters`. The adapters are random, with
+    ‖ΔW‖ = share·‖W₀‖.
     """
     import ml_dtypes
 
@@ -96,10 +96,10 @@ def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
 def combinations(setting: Setting = FULL) -> Table:
     """Combine two adapters by each type, and measure the held-out loss on both domains in nats per byte.
 
-    The columns are kind, weights, code, voice and error (the reported error of ΔW). `kind` is "base", "adapter" (one of
-    the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type. Each combination type
-    has its own best scale of both weights. Other held-out text chooses the scale. Combination types that drop weights
-    at random (dare) run once per seed.
+    The columns are `kind`, `weights`, `code`, `voice` and `error` (the reported error of ΔW). `kind` is "base",
+    "adapter" (one of the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type.
+    Each combination type is used with the best scale of both weights. The scale is chosen on other held-out text.
+    Combination types that drop weights at random (dare) run once per seed.
     """
     started = time.perf_counter()
     model = specialists(setting)
@@ -155,7 +155,7 @@ def _losses(model: PeftModel, batches: dict[str, list[Batch]]) -> dict[str, floa
 def _joined(
     model: PeftModel, kind: str, weights: list[float], setting: Setting, batches: dict[str, list[Batch]], seed: int = 0
 ) -> dict[str, Any]:
-    """Return the row of one combination: make it, evaluate it, and delete it again."""
+    """Make one combination, evaluate it, delete it, and return its row."""
     density = None if kind in ("cat", "svd", "linear") else setting.density
     report = model.add_weighted_adapter(DOMAINS, weights, "joined", kind, density=density, seed=seed)
     before = model.active_adapter

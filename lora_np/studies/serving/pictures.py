@@ -24,13 +24,13 @@ def merge_drift(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study merge_drift with the columns dtype, adapters, cycles and errors. The table has the settings
-        of and share.
+        A table of the study merge_drift with the columns `dtype`, `adapters`, `cycles` and `errors`. The table has the
+        settings `of` and `share`.
 
     Returns
     -------
     Figure
-        Dashed lines: the same adapter each time; solid lines: another adapter each time.
+        A dashed line merges the same adapter each time; a solid line merges another adapter each time.
 
     Examples
     --------
@@ -42,19 +42,21 @@ def merge_drift(table: Table) -> Figure:
     shades = dict(zip(dtypes, [LORA_LIGHT, LORA, LORA_DARK, INK], strict=False))
     of, share = table.settings["of"], table.settings["share"]
     subtitle = (
-        f"relative error of one weight matrix of tiny; dashed: one adapter; solid: {of} adapters in turns\n"
-        f"the adapters are random, with ‖ΔW‖ = {share:g} ‖W‖"
+        f"dashed lines: one random adapter; solid lines: {of} random adapters, one after another\n"
+        f"the size of each adapter: ‖ΔW‖ = {share:g} ‖W‖"
     )
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
-    title = f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]}: an error of {percent(last[True])} with one adapter, "
-    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of} in turns", subtitle)
+    title = (
+        f"After {rows[0]['cycles'][-1]:,} merges in {dtypes[0]}, the error is {percent(last[True])} with one adapter, "
+    )
+    figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of}", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
     ends = []
     for row in table.rows:
         same, colour, last = row["adapters"].startswith("the same"), shades[row["dtype"]], row["errors"][-1]
         ax.loglog(row["cycles"], row["errors"], color=colour, ls=(0, (2, 2)) if same else "-")
-        label = f"{row['dtype']}, {'one' if same else 'in turns'}  {last:.0e}"
+        label = f"{row['dtype']}, {'1 adapter' if same else f'{of} adapters'}  {last:.0e}"
         ends.append(((row["cycles"][-1], last), label, colour))
     ax.set(xlabel="merges and unmerges", ylabel=r"$\|W - W_0\|\; /\; \|W_0\|$", xlim=(1, max(x for (x, _), *_ in ends)))
     label_lines(ax, *zip(*ends, strict=True))
@@ -68,14 +70,14 @@ def combinations_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study combinations with the columns kind, weights, code, voice and error. The table has the
-        settings r and density.
+        A table of the study combinations with the columns `kind`, `weights`, `code`, `voice` and `error`. The table has
+        the settings `r` and `density`.
 
     Returns
     -------
     Figure
-        The left panel has the two losses: a dot for each type (a dot per seed if the type is random), squares for the
-        base and the two adapters, and a line for `cat` with other weights. The right panel has the error of ΔW.
+        The left panel has the two losses. A dot is a type, or one seed of a random type. The squares are the base and
+        the two adapters, and the line is `cat` with other weights. The right panel has the error of ΔW.
 
     Examples
     --------
@@ -86,13 +88,14 @@ def combinations_chart(table: Table) -> Figure:
     kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
     losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
     subtitle = (
-        f"dots: combination types, each at its own best scale of both weights (in brackets, chosen on other held-out text)\n"
-        f"squares: the base and the two adapters alone; line: cat with other weights; r = {table.settings['r']}, density "
-        f"{table.settings['density']:g}"
+        "dots: types of combining two adapters, each at its best scale of the weights (in brackets)\n"
+        "squares: the base and the single adapters; line: cat with other weights"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
-    title = f"Two adapters combined: the sum of both losses is {losses[one]:.2f} with {one}, {losses[other]:.2f} with {other}"
+    title = (
+        f"The losses on both tasks sum to {losses[one]:.2f} with the type {one}, to {losses[other]:.2f} with {other}"
+    )
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
@@ -127,7 +130,7 @@ def _losses(ax: Axes, table: Table, types: list[str]) -> None:
 
 
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """Draw one dot per type and seed, sorted by the sum of both losses. The label of a type has this sum."""
+    """Draw one dot per type and seed. The types are sorted by the sum of both losses, which their labels show."""
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)
@@ -160,14 +163,15 @@ def serving_chart(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study serving with the columns workload, adapters, seconds, merged_seconds, bytes, merged_bytes
-        and adapter_bytes, and optionally the columns peft_seconds and peft_ratio. The table has the settings model,
-        rows, r, prompt, rounds, threads and processor.
+        A table of the study serving with the columns `workload`, `adapters`, `seconds`, `merged_seconds`, `bytes`,
+        `merged_bytes` and `adapter_bytes`, and optionally the columns `peft_seconds` and `peft_ratio`. The table has
+        the settings `model`, `rows`, `r`, `prompt`, `rounds`, `threads` and `processor`.
 
     Returns
     -------
     Figure
-        Each panel has one line for this library, one for PEFT and one for merged models.
+        The panel of a workload has one line for this library, one for PEFT (if PEFT was measured) and one for merged
+        models.
 
     Examples
     --------
@@ -178,9 +182,9 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"dots: a decode step of {settings['rows']} rows on {settings['model']}; the panel's workload chooses the adapter "
-        f"(r = {settings['r']}) of each row\ngrey: one merged model per adapter, each with its own rows of the batch\n"
-        f"median of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
+        f"each panel gives adapters (r = {settings['r']}) to {settings['rows']} rows of {settings['model']} in another way\n"
+        "grey: one merged model per adapter instead of one base\n"
+        f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
     figure = new_figure(9, tall, _most_adapters(table), subtitle)
     batch = settings["rows"]
@@ -199,10 +203,10 @@ def serving_chart(table: Table) -> Figure:
 def _most_adapters(table: Table) -> str:
     """Return the title: memory and speed with the largest number of adapters."""
     rows = table.where(adapters=max(row["adapters"] for row in table.rows))
-    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory"
+    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merging"
     ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
-    faster = f", {min(ratios):.1f} to {max(ratios):.0f}× PEFT's speed" if ratios else ""
-    return f"{rows[0]['adapters']:,} adapters on one base: {saved}{faster}"
+    faster = f", {min(ratios):.1f} to {max(ratios):.0f}× the speed of PEFT" if ratios else ""
+    return f"{rows[0]['adapters']:,} adapters: {saved}{faster}"
 
 
 def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str, str]) -> None:

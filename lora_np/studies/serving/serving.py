@@ -39,9 +39,9 @@ Step = Callable[[], np.ndarray]  # one token for each row: the logits (b, v)
 def workload(kind: str, rows: int, adapters: int, seed: int = 0) -> list[int]:
     """Return the index of the adapter of each row of a batch, for one workload of Punica (Chen et al. 2023).
 
-    "identical": all rows use one adapter. "distinct": each row uses another adapter, if there are enough. "uniform":
-    each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half of the
-    rows use one adapter; the adapters of the other rows are drawn uniformly. Raises ValueError for another kind.
+    "identical": all rows use one adapter. "distinct": each row uses a different adapter, if there are enough adapters.
+    "uniform": each adapter is equally probable. "zipf 1.5": the k-th adapter has a probability ∝ k^−1.5. "skewed": half
+    of the rows use one adapter; the adapters of the other rows are drawn uniformly. Raises ValueError for another kind.
     """
     rng, p = np.random.default_rng(seed), np.arange(1, adapters + 1) ** -1.5
     any_of_them = rng.integers(0, adapters, rows)
@@ -67,14 +67,14 @@ def serving(
 ) -> Table:
     """Measure a decode step with many adapters on one base, with merged models and with PEFT.
 
-    The columns are workload, adapters, distinct, seconds, tokens_per_second, served_per_second, bytes, adapter_bytes,
-    merged_seconds, merged_ratio, merged_bytes, peft_seconds and peft_ratio. A ratio is a time divided by `seconds`.
-    `seconds` is the time of one decode step of `rows` rows. The workload chooses an adapter for each row, and
-    `distinct` is the number of different adapters in the batch. `merged_seconds` is the time of the same rows with one
-    merged model per adapter; the models run one after another. `peft_seconds` is the time of PEFT's mixed batch, which
-    loads only the adapters of the batch. All times are medians over `rounds`. `served_per_second` is the engine's
-    number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes` counts the base
-    and all adapters; `merged_bytes` counts one merged model per adapter.
+    The columns are `workload`, `adapters`, `distinct`, `seconds`, `tokens_per_second`, `served_per_second`, `bytes`,
+    `adapter_bytes`, `merged_seconds`, `merged_ratio`, `merged_bytes`, `peft_seconds` and `peft_ratio`. A ratio is a
+    time divided by `seconds`. `seconds` is the time of one decode step of `rows` rows. The workload chooses an adapter
+    for each row, and `distinct` is the number of different adapters in the batch. `merged_seconds` is the time of the
+    same rows with one merged model per adapter; the models run one after another. `peft_seconds` is the time of PEFT's
+    mixed batch, which loads only the adapters of the batch. All times are medians over `rounds`. `served_per_second` is
+    the engine's number of new tokens per second, for 4 · rows requests of 16 tokens with 16 new tokens each. `bytes`
+    counts the base and all adapters; `merged_bytes` counts one merged model per adapter.
     """
     started, found = time.perf_counter(), []
     peft_model = with_adapters(model, max(adapters))
@@ -110,11 +110,11 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Time a decode step of `rows` rows: all rows with one adapter, or each row with its own.
+    """Time a decode step of `rows` rows: all rows with one adapter, or each row with another adapter.
 
-    The rows have model, competitor, seconds, rounds, to_one and to_ours. `to_one` is the time divided by the time of
-    the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None if the
-    logits differ. Both ratios are medians over the rounds.
+    The rows have `model`, `competitor`, `seconds`, `rounds`, `to_one` and `to_ours`. `to_one` is the time divided by
+    the time of the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None
+    if the logits differ. The ratios `to_one` and `to_ours` are medians over the rounds.
     """
     started, found = time.perf_counter(), []
     for model in models:
@@ -150,7 +150,7 @@ def _table(study: str, question: str, settings: dict, rows: list, rounds: int, t
 
 
 def with_adapters(model: str, n: int) -> PeftModel:
-    """Return `model` with n adapters "0", "1", … of r = 8 in every linear layer; each adapter changes the output."""
+    """Return `model` with n adapters "0", "1", … of rank 8 in every linear layer; each adapter changes the output."""
     peft_model = PeftModel(load_model(model, device="numpy").freeze())
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
     for i in range(n):
@@ -185,8 +185,8 @@ def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.n
 def merged(model: Transformer, drawn: list[int], tokens: np.ndarray) -> Step:
     """Return a decode step with one merged model per adapter.
 
-    The models run one after another, each with its rows of the batch. Each merged model is replaced by the base, which
-    costs the same.
+    The models run one after another, each with its rows of the batch. The base stands in for each merged model, because
+    both have the same cost.
     """
     ids = np.array(drawn)
     steps = [decoding(model, None, tokens[ids == k]) for k in dict.fromkeys(drawn)]

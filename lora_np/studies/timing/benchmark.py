@@ -1,4 +1,4 @@
-"""Time several processes in turns. Other load on the machine then slows all of them equally."""
+"""Time several processes in rounds, each process once per round, so that other load slows all of them equally."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The competitors of the speed study: LoRA and generation in this library and in PyTorch, and a lower bound.
 
-Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. So the memory of each
-competitor can be measured alone, and the thread settings of one library do not affect another. The process reads one
-line {"competitor", "case"}, builds this competitor and runs its first steps. Each further line is a number of steps:
-the process runs so many steps and writes their seconds.
+Each competitor runs in its own process, `python -m lora_np.studies.timing.competitors`. Therefore the memory of each
+competitor can be measured alone, and the thread settings of one library do not affect another library. The process
+reads one line of JSON with "competitor" and "case", builds this competitor and runs its first steps. Each further line
+is a number of steps: the process runs that many steps and writes their seconds.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
 
 
 def dequantising(case: Case) -> Step:
-    """Return a step that only dequantises the frozen matrices, as often as a QLoRA step does.
+    """Return a step that only dequantises the frozen matrices, as often as a QLoRA step dequantises them.
 
     Each worker dequantises each matrix once to compute y, and once more to compute dx, if dx is needed.
     """
@@ -125,7 +125,7 @@ def dequantising(case: Case) -> Step:
 
 
 def peft_step(case: Case, compiled: bool = False) -> Step:
-    """Return the same training step in PyTorch with PEFT; if `compiled` is true, torch.compile is applied."""
+    """Return the training step of `ours` in PyTorch with PEFT; if `compiled` is true, torch.compile is applied."""
     import torch
 
     torch.set_num_threads(threads())
@@ -265,7 +265,7 @@ def ours_generating(case: Case) -> Step:
 
 
 def transformers_generating(case: Case) -> Step:
-    """Return a step of the same greedy generation in the library transformers."""
+    """Return a step of greedy generation in the library transformers, with the same prompts as `ours_generating`."""
     import torch
 
     torch.set_num_threads(threads())

@@ -29,9 +29,9 @@ def latency(
 ) -> Table:
     """Time the answers of the base model, of the base with an adapter on all linear layers, and of the merged model.
 
-    The rows are {model, state, prompt_seconds, token_seconds, prompt_ratio, token_ratio}: medians over the rounds. In
-    each round, all three models answer the same prompt, in random order. A ratio is a model's time divided by the base
-    model's time in the same round.
+    The columns are `model`, `state`, `prompt_seconds`, `token_seconds`, `prompt_ratio` and `token_ratio`: medians over
+    the rounds. In each round, all three models answer the same prompt, in random order. A ratio is a model's time
+    divided by the base model's time in the same round.
     """
     started, rows = time.perf_counter(), []
     for name in models:
@@ -74,5 +74,5 @@ def answer_seconds(model: Any, prompt: list[int], new_tokens: int) -> tuple[floa
 
 
 def answer_ratios(times: Sequence[tuple[float, float]], base: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Return {prompt_ratio, token_ratio}: medians of the times divided by the base model's times in the same rounds."""
+    """Return `prompt_ratio` and `token_ratio`: medians of a time divided by the base's time in the same round."""
     return {f"{what}_ratio": ratio([t[i] for t in times], [t[i] for t in base]) for i, what in enumerate(PARTS)}

@@ -36,7 +36,7 @@ def processor() -> str:
 def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return a warning for each environment variable that may slow a competitor, and one for too many `threads`.
 
-    `in_environment` overrides the variables in `THREADS`; the warning says so.
+    `in_environment` overrides the variables in `THREADS`; the warning mentions this.
     """
     found = []
     for name, value in sorted(environment.items()):
@@ -70,7 +70,7 @@ def limited(threads: int) -> Any:
 
 
 def numpy_blas() -> dict[str, str | int]:
-    """Return {blas, kernel, threads} of NumPy in this process, as threadpoolctl reports them."""
+    """Return the name, the kernel and the threads of NumPy's BLAS in this process, as threadpoolctl reports them."""
     with extra("studies", "the name of NumPy's BLAS"):
         from threadpoolctl import threadpool_info
 
@@ -84,7 +84,7 @@ def numpy_blas() -> dict[str, str | int]:
 
 
 def torch_blas() -> dict[str, str | int]:
-    """Return {blas, kernel, threads} of PyTorch in this process.
+    """Return the name, the kernel and the threads of PyTorch's BLAS in this process.
 
     threadpoolctl does not see PyTorch's MKL, so MKL itself reports the name.
     """
@@ -105,7 +105,7 @@ def torch_blas() -> dict[str, str | int]:
 
 
 def resident_memory() -> dict[str, int]:
-    """Return {now, peak}: resident bytes of this process, with shared libraries and mapped files; {} on Windows."""
+    """Return the resident bytes of this process, `now` and `peak`, with libraries and mapped files; {} on Windows."""
     status = Path("/proc/self/status")
     if status.is_file():
         found = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status.read_text()))

@@ -33,8 +33,9 @@ def speed_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Cyan: lora_np; green: PyTorch with PEFT. The grey part of a bar is the floor: the time of only the products with
-        frozen matrices, in NumPy's BLAS. The black line is the middle half of the rounds.
+        The bars of lora_np are cyan; the bars of PyTorch with PEFT are green. The grey part of a bar is the floor: the
+        time of only the products with frozen matrices, in NumPy's BLAS. The memory includes the weights and the
+        libraries. The black line is the middle half of the rounds.
 
     Examples
     --------
@@ -50,7 +51,7 @@ def speed_chart(table: Table) -> Figure:
     blas = settings.get("blas", {}).get("floor", {}).get("blas", "")  # another BLAS may be faster
     floor_of = f"NumPy ({blas.split()[0]})" if blas else "NumPy"
     subtitle = (
-        f"grey: floor (only the products with frozen matrices) in {floor_of}; memory includes weights and libraries\n"
+        f"grey: the floor, which is the time of the products with frozen matrices in {floor_of}\n"
         f"{_machine(settings, 'bars', 'black lines')}"
     )
     figure = new_figure(9, tall, _title(table, cases), subtitle)
@@ -71,18 +72,18 @@ def speed_chart(table: Table) -> Figure:
 def _machine(settings: dict[str, Any], medians: str, spreads: str) -> str:
     threads = settings["threads"]
     of = f"{threads} thread{'s' * (threads > 1)} of {settings['processor']}"
-    return f"{medians}: median of {settings['rounds']} rounds; {spreads}: middle half of the rounds; {of}"
+    return f"{medians} and {spreads}: median and middle half of {settings['rounds']} rounds; {of}"
 
 
 def _title(table: Table, cases: list[str]) -> str:
-    """Return the title: PEFT's time divided by this library's, on SmolLM2-135M if timed, or else on the first case."""
+    """Return the title: PEFT's time divided by this library's time, on SmolLM2-135M or else on the first case."""
     case = "smollm2-135m" if "smollm2-135m" in cases else cases[0]
     ratios = {row["competitor"]: row["ratio"] for row in table.where(case=case) if row["competitor"] != "floor"}
     eager, compiled = ratios.get("PEFT"), ratios.get("PEFT compiled")
     if eager is None:
         return f"The cost of a LoRA step on {model_name(case)}"
-    also = "" if compiled is None else f", or {compiled:.2f}× if compiled"
-    return f"PyTorch with PEFT takes {eager:.2f}× our time on {model_name(case)}{also}"
+    also = "" if compiled is None else f" (compiled PEFT: {compiled:.2f}×)"
+    return f"On {model_name(case)}, PEFT takes {eager:.2f}× the time of lora_np{also}"
 
 
 def _bars(ax: Axes, rows: list[dict[str, Any]], names: list[str], longest: float) -> None:
@@ -154,7 +155,7 @@ def scaling_chart(table: Table) -> Figure:
     sweeps = {sweep: table.where(sweep=sweep) for sweep in SWEEPS if table.where(sweep=sweep)}
     tall = 1.05 + 2.75 * ((len(sweeps) + 1) // 2)
     shape = model_name(settings["shape"])
-    subtitle = f"a model of {shape}'s shape with random weights; a step is forward, backward and AdamW\n"
+    subtitle = f"training steps of a model with random weights and the shape of {shape}\n"
     subtitle += _machine(settings, "dots", "bars")
     figure = new_figure(9, tall, _growth({name: rows for name, rows in sweeps.items() if name != "r"}), subtitle)
     for place, (sweep, rows) in enumerate(sweeps.items()):

@@ -3,8 +3,8 @@
 The study also measures how this library's time grows with the tokens, the rows, the rank and the layers.
 
 A step is forward, backward and AdamW. The floor is a lower bound of the time: only the products with frozen matrices,
-which every LoRA step on NumPy's BLAS must compute. Each competitor runs in its own process (competitors.py). The
-processes are timed in turns (benchmark.py).
+which every LoRA step on NumPy's BLAS must compute. Each competitor runs in its own process (competitors.py). In each
+round, every process is timed once (benchmark.py).
 """
 
 from __future__ import annotations
@@ -74,12 +74,13 @@ def speed(
 ) -> Table:
     """Time a LoRA step of each competitor on each case, and measure its memory.
 
-    The rows are {case, competitor, seconds, tokens_per_second, ratio, floor_share, peak_bytes, losses, rounds, …}.
-    `seconds` is the median time per step over the rounds. `ratio` is the median over the rounds of the competitor's
-    time divided by this library's time; `ratio_range` has the quartiles. If the losses differ by more than 1e-4, both
-    are None, and `say` is called with a message. `floor_share` is the floor's time divided by the competitor's time.
-    `peak_bytes` is the peak resident memory during the steps, weights and libraries included. `loaded_bytes` is the
-    memory before the first step. Only the row of the floor has `flops`.
+    The columns are `case`, `competitor`, `seconds`, `tokens_per_second`, `ratio`, `floor_share`, `peak_bytes`,
+    `losses`, `rounds` and others. `seconds` is the median time per step over the rounds. `ratio` is the median over the
+    rounds of the competitor's time divided by this library's time; `ratio_range` has the quartiles. If the losses
+    differ by more than 1e-4, `ratio` and `ratio_range` are None, and `say` is called with a message. `floor_share` is
+    the floor's time divided by the competitor's time. `peak_bytes` is the peak resident memory during the steps,
+    weights and libraries included. `loaded_bytes` is the memory before the first step. Only the row of the floor has
+    `flops`.
 
     The competitor "ours" splits a batch among as many workers as there are threads (parallel.py); in "ours, one
     worker", the BLAS uses all threads. If PyTorch, PEFT or transformers is missing, only this library and the floor are
@@ -105,8 +106,8 @@ def generation_speed(
 ) -> Table:
     """Time greedy generation in this library and in transformers, without an adapter.
 
-    The rows are like those of `speed`, with the additional column `batch_size`. A step is one whole call, prompts
-    included; `tokens_per_second` counts only new tokens. `ratio` is None if the generated texts differ.
+    The rows are like those of `speed`, with the additional column `batch_size`. A step is one whole call, including the
+    prompts; `tokens_per_second` counts only new tokens. `ratio` is None if the generated texts differ.
     """
     comparison, rows = Comparison(threads, rounds, say), []
     names = ["ours, generating", *(["transformers"] if oracles_installed(say) else [])]
@@ -122,10 +123,10 @@ def quantized_speed(
 ) -> Table:
     """Time a step of LoRA, a step of QLoRA, and only the dequantising of a QLoRA step.
 
-    The rows are {case, competitor, seconds, ratio, peak_bytes, losses, rounds, …}. The competitor "ours" is LoRA over a
-    base in float32; "ours, NF4 base" is QLoRA over a base in four bits. The competitor "dequantising" only dequantises
-    the weights, as often as a QLoRA step does. `ratio` is a competitor's time divided by the time of "ours" in the same
-    round. The losses differ because the bases differ.
+    The columns are `case`, `competitor`, `seconds`, `ratio`, `peak_bytes`, `losses`, `rounds` and others. The
+    competitor "ours" is LoRA over a base in float32; "ours, NF4 base" is QLoRA over a base in four bits. The competitor
+    "dequantising" only dequantises the weights, as often as a QLoRA step does. `ratio` is a competitor's time divided
+    by the time of "ours" in the same round. The losses differ because the bases differ.
     """
     comparison, rows, cases = Comparison(threads, rounds, say), [], available(cases, say)
     for case in cases:
@@ -141,10 +142,10 @@ def speed_scaling(
 ) -> Table:
     """Time a LoRA step while one quantity grows: the tokens per row, the rows, the rank, or the layers.
 
-    The rows are {sweep, x, batch_size, seq_len, r, layers, vocab_size, seconds, ratio, rounds, peak_bytes}. `sweep` is
-    the quantity that grows: "tokens", "batch" (the number of rows), "r" or "layers". `x` is the value of this quantity.
-    `ratio` is the time divided by the time of the first case in the sweep. `settings["lines"][sweep]` is {slope,
-    intercept, r_squared} of the straight line seconds ≈ slope · x + intercept.
+    The columns are `sweep`, `x`, `batch_size`, `seq_len`, `r`, `layers`, `vocab_size`, `seconds`, `ratio`, `rounds` and
+    `peak_bytes`. `sweep` is the quantity that grows: "tokens", "batch" (the number of rows), "r" or "layers". `x` is
+    the value of this quantity. `ratio` is the time divided by the time of the first case in the sweep. The setting
+    "lines" has, for each sweep, `slope`, `intercept` and `r_squared` of the line seconds ≈ slope · x + intercept.
     """
     comparison, rows, lines = Comparison(threads, rounds, say), [], {}
     for sweep, cases in sweeps.items():
@@ -189,7 +190,7 @@ def oracles_installed(say: Say) -> bool:
 def compared(
     competitors: Sequence[Competitor], difference: Callable[[Any, Any], str], say: Say
 ) -> list[dict[str, Any]]:
-    """Return the competitors' rows, with `ratios` of their times to the time of the first competitor.
+    """Return the competitors' rows with `ratios`: each time is divided by the time of the first competitor.
 
     The ratios are None if `difference` finds that a competitor computes a different result.
     """
@@ -204,7 +205,7 @@ def compared(
 
 
 def ratios(competitor: Competitor, reference: Competitor) -> dict[str, Any]:
-    """Return {ratio, ratio_range}: median and quartiles, over the rounds, of the time / the reference's time."""
+    """Return `ratio` and `ratio_range`: over the rounds, median and quartiles of the time / the reference's time."""
     found = [a / b for a, b in zip(competitor.turns, reference.turns, strict=True)]
     return {"ratio": statistics.median(found), "ratio_range": np.percentile(found, [25, 75]).tolist()}
 
@@ -239,7 +240,7 @@ class Comparison:
     started: float = field(default_factory=time.perf_counter)
 
     def run(self, names: Sequence[str], cases: Case | Sequence[Case], label: str) -> list[Competitor]:
-        """Time each named competitor on each case, in turns."""
+        """Time each named competitor on each case, once per round."""
         entries = [(name, case) for case in ([cases] if isinstance(cases, Case) else cases) for name in names]
         ran = run_rounds(entries, self.threads, self.rounds, self.say, label)
         self.ran += ran

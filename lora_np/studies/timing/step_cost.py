@@ -24,10 +24,10 @@ METHODS = (Run("full", 0.0), Run("lora", 0.0, 8, "all-linear"), Run("lora", 0.0,
 def step_cost(methods: Sequence[Run] = METHODS, repeats: int = 7, steps: int = 5) -> Table:
     """Measure a training step of each method on `run.batch_size` × `run.seq_len` tokens.
 
-    The rows are {method, r, target_modules, seconds, peak_bytes, trainable}. `seconds` is the median time per step over
-    the `repeats`. The methods run in turns, so other load on the machine slows all of them equally. `peak_bytes` is the
-    peak that tracemalloc measures: adapter, gradients, optimizer state, activations and temporaries, without the base
-    model's weights.
+    The columns are `method`, `r`, `target_modules`, `seconds`, `peak_bytes` and `trainable`. `seconds` is the median
+    time per step over the `repeats`. Each method runs once per round, so other load on the machine slows all methods
+    equally. `peak_bytes` is the peak that tracemalloc measures: adapter, gradients, optimizer state, activations and
+    temporaries, without the base model's weights.
     """
     started, rows, timed = time.perf_counter(), [], {}
     for run in methods:
@@ -51,7 +51,7 @@ def step_seconds(model: Trainable, batches: Sequence[Batch], optimizer: AdamW, s
 
 
 def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) -> int:
-    """Return the peak bytes of two AdamW steps; the adapter is included, the base model's weights are not."""
+    """Return the peak bytes of two AdamW steps, with the adapter but without the base model's weights."""
     adapter = sum(p.value.nbytes for p in costs.adapter_parameters(model))
     tracemalloc.start()
     try:
@@ -62,7 +62,7 @@ def training_peak(model: Trainable, batches: Sequence[Batch], workers: int = 1) 
 
 
 def timed_alike(measured: Table, cost: Table) -> Table:
-    """Return the convergence table with seconds = steps × seconds per step, taken from the table `cost`.
+    """Return the table `measured` with seconds = steps × seconds per step; `cost` has the seconds per step.
 
     The seconds that were measured during the runs are not comparable, because the load on the machine changed.
     """
