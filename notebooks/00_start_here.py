@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Start here
 #
-# What does LoRA do, and what is in this course? This notebook trains a first LoRA adapter in half a minute and then shows the plan of the course.
+# What does LoRA do, and what is in this course? This notebook trains a first LoRA adapter in a few seconds and then shows the plan of the course.
 #
 # **You will learn** to
 #
@@ -100,8 +100,8 @@ text = beginning + ln.data.decode(sample)
 print("\n".join(line[:90] for line in text.split("\n")))  # the ends of long lines are cut
 
 # %% [markdown]
-# - *Grammar:* the grammar changes. A line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
-# - *Vocabulary:* the words change. The model writes `self`, `None` and names with underscores in place of "the" and "of".
+# - *Grammar:* the grammar changes. A short line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
+# - *Vocabulary:* the words change. The model now writes names such as `self` and `None`, and names with underscores. Words such as "the" and "of" still appear in the longer text.
 # - *Meaning:* the text after the training has hardly more meaning than the text before. A short line may look as if a programmer wrote it. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
 #   parameters is too small to write meaningful code. Notebook 10 trains a model with 135 million parameters.
 #
@@ -135,7 +135,7 @@ with model.disable_adapter():
 #
 # ## Notation
 #
-# These letters have the same meaning in all notebooks. You meet them one by one, so you need not learn them now. If a notebook uses another letter or another meaning, the notebook says so.
+# These letters have the same meaning in all notebooks. Only $z$ and $v$ have two meanings in the table. You meet the letters one by one, so you need not learn them now. If a notebook uses another letter or another meaning, the notebook says so.
 #
 # | letter | meaning | shape |
 # |---|---|---|

@@ -94,7 +94,7 @@ size = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# One step changes almost all parameters. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
+# One step changes all parameters. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
 #
 # ## Part 1: the weights
 #
@@ -303,9 +303,10 @@ show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 # %% [markdown]
 # - The **weights** take the same memory as in full fine-tuning, because the frozen model is still used. The matrices of the adapter take a little memory in addition.
 # - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
-# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. A frozen linear layer without an adapter does not need its $x$.
+# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. Here $h = xA^\top$ is the output of $A$, and $dh$ is the gradient with respect to $h$. The gradient $dB$ needs $h$ in addition. A frozen linear layer without an adapter does not need its $x$.
 #   - *Adapters on all linear layers:* only the frozen output head keeps no $x$. On tiny, the $x$ of the head takes less memory than the $h$ of all layers together. So the activations are slightly *larger* than in full fine-tuning.
 #   - *Adapters on queries and values only:* most layers have no adapter and keep no $x$. So the activations become smaller, as the last column shows.
+# - The **temporary arrays** take slightly more memory than in full fine-tuning. The bypass computes its own $dx$, which is then added to the $dx$ of the frozen path.
 #
 # On tiny the activations take most of the memory, so LoRA on all linear layers saves little. On a 7B model in mixed precision LoRA saves a much larger share of the memory:
 
@@ -328,7 +329,7 @@ show(lines, columns | {"LoRA's activations": ".1f"})
 #
 # ## Gradient checkpointing
 #
-# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass.
+# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass. The arrays of the block that is computed again count as temporary arrays, not as activations.
 #
 # **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass then adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third?
 
@@ -410,7 +411,7 @@ show(lines, {"file": "", "MB": ".2f"})
 # %% [markdown]
 # tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$) the adapter's share is $2r/d$, which falls as $d$ grows. Notebook 08 serves many adapters on one base.
 #
-# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was run three times, each time with another *seed*. The seed is a number that fixes all random choices, for example the order of the batches:
+# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was run three times, each time with another *seed*. The seed is a number that fixes all random choices, for example the order of the batches. *Other prose* is text that does not have the voice of the lighthouse keeper:
 
 # %%
 display(Markdown(findings.say("finetuning.prose")))
@@ -435,7 +436,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# $m$ is the running mean of a parameter's gradient, and $v$ the running mean of the squared gradient. AdamW needs them to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
+# $m$ is the running mean of a parameter's gradient, and $v$ the running mean of the squared gradient. AdamW needs $m$ and $v$ to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
 #
 # </details>
 #
@@ -457,7 +458,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # ## Try
 #
-# `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run it in a terminal.
+# `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run this command in a terminal.
 #
 # 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the parts and the sum for full fine-tuning of the 7B model. Is the sum below 80 GB with `--precision 16-bit`, which has no master copy? Which other value of `--method` brings the sum below 24 GB?
 #
@@ -483,12 +484,12 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With checkpointing, the sum reaches 24 GB a little above 16,000 tokens. The temporary arrays of attention are then the largest part, and the activations the second largest. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
+# With checkpointing, the sum reaches 24 GB between 17,000 and 17,500 tokens. The temporary arrays of attention are then the largest part, and the activations the second largest. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
 # by far the largest part.
 #
 # </details>
 #
-# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores none (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of them? Why is AdamW used although it stores two numbers?
+# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores no number (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of these two optimizers? Why is AdamW used although it stores two numbers?
 #
 # <details><summary>Hint</summary>
 #
@@ -503,7 +504,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. On tiny, LoRA takes a share of the memory of full fine-tuning. How does this share change with `rows`, and why?
+# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. Divide the memory of LoRA on tiny by the memory of full fine-tuning. How does this share change with `rows`, and why?
 #
 # <details><summary>Hint</summary>
 #
@@ -513,7 +514,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA makes only the gradients and the optimizer state smaller, and their size does not depend on the rows. The activations grow with the rows and are about equal for both methods.
+# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA makes only the gradients and the optimizer state smaller, and the size of these two parts does not depend on the rows. The activations grow with the rows and are about equal for both methods.
 #
 # </details>
 #

@@ -104,7 +104,7 @@ show(lines, {"step": "", "held-out loss": ".3f"})
 # %% [markdown]
 # Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. (Here the held-out text is 16 short pieces of code. Other cells of the course measure the loss on more pieces, so the same base has slightly different losses there. Compare only losses on the same pieces.)
 #
-# After training, $s\,BA$ can be added to $W$, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs as much memory and time as the base. The next cell shows the function that merges:
+# After training, $s\,BA$ can be added to $W$, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs as much memory and time as the base. The next cell shows the function `merge`:
 
 # %%
 source(micro.merge)
@@ -160,7 +160,7 @@ print(f"largest difference from the library: {abs(y - y_library).max():.1e}")
 print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown]
-# The order of the products matters. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ would first compute the product $BA$ and would then take $N \cdot \text{in} \cdot \text{out}$ multiplications. The frozen layer takes as many.
+# The order of the products matters. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ would first compute the product $BA$ and would then take $N \cdot \text{in} \cdot \text{out}$ multiplications. The product of the frozen layer, $xW^\top$, takes as many multiplications.
 #
 # ## The gradients
 #
@@ -213,7 +213,7 @@ print("logits equal to those of the base, bit for bit:", np.array_equal(logits, 
 model.print_trainable_parameters()
 
 # %% [markdown]
-# LoRA trains almost a tenth as many parameters as tiny has. Divide the number of parameters of $W$ by the number of parameters of $A$ and $B$. This ratio is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for tiny's largest matrices (384 × 128). For square matrices with $d = 4096$ the ratio is 256.
+# LoRA trains almost a tenth as many parameters as tiny has. The printed percentage is a little lower, because it divides by the number of all parameters including the adapter. Divide the number of parameters of $W$ by the number of parameters of $A$ and $B$. This ratio is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for tiny's largest matrices (384 × 128). For square matrices with $d = 4096$ the ratio is 256.
 #
 # The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the name of this matrix in the code, `layers[0]` is the first block and `self_attn.q_proj` is the linear layer for the queries of this block. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
 

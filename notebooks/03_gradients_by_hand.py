@@ -346,7 +346,7 @@ except ValueError as error:
 #
 # The examples above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
 #
-# **Predict.** At the start, is $dA$ zero, is $dB$ zero, or are both zero? And after one step?
+# **Predict.** At the start, is $dA$ zero, is $dB$ zero, or are both zero? After one step, is one of the two still zero?
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
@@ -479,7 +479,7 @@ for d in widths:
 #
 # </details>
 #
-# 2. *Dropout* sets each entry of an array to 0 with the probability $p$, and divides the other entries by $1 - p$. In the code this is a product with a random *mask*, whose entries are 0 or $1/(1-p)$. Add dropout in front of the bypass: `forward` draws a mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
+# 2. *Dropout* sets each entry of an array to 0 with the probability $p$, and divides the other entries by $1 - p$. In the code, dropout is a product with a random *mask*, whose entries are 0 or $1/(1-p)$. Add dropout in front of the bypass: `forward` draws a mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
 #
 # <details><summary>Hint</summary>
 #
@@ -494,7 +494,7 @@ for d in widths:
 #
 # </details>
 #
-# 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes it by $-\eta\,dW$.
+# 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes the weight by $-\eta\,dW$.
 #    Compute the cosine of the angle between these two changes, for random $A$ (r, 384) with $r = 1, 8, 64, 384$. Use the gradient of the model above:
 #    `dW = dict(merged.named_parameters())[f"{layer}.weight"].grad`.
 #

@@ -34,7 +34,7 @@
 #
 # The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** There are four kinds of white boxes. In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
+# **Predict.** There are four kinds of white boxes. (Softmax is a part of attention.) In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
 
 # %%
 import numpy as np
@@ -469,7 +469,7 @@ plots.relative_errors(results, 1e-12, title, subtitle);
 # ## The whole model
 #
 # The gradient of each layer is right. Is the gradient of the whole model right too? The loss of "tiny" is one function of all factors $A$ and $B$. So the same check works for the whole model: five blocks with residual connections,
-# attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.)
+# attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.) To save time, the next cell uses 32 tokens, and one random direction per matrix instead of five.
 
 # %%
 config = ln.LoraConfig(
@@ -516,7 +516,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 # ## Recap
 #
 # Every backward pass follows from the rule of notebook 03. The gradient of an input is a sum over all outputs that depend on this input. In softmax and RMSNorm every output depends on every input through a common denominator. This denominator gives the second term of their gradients.
-# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly: all gradients of "tiny" pass this check.
+# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly. The gradients of all $A$ and $B$ in "tiny" pass this check.
 #
 # ## Three questions
 #
@@ -536,11 +536,11 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # </details>
 #
-# 3. A new layer contains `np.abs(x)`. Its hand-derived gradient is right for $x \neq 0$. Which check of this gradient can you use, and what is the disadvantage of this check?
+# 3. A new layer contains `np.abs(x)`. The gradient of this layer, derived by hand, is right for $x \neq 0$. Which check of this gradient can you use, and what is the disadvantage of this check?
 #
 # <details><summary>Answer</summary>
 #
-# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. Their disadvantage: only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
+# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. The disadvantage of central differences is that only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
 #
 # </details>
 #

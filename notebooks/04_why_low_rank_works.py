@@ -19,7 +19,7 @@
 #
 # - compute the best approximation of a matrix by a product $BA$ of rank $r$, and its error from the singular values;
 # - explain the difference between the rank of a learned $\Delta W$ and the rank that is enough for the loss;
-# - compare the directions of two runs with the similarity $\varphi$, and decide which values of $\varphi$ can be chance.
+# - compare the directions of two runs with the similarity $\varphi$ (in notebook 03b, $\varphi$ is an angle), and decide which values of $\varphi$ can be chance.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD), $M = U \Sigma V^\top$. The columns of $U$ and of $V$ are orthonormal. The singular values
 # $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ are on the diagonal of $\Sigma$.
@@ -76,7 +76,7 @@ plots.photograph(photograph());
 #
 # ## A learned change
 #
-# Now take a $\Delta W$ that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. This gives one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
+# Now take a $\Delta W$ that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
 # **Predict.** A few directions hold most of the energy of a photograph. Do a few directions hold a larger or a smaller share of the energy of a learned $\Delta W$?
 
@@ -153,7 +153,7 @@ plots.singular_values(rank_reduction.singular_values(deltas, run));
 # These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. "tiny" learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
 # Each dot is one layer. Each method uses its best learning rate (notebook 05 explains how a study finds this rate). The black bars show the rank90 of a random matrix of the same shape. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
 #
-# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. Its rank was 10 to 100 times as high as the usual ranks of LoRA. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
+# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. The rank of this $\Delta W$ was 10 to 100 times as high as the usual ranks of LoRA. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
 
 # %%
 ranks = Table.load("../figures/data/spectra.json")
@@ -201,9 +201,10 @@ for row in cut.rows:
     lines.append({"r": row["r"], "energy kept": np.median(energies)})
     lines[-1]["gain kept"] = (s["base_loss"] - row["heldout_loss"]) / gain
 show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
+display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# The column "gain kept" answers the question: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % lies between 16 and 32.
+# At every rank, the column "gain kept" includes this part of the norms. The column answers the question: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % lies between 16 and 32.
 #
 # At each rank below the full rank, the product keeps a larger share of the gain than of the energy. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
@@ -222,7 +223,7 @@ show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in
 # %% [markdown]
 # For the same share of the gain, the shorter run needs fewer directions than the longer run. The two runs differ in the number of steps and in the learning rate. The table does not show which of these differences is the reason (see tasks 2 and 3 under "Try").
 #
-# A cut can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. The reason is that some of the removed directions hold noise.
+# A cut can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. A possible reason is that some of the removed directions hold noise. This notebook does not test this reason.
 #
 # ## Do two runs find the same directions?
 #
@@ -271,10 +272,10 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 # %% [markdown]
 # In the upper left corner $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
 #
-# - *A:* the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not mean that $A$ stays at its random start. The $A$ of each run may change much, but the $A$ of two runs change in different ways.
+# - *A:* the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start: the $A$ of two runs could both move far, but in different directions.
 # - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than chance, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
 #
-# The paper found for GPT-3 that $\varphi$ of the top direction of $A$ is larger than 0.5. Here the median of this $\varphi$ is not larger than chance. So the task does not have one small subspace that each run must find. Two runs may read different directions and still reach the same loss.
+# The paper found for GPT-3 that $\varphi$ of the top direction of $A$ is larger than 0.5. Here the median of this $\varphi$ is not larger than chance. So the task does not have one small subspace that the $A$ of each query matrix must read. Two runs may read different directions and still reach the same loss.
 # (The two runs of each pair have different seeds. With the same seed, the $A$ of the first layer would start with the same rows in both runs.)
 #
 # ## How large is W in the directions of ΔW?
@@ -285,7 +286,7 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
 #
-# An amplification of 5 means that $\Delta W$ is five times as large as $W$ in the directions of $\Delta W$.
+# An amplification of 5 means that $\Delta W$ is five times as large as this part of $W$. (The norm of $\Delta W$ counts all its directions, not only the top $r$.)
 #
 # Hu et al. found that $W$ is many times as large in the directions of $\Delta W$ as in random directions. They also found that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the same in a small model?
 
@@ -307,7 +308,7 @@ for r in (4, 64):
     display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - As in the paper, $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in its own top directions.
+# - As in the paper, $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in the top directions of $W$.
 # - Unlike in the paper, $W$ is only a little larger in the directions of $\Delta W$ than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
 # - The amplification falls with the rank, as in the paper, because a larger rank includes more directions of $W$.
 #
@@ -343,7 +344,7 @@ print("\nintrinsic dimension:")
 show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 
 # %% [markdown]
-# For any $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, the smallest loss is larger than 0.
+# For all three $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, the smallest loss is larger than 0.
 #
 # For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too. Each row has an entry in only one column, and the squares of the $g$ entries of a column sum to 1.
 #
@@ -387,7 +388,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# No, or it is at most a weak sign. Random spans already have $\varphi = 64/128 = 0.5$ on average.
+# This value is at most a weak sign. Random spans already have $\varphi = 64/128 = 0.5$ on average.
 #
 # </details>
 #
@@ -425,7 +426,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. The gain behaves differently. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
+# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. The gain behaves differently from these two medians. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
 #
 # </details>
 #

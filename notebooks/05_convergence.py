@@ -63,9 +63,9 @@ names = [f"convergence.recovered.all-linear.r{r}.steps200" for r in (8, 64)]
 display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps200")))
 
 # %% [markdown]
-# The higher the rank of LoRA, the more of the gain it recovers. LoRA on all linear layers recovers much more than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large here. Because tiny's hidden size is only 128, this adapter has three quarters as many parameters as tiny.
+# The higher the rank of LoRA, the more of the gain it recovers. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large here. Because tiny's hidden size is only 128, this adapter has three quarters as many parameters as tiny.
 #
-# The dotted line shows the same study with runs of 50 steps instead of 200, at three ranks. The dotted line is close to the line of 200 steps, so the shares hardly depend on the number of steps.
+# The dotted line shows the same study with runs of 50 steps instead of 200, at three ranks. The dotted line is close to the line of 200 steps, so four times as many steps change the shares by only a few points.
 #
 # ## The loss during training
 #
@@ -75,13 +75,13 @@ display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps2
 plots.loss_curves(table);
 
 # %% [markdown]
-# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
+# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as with full fine-tuning. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
 #
 # At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
 #
 # At the end the curves become flat. But the model could still learn more. The curves become flat because the learning rate falls to zero.
 #
-# A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over the training time in seconds. This time is the number of steps, multiplied by the time of one step. A few steps of each method were timed one method after another, and this was repeated several times. So other work on the machine slowed all methods equally.
+# A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over the training time in seconds. This time is the number of steps, multiplied by the time of one step. The timing measured a few steps of each method, one method after another. This sequence was repeated several times. So other work on the machine slowed all methods equally.
 
 # %%
 cost = Table.load("../figures/data/step_cost.json")
@@ -92,13 +92,13 @@ plots.loss_curves(timed_alike(table, cost), x="seconds");
 #
 # ## Each method needs its own learning rate
 #
-# **Predict.** The best learning rate of LoRA differs from the best learning rate of full fine-tuning. By which factor do they differ? Does this factor depend on the rank?
+# **Predict.** The best learning rate of LoRA differs from the best learning rate of full fine-tuning. By which factor do the two rates differ? Does this factor depend on the rank?
 
 # %%
 plots.learning_rates(table);
 
 # %% [markdown]
-# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
+# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text, the *validation loss*. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
 #
 # The next table shows the best rate of each method, and this rate divided by the best rate of full fine-tuning:
 
@@ -146,7 +146,7 @@ mine = Table("mine", "A short run of each method", "this notebook", base_loss, r
 plots.loss_curves(mine);
 
 # %% [markdown]
-# Compare the final loss of the short run (sixty steps) with the loss of the long run (200 steps) after its first 60 steps. With full fine-tuning the two losses are almost equal. With LoRA the loss of the short run is a little lower. After 200 steps, the loss of the long run is clearly lower than the final loss of the short run. So the short runs could still learn, although their curves become flat at the end. A flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
+# Compare the final loss of the short run (sixty steps) with the loss of the long run (200 steps) after its first 60 steps. With full fine-tuning the two losses are almost equal. With LoRA the loss of the short run is a little lower than the loss of the long run after 60 steps. After 200 steps, the loss of the long run is clearly lower than the final loss of the short run. So the short runs could still learn, although their curves become flat at the end. A flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
 #
 # ## Why does LoRA not reach full fine-tuning?
 #
@@ -221,7 +221,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# On tiny, a LoRA step on all linear layers takes about as much time as a full step. With $r = 64$ it takes more time than a full step. The matrix products take only a part of the time: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. Small differences between the ranks are noise.
+# On tiny, a LoRA step on all linear layers takes about as much time as a full step. With $r = 64$ it takes more time than a full step. The matrix products take only a part of the time: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. For LoRA with low ranks, the number of operations is nearly equal. So the differences between the times of the low ranks are mostly noise.
 #
 # With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
@@ -268,7 +268,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The share is 100 % exactly if $L_\text{LoRA} = L_\text{full}$. The share is more than 100 % if LoRA's final loss is lower than that of full fine-tuning.
+# Yes. The share is 100 % exactly if $L_\text{LoRA} = L_\text{full}$. The share is more than 100 % if LoRA's final loss is lower than the final loss of full fine-tuning.
 #
 # </details>
 #
@@ -300,7 +300,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# LoRA on all linear layers recovers as much from $r = 4$ on. With $r = 4$ it trains 48,640 parameters, about a sixth of 286,720. So few parameters in each of many layers are better than many parameters in few layers.
+# LoRA on all linear layers recovers as much of the gain from $r = 4$ on. With $r = 4$ it trains 48,640 parameters, about a sixth of 286,720. So few parameters in each of many layers are better than many parameters in few layers.
 #
 # </details>
 #
