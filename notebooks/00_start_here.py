@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Start here
 #
-# What does LoRA do, and what is in this course? This notebook trains a first LoRA adapter in half a minute and then shows the plan of the course.
+# What does LoRA do, and what is in this course? This notebook trains a first LoRA adapter in a few seconds and then shows the plan of the course.
 #
 # **You will learn** to
 #
@@ -25,11 +25,11 @@
 #
 # *Reading: 15 minutes. Tasks: 10 minutes. Running: about 15 seconds.*
 #
-# A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. Beside each weight matrix LoRA trains two small matrices, and the model also computes with their product. All these small matrices together are the *adapter*. In this course you
+# A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. LoRA trains two small matrices beside each weight matrix. The model then computes with the weight matrix plus the product of the two small matrices. All small matrices together are the *adapter*. In this course you
 # build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code uses NumPy, without automatic differentiation.
 # An ordinary computer is enough for the course.
 #
-# `make lab` opens a copy of the course in the folder `my-course`, without outputs. You can change this copy as you like. If you see outputs below, you are reading a notebook that the project has already run. In this case, write down your prediction before you look at the output below it.
+# `make lab` opens a copy of the course without outputs. The copy is in the folder `my-course`, and you can change it as you like. If you see outputs below, you are reading a notebook that was already run. In this case, write down each prediction before you look at the next output.
 #
 # Run the next cell: click it, then press Shift+Enter.
 
@@ -61,7 +61,7 @@ else:
 #
 # "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. In training, tiny saw little Python code.
 #
-# The next cell gives tiny three beginnings of code lines to continue. Then the cell trains a LoRA adapter on Python code for sixty steps, and gives tiny with the adapter the same three beginnings. In each step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
+# The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the same three beginnings. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #
 # **Predict.** What will change in tiny's text: the grammar, the vocabulary, the meaning?
 
@@ -100,19 +100,19 @@ text = beginning + ln.data.decode(sample)
 print("\n".join(line[:90] for line in text.split("\n")))  # the ends of long lines are cut
 
 # %% [markdown]
-# - *Grammar:* the grammar changes. A line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
-# - *Vocabulary:* the words change. The model writes `self`, `None` and names with underscores in place of "the" and "of".
-# - *Meaning:* the text has hardly more meaning. A short line may look as if a programmer wrote it. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
+# - *Grammar:* the grammar changes. A short line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
+# - *Vocabulary:* the words change. The model now writes names such as `self` and `None`, and names with underscores. Words such as "the" and "of" still appear in the longer text.
+# - *Meaning:* the text after the training has hardly more meaning than the text before. A short line may look as if a programmer wrote it. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
 #   parameters is too small to write meaningful code. Notebook 10 trains a model with 135 million parameters.
 #
-# Training has changed only the adapter. One line of code switches the adapter off, and the model writes the same text as before the training:
+# Training has changed only the adapter. One line of code switches the adapter off, and then the model writes the same text as before the training:
 
 # %%
 with model.disable_adapter():
     print([continued(model, text) for text in beginnings] == before)
 
 # %% [markdown]
-# The adapter has almost a tenth as many parameters as tiny. This share is large because tiny is small. In a larger model the adapter's share is smaller (notebook 02 explains why).
+# The adapter has almost a tenth as many parameters as tiny. This share is large because tiny is small. In a larger model the adapter has a smaller share of the parameters (notebook 02 explains why).
 #
 # ## The course
 #
@@ -135,7 +135,7 @@ with model.disable_adapter():
 #
 # ## Notation
 #
-# These letters have the same meaning in all notebooks. You meet them one by one, so you need not learn them now. A notebook that uses another letter, or one of these letters for something else, says so.
+# These letters have the same meaning in all notebooks. Only $z$ and $v$ have two meanings in the table. You meet the letters one by one, so you need not learn them now. If a notebook uses another letter or another meaning, the notebook says so.
 #
 # | letter | meaning | shape |
 # |---|---|---|
@@ -160,7 +160,7 @@ with model.disable_adapter():
 # | $\varepsilon$ | small constant | number |
 # | $U$, $\sigma_i$, $V^\top$ | singular value decomposition; $u_i$ and $v_i$ are singular vectors | – |
 #
-# Losses are in *nats per byte* for tiny and in *nats per token* for SmolLM2: the mean of $-\ln$ of the probability that the model gives to the next byte or token. Lower is better.
+# A loss is the mean of $-\ln$ of the probability that the model gives to the correct next byte or token. The unit is *nats per byte* for tiny and *nats per token* for SmolLM2. A lower loss is better.
 #
 # In all pictures, grey stands for frozen weights, cyan for LoRA and coral for full fine-tuning.
 #
@@ -170,13 +170,13 @@ with model.disable_adapter():
 #
 # ## JupyterLab in three lines
 #
-# - Shift+Enter runs a cell and goes to the next one. You can change any cell and run it again.
+# - Shift+Enter runs a cell and goes to the next cell. You can change any cell and run it again.
 # - *Kernel → Restart Kernel and Run All Cells* starts again from the beginning. Restart if the results of the cells no longer fit together.
 # - *File → Save Notebook As…* saves your changes under a new name.
 #
 # ## The code
 #
-# The code is part of the course. `lora_np/micro.py` is LoRA in one file: read it up to `merge` with notebook 02, and the rest after notebook 03b. `lora_np/ops/` has one file per kind of layer, with its forward pass, its backward pass and the derivation. `lora_np/peft/lora/layer.py` adds LoRA to a
+# The code is part of the course. `lora_np/micro.py` is LoRA in one file. Read this file up to the function `merge` with notebook 02, and the rest after notebook 03b. Each file of `lora_np/ops/` has the forward pass, the backward pass and the derivation of one kind of layer. `lora_np/peft/lora/layer.py` adds LoRA to a
 # linear layer of a model. `lora_np/gradient_check.py` tests gradients. The file `README.md` lists the other parts of the code.
 #
 # ## Recap
@@ -187,7 +187,7 @@ with model.disable_adapter():
 #
 # ## Three questions
 #
-# 1. Which numbers did the training change: those of tiny, those of the adapter, or both?
+# 1. Which numbers did the training change: the numbers of tiny, the numbers of the adapter, or both?
 #
 # <details><summary>Answer</summary>
 #
@@ -203,11 +203,11 @@ with model.disable_adapter():
 #
 # </details>
 #
-# 3. Does a loss of 1.0 nats per byte mean a better or a worse model than 1.5 nats per byte?
+# 3. Does a loss of 1.0 nats per byte mean a better or a worse model than a loss of 1.5 nats per byte?
 #
 # <details><summary>Answer</summary>
 #
-# It means a better model. The loss is the mean of $-\ln p$ for the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$; a loss of 1.5 means $e^{-1.5} \approx 0.22$.
+# A loss of 1.0 means a better model. The loss is the mean of $-\ln p$, where $p$ is the probability of the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$; a loss of 1.5 means $e^{-1.5} \approx 0.22$.
 #
 # </details>
 #

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # The fine-tuning problem
 #
-# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model, and neither can a GPU with 80 GB. Why is fine-tuning so expensive, and what do LoRA and QLoRA change?
+# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model. Even a GPU with 80 GB is too small for fine-tuning this model. Why is fine-tuning so expensive, and what do LoRA and QLoRA change?
 #
 # **You will learn** to
 #
-# - list the six parts of the memory of a training step, and compute each of them from the shapes of a model;
+# - list the six parts of the memory that a training step needs, and compute the size of each part from the shapes of a model;
 # - explain which parts become smaller with LoRA, with gradient checkpointing and with QLoRA, and which parts do not;
 # - decide which method fits into the memory of a given GPU.
 #
@@ -51,7 +51,7 @@ print(f"In 16 bits (2 bytes) per parameter they take {2 * seven.parameters / GB:
 # %% [markdown]
 # ## The result: six parts of memory
 #
-# The weights of the 7B model take 13.5 GB. This memory is enough to *use* the model. **Predict.** How many times as much memory is needed to *train* all its parameters: twice, four times, eight times?
+# The weights of the 7B model take 13.5 GB. This memory is enough to *use* the model. **Predict.** How many times this memory is needed to *train* all parameters of the model: two, four or eight times?
 
 # %%
 bill = memory.memory_bill()
@@ -67,17 +67,17 @@ for method, name in NAMES.items():
 show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
-# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this memory for each model. With LoRA the memory of the weights stays (grey), and almost all other memory disappears. QLoRA makes
-# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Here LoRA and QLoRA are used on all linear layers. Then they hardly change the size of the activations.
+# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this memory for each model. LoRA needs the same memory for the weights (grey) and saves almost all other memory. QLoRA makes
+# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Here LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as in full fine-tuning.
 #
-# The vertical lines show the memory of three sizes of graphics cards (GPUs): 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, this training step fits into a card of this size.
+# The vertical lines show the memory of three sizes of graphics cards (GPUs): 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, the training step fits into the memory of this card.
 #
-# The rest of this notebook explains each part. For each part, the notebook computes the size from the shapes of the model, and then *measures* the size on tiny, a model with a million parameters. The same formulas then give the sizes for models
-# that no ordinary computer can train.
+# The rest of this notebook explains each part. The notebook computes the size of each part from the shapes of tiny, a model with a million parameters. Then it *measures* the same size. The formulas also give the sizes for models
+# that are too large to train on an ordinary computer.
 #
 # ## What fine-tuning does
 #
-# A training step computes the loss $L$ on a batch and the gradient $\partial L / \partial \theta$ for each parameter $\theta$ of the model. Then it moves each parameter a little against its gradient.
+# A training step computes the loss $L$ on a batch and the gradient $\partial L / \partial \theta$ for each parameter $\theta$ of the model. Then the step changes each parameter a little, in the direction opposite to the gradient.
 #
 # **Predict.** How many of tiny's parameters does one step change?
 
@@ -94,7 +94,7 @@ size = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# One step changes almost all parameters. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
+# One step changes all parameters. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
 #
 # ## Part 1: the weights
 #
@@ -105,7 +105,7 @@ print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 plots.block_diagram();
 
 # %% [markdown]
-# A block has two parts, attention and MLP. Each part normalises its input (RMSNorm), computes a result from it, and adds the result to the input. All large parameters are the matrices of *linear layers*, $y = xW^\top$ with $W$ of shape (out, in):
+# A block has two parts, attention and MLP. Each part normalises its input (RMSNorm), computes a result from the normalised input, and adds this result to the input. All large parameters are the matrices of *linear layers*, $y = xW^\top$ with $W$ of shape (out, in):
 #
 # | linear layer | shape of $W$ |
 # |---|---|
@@ -137,12 +137,12 @@ show(lines, {"model": "", "by the formula": ",", "in the model": ","})
 # %% [markdown]
 # ## Parts 2 and 3: gradients and optimizer state
 #
-# The backward pass stores a gradient $g = \partial L / \partial\theta$ for each parameter $\theta$. AdamW stores two more numbers for each parameter: $m$, the running mean of the gradient, and $v$, the running mean of the squared gradient. (In this section $v$ is not the values of attention.)
+# The backward pass stores a gradient $g = \partial L / \partial\theta$ for each parameter $\theta$. AdamW stores two more numbers for each parameter: $m$, the running mean of the gradient, and $v$, the running mean of the squared gradient. (In this section, $v$ does not mean the values of attention.)
 # AdamW's update without weight decay, with the learning rate $\eta$, is
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
 #
-# where $\hat m$ and $\hat v$ are $m$ and $v$ corrected for their start at zero. The next step needs $m$ and $v$ again, so both stay in memory. **Predict.** tiny's weights are float32 numbers of 4 bytes. How many bytes per parameter does the training of tiny take?
+# where $\hat m$ and $\hat v$ are $m$ and $v$ corrected for their start at zero. The next step needs $m$ and $v$ again, so both stay in memory. **Predict.** tiny's weights are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ of tiny take together?
 
 # %%
 optimizer = ln.AdamW(lr=1e-3)
@@ -163,11 +163,11 @@ lines = [
 show(lines, {"part": "", "MB": ".2f", "bytes per parameter": ".0f"})
 
 # %% [markdown]
-# Weights, gradients, $m$ and $v$ take sixteen bytes per parameter. Large models are trained in 16 bits instead of 32. Does training in 16 bits halve the memory?
+# Weights, gradients, $m$ and $v$ take sixteen bytes per parameter. Large models are trained with numbers of 16 bits instead of 32 bits. Does training in 16 bits halve the memory?
 #
 # ## Part 4: the master copy
 #
-# Training in 16 bits does not halve the memory. An update is much smaller than the weight that it changes, and a 16-bit number has too few digits to store their sum. **Predict.** A weight of 1 is increased by 0.0001, a thousand times. What is the final weight in float32, and what is it in a 16-bit format?
+# Training in 16 bits does not halve the memory. An update is much smaller than the weight that it changes, and a 16-bit number has too few digits to store the sum of the weight and the update. **Predict.** The number 0.0001 is added to a weight of 1, a thousand times. What is the final weight in float32, and what is it in a 16-bit format?
 
 # %%
 lines = []  # NumPy has no bfloat16, in which most models are published: ml_dtypes adds it
@@ -180,9 +180,9 @@ for format in (np.float32, np.float16, bfloat16):
 show(lines, {"format": "", "result": ".4f", "gap above 1": ".1e"})
 
 # %% [markdown]
-# In 16 bits the weight does not change, because each sum is rounded back to 1. The smallest 16-bit number above 1 is too far from 1: the last column shows this gap.
+# In 16 bits the weight does not change, because each sum is rounded back to 1. The last column shows the gap between 1 and the next larger number of the format. In the 16-bit formats this gap is much larger than 0.0001.
 #
-# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits, and the optimizer adds the updates to a copy of the weights in 32 bits, the *master copy*. The total memory per parameter is again
+# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits. The optimizer adds the updates to a copy of the weights in 32 bits, the *master copy*. The total memory per parameter is again
 #
 # $$\underbrace{2}_{\text{weight}} + \underbrace{2}_{\text{gradient}} + \underbrace{4 + 4}_{m,\;v} + \underbrace{4}_{\text{master copy}} \;=\; 16 \text{ bytes per parameter}$$
 #
@@ -192,7 +192,7 @@ show(lines, {"format": "", "result": ".4f", "gap above 1": ".1e"})
 # - *mixed:* mixed precision, as in the sum above.
 # - *16-bit:* mixed precision without the master copy. Weights and gradients have 16 bits. AdamW's $m$ and $v$ are float32 numbers here too, so a parameter takes $2 + 2 + 4 + 4 = 12$ bytes.
 #
-# The activations (part 5) are not included:
+# The table does not include the activations (part 5):
 
 # %%
 names = ("llama-2-7b", "llama-2-13b", "llama-65b", "llama-2-70b")
@@ -204,7 +204,7 @@ for name, recipe in ln.costs.PRECISIONS.items():
 show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 
 # %% [markdown]
-# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row of the table agrees: the recipe "16-bit" has no master copy.
+# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row of the table, for the recipe "16-bit" without a master copy, agrees with this number.
 #
 # ## Part 5: the activations
 #
@@ -212,12 +212,12 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 #
 # $$\underset{\text{(out, in)}}{dW} = \underset{\text{(out, N)}}{dy^\top}\;\underset{\text{(N, in)}}{x}$$
 #
-# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations of the forward pass also keep arrays that their derivatives need. All arrays kept for the backward pass are called *activations*. Nearly all activations have one row per token, so
+# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations of the forward pass also keep arrays that the backward pass needs for their derivatives. All arrays kept for the backward pass are called *activations*. Nearly all activations have one row per token, so
 # the memory of the activations grows with the number of tokens $N$.
 #
 # <details><summary>All activations of a block</summary>
 #
-# There are $N = b \cdot t$ tokens. If several layers read the same $x$, it is stored once.
+# There are $N = b \cdot t$ tokens. If several layers read the same $x$, this $x$ is stored once.
 #
 # | kept array | attention | MLP |
 # |---|---|---|
@@ -227,11 +227,11 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 # | attention weights, sums of the softmax, output of attention | about $\tfrac12 N t\,n$, $N n$ and $N d_q$ | – |
 # | $x$ of the last layer | $N d_q$ | $N f$ |
 #
-# Outside the blocks, the model keeps arrays for the last norm, the $x$ of the head, the logits ($N \cdot$ vocabulary), two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` computes all these sizes.
+# Outside the blocks, the model keeps arrays for the last norm, the $x$ of the head and the logits ($N \cdot$ vocabulary). It also keeps two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` computes all these sizes.
 #
 # </details>
 #
-# **Predict.** In training, tiny's weights, gradients and optimizer state take 16 bytes for each of the million parameters. Do the activations of 4 × 128 tokens take less memory, about as much, or more?
+# **Predict.** In training, tiny's weights, gradients and optimizer state take 16 bytes for each of the million parameters. Do the activations of 4 × 128 tokens take less memory than these 16 bytes per parameter, about as much, or more?
 #
 # `ln.costs.memory` computes the activations from shapes. `tracemalloc`, a module of Python's standard library, measures all arrays that NumPy creates.
 
@@ -256,11 +256,11 @@ show(lines, {"tokens": "", "from shapes": ".1f", "measured": ".1f"})
 print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
 
 # %% [markdown]
-# The activations of 4 × 128 tokens take more memory than parts 1 to 3, and twice as many tokens take twice the memory. In a small model the activations take most of the memory. In a large model with few tokens, the sixteen bytes per parameter take most of the memory. The reason is that the number of parameters grows with $d^2$, but the activations grow with $d$.
+# The activations of 4 × 128 tokens take more memory than parts 1 to 3. The activations of twice as many tokens take twice the memory. In a small model the activations take most of the memory. In a large model with few tokens, parts 1 to 4 (sixteen bytes per parameter) take most of the memory. The reason is that the number of parameters grows with $d^2$, but the activations grow with $d$.
 #
 # ## Part 6: temporary arrays, and the peak
 #
-# The last part is the memory of temporary arrays: the gradients that the backward pass hands from layer to layer, and products before they are added. The memory of an array that is no longer needed is used for later arrays. So the memory of a training step is its *peak*, the largest sum of all arrays at any time.
+# Temporary arrays exist only for a part of the training step. Examples are the gradients that the backward pass hands from layer to layer, and products before they are added. The memory of an array that is no longer needed is used for later arrays. So the memory of a training step is its *peak*: the largest total size of the arrays that exist at the same time.
 # `lora_np/costs/temporaries.py` computes the temporary arrays.
 #
 # The next cell computes all parts for tiny from shapes. Then it compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
@@ -279,7 +279,7 @@ print(f"\nmeasured / computed - 1 = {peak / full.total - 1:+.1%}")
 #
 # ## What LoRA changes
 #
-# LoRA freezes $W$ and trains $A$ and $B$. **Predict** for each part of the memory: does the part become much smaller, stay the same, or grow? The next cell compares an adapter on all linear layers of tiny with an adapter only on queries and values.
+# LoRA freezes $W$ and trains $A$ and $B$. **Predict** for each part of the memory: does the part become much smaller, keep its size, or grow? The next cell compares an adapter on all linear layers of tiny with an adapter only on queries and values.
 
 # %%
 def adapted(target_modules):
@@ -301,13 +301,14 @@ lines.append({"MB": "measured"} | {name: n / MB for name, n in peaks.items()})
 show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 
 # %% [markdown]
-# - The **weights** take the same memory, because the frozen model is still used. The matrices of the adapter are added.
+# - The **weights** take the same memory as in full fine-tuning, because the frozen model is still used. The matrices of the adapter take a little memory in addition.
 # - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
-# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its $x$: LoRA does not compute $dW = dy^\top x$, but it computes $dA = dh^\top x$, which needs the same $x$. The gradient $dB$ needs $h = xA^\top$ in addition. A frozen linear layer without an adapter does not need its $x$.
-#   - *Adapters on all linear layers:* only the frozen output head keeps no $x$. On tiny this saves less memory than the $h$ of all layers take. So the activations are slightly *larger* than in full fine-tuning.
-#   - *Adapters on queries and values only:* most layers have no adapter and keep no $x$. So the activations become smaller. The last column shows this.
+# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. Here $h = xA^\top$ is the output of $A$, and $dh$ is the gradient with respect to $h$. The gradient $dB$ needs $h$ in addition. A frozen linear layer without an adapter does not need its $x$.
+#   - *Adapters on all linear layers:* only the frozen output head keeps no $x$. On tiny, the $x$ of the head takes less memory than the $h$ of all layers together. So the activations are slightly *larger* than in full fine-tuning.
+#   - *Adapters on queries and values only:* most layers have no adapter and keep no $x$. So the activations become smaller, as the last column shows.
+# - The **temporary arrays** take slightly more memory than in full fine-tuning. The bypass computes its own $dx$, which is then added to the $dx$ of the frozen path.
 #
-# On tiny the activations take most of the memory, so LoRA on all linear layers saves little. On a 7B model in mixed precision LoRA saves much more:
+# On tiny the activations take most of the memory, so LoRA on all linear layers saves little. On a 7B model in mixed precision LoRA saves a much larger share of the memory:
 
 # %%
 methods = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -324,13 +325,13 @@ columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
 show(lines, columns | {"LoRA's activations": ".1f"})
 
 # %% [markdown]
-# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take most of LoRA's memory, and LoRA on all linear layers hardly changes them. Gradient checkpointing, the method of the next section, makes the activations smaller.
+# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take most of LoRA's memory, and LoRA on all linear layers hardly changes the activations. Gradient checkpointing, the method of the next section, makes the activations smaller.
 #
 # ## Gradient checkpointing
 #
-# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass.
+# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass. The arrays of the block that is computed again count as temporary arrays, not as activations.
 #
-# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass then adds about one third to the operations of a step. With LoRA, does the second forward pass add a smaller or a larger share?
+# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass then adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third?
 
 # %%
 lines = []
@@ -348,15 +349,15 @@ columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
 show(lines, columns | {"added operations": ".0%"})
 
 # %% [markdown]
-# With LoRA the second forward pass adds a larger share of operations: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step.
+# With LoRA the second forward pass adds more than one third to the operations of a step: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step.
 #
-# The activations of both methods are almost equal in this table. LoRA keeps $h$ in addition, but it does not keep the $x$ of the frozen output head. In this model the two sizes nearly cancel. With checkpointing, no $h$ is kept either, so LoRA's activations are a little smaller than those of full fine-tuning.
+# The activations of both methods are almost equal in this table. LoRA keeps $h$ in addition, but it does not keep the $x$ of the frozen output head. In this model, all $h$ together have about the same size as this $x$. With checkpointing, no $h$ is kept either, so LoRA's activations are a little smaller than those of full fine-tuning.
 #
 # The first picture of this notebook assumes checkpointing, and its hollow bars show how much memory checkpointing saves.
 #
 # ## What QLoRA changes
 #
-# With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*: for each weight, four bits select one of sixteen values, and each block of 64 weights
+# With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*. For each weight, four bits select one of sixteen values. Each block of 64 weights
 # has a scale, a float32 number. *Double quantisation* replaces each scale by a number of 8 bits. Notebook 07 explains both methods.
 
 # %%
@@ -377,7 +378,7 @@ columns = {"llama-65b, GB": "", "frozen weights": ".1f", "other": ".1f", "sum": 
 show(lines, columns | {"GPU with 48 GB": ""})
 
 # %% [markdown]
-# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. (The frozen weights of QLoRA take slightly more than four bits per parameter: the embedding, the output head and the norms stay in 16 bits.) Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
+# The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. (The frozen weights of QLoRA take slightly more than four bits per parameter, because the embedding, the output head and the norms stay in 16 bits.) Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
 #
 # The sum does not include the memory of the libraries and the unused gaps between arrays. So a real GPU needs a little more memory than this sum.
 #
@@ -410,13 +411,13 @@ show(lines, {"file": "", "MB": ".2f"})
 # %% [markdown]
 # tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$) the adapter's share is $2r/d$, which falls as $d$ grows. Notebook 08 serves many adapters on one base.
 #
-# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was trained three times with another *seed*, the number that fixes all random choices, for example the order of the batches:
+# **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was run three times, each time with another *seed*. The seed is a number that fixes all random choices, for example the order of the batches. *Other prose* is text that does not have the voice of the lighthouse keeper:
 
 # %%
 display(Markdown(findings.say("finetuning.prose")))
 
 # %% [markdown]
-# The model forgets with both methods, and here it does not forget less with LoRA. But with LoRA the base still exists: without the adapter, the model equals the old model bit for bit. After full fine-tuning, the old model exists only if you have kept a copy.
+# The model forgets with both methods. In this study it forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists: without the adapter, the model equals the old model bit for bit. After full fine-tuning, the old model exists only if you have kept a copy.
 #
 # ## Recap
 #
@@ -435,7 +436,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# $m$ is the running mean of a parameter's gradient, and $v$ the running mean of the squared gradient. AdamW needs them to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
+# $m$ is the running mean of a parameter's gradient, and $v$ the running mean of the squared gradient. AdamW needs $m$ and $v$ to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
 #
 # </details>
 #
@@ -447,7 +448,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 3. Why does LoRA on all linear layers hardly change the size of the activations, although it does not compute $dW$?
+# 3. Why does LoRA on all linear layers hardly change the size of the activations, although LoRA does not compute $dW$?
 #
 # <details><summary>Answer</summary>
 #
@@ -457,7 +458,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # ## Try
 #
-# `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run it in a terminal.
+# `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run this command in a terminal.
 #
 # 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the parts and the sum for full fine-tuning of the 7B model. Is the sum below 80 GB with `--precision 16-bit`, which has no master copy? Which other value of `--method` brings the sum below 24 GB?
 #
@@ -469,7 +470,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# No: without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings the sum to 14 GB (and `--method qlora` to less than 5 GB), because gradients, optimizer state and master copy exist only for the adapter.
+# No: without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings the sum to 14 GB, and `--method qlora` brings the sum to less than 5 GB. With both methods, gradients, optimizer state and master copy exist only for the adapter.
 #
 # </details>
 #
@@ -483,12 +484,12 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With checkpointing, the sum reaches 24 GB a little above 16,000 tokens. The temporary arrays of attention are then the largest part, and the activations the second largest. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
+# With checkpointing, the sum reaches 24 GB between 17,000 and 17,500 tokens. The temporary arrays of attention are then the largest part, and the activations the second largest. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
 # by far the largest part.
 #
 # </details>
 #
-# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores none (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of them? Why is AdamW used although it stores two numbers?
+# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores no number (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of these two optimizers? Why is AdamW used although it stores two numbers?
 #
 # <details><summary>Hint</summary>
 #
@@ -503,7 +504,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. On tiny, LoRA takes a share of the memory of full fine-tuning. How does this share change with `rows`, and why?
+# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. Divide the memory of LoRA on tiny by the memory of full fine-tuning. How does this share change with `rows`, and why?
 #
 # <details><summary>Hint</summary>
 #
@@ -513,7 +514,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA makes only the gradients and the optimizer state smaller, and their size does not depend on the rows. The activations grow with the rows and are about equal for both methods.
+# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA makes only the gradients and the optimizer state smaller, and the size of these two parts does not depend on the rows. The activations grow with the rows and are about equal for both methods.
 #
 # </details>
 #

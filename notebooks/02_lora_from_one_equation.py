@@ -13,7 +13,7 @@
 # %% [markdown]
 # # LoRA from one equation
 #
-# What is LoRA? LoRA is one equation. About 200 lines of code are enough for a language model with LoRA, including gradients and training. This notebook shows the most important of these lines beside the equation. Then it counts the parameters that LoRA trains.
+# What is LoRA? LoRA is one equation. About 200 lines of code are enough for a language model with LoRA, including gradients and training. This notebook shows the most important of these lines beside the equation. Then the notebook counts the parameters that LoRA trains.
 #
 # **You will learn** to
 #
@@ -41,25 +41,25 @@ plots.bypass_diagram();
 # %% [markdown]
 # ## The equation
 #
-# LoRA takes a weight matrix $W$ of a trained model, leaves $W$ unchanged and adds a narrow bypass beside it ([Hu et al. 2021](https://arxiv.org/abs/2106.09685), section 4.1):
+# LoRA leaves a weight matrix $W$ of a trained model unchanged and adds a narrow bypass beside $W$ ([Hu et al. 2021](https://arxiv.org/abs/2106.09685), section 4.1):
 #
 # $$y \;=\; x W^\top \;+\; s\,(x A^\top)\,B^\top \qquad s = \frac{\alpha}{r}$$
 #
 # | symbol | shape | meaning |
 # |---|---|---|
-# | $x$ | (N, in) | N tokens with in features each |
+# | $x$ | (N, in) | N tokens, each with *in* features |
 # | $W$ | (out, in) | weight matrix of the base, frozen |
-# | $A$ | (r, in) | projects in features to r features |
-# | $B$ | (out, r) | projects r features to out features |
+# | $A$ | (r, in) | projects *in* features to *r* features |
+# | $B$ | (out, r) | projects *r* features to *out* features |
 # | $s$ | number | scaling: `lora_alpha` divided by the rank |
 #
-# The sum of both terms is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$. The change $\Delta W$ has the shape of $W$, but the rank of $\Delta W$ is at most $r$: each row of $BA$ is a weighted sum of the $r$ rows of $A$. This low rank gives LoRA its name: *Lo*w-*R*ank *A*daptation.
+# The sum of both terms is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$. The change $\Delta W$ has the shape of $W$, but its rank is at most $r$. The reason is that each row of $BA$ is a weighted sum of the $r$ rows of $A$. This low rank gives LoRA its name: *Lo*w-*R*ank *A*daptation.
 #
 # Notebook 04 shows why a change of low rank is enough. Notebook 06 shows what $\alpha$ does. In short: a larger $\alpha$ acts like a larger learning rate.
 #
 # ## LoRA in 200 lines
 #
-# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open it now, read it up to the function `merge`. The rest needs the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
+# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. The rest needs the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
 
 # %%
 def source(function):
@@ -69,7 +69,7 @@ def source(function):
 source(micro.linear)
 
 # %% [markdown]
-# The last line of the function is LoRA's equation. `AB` holds the two matrices $A$ and $B$ of this layer. If the layer has no adapter, `AB` is `None`. The second result, the *cache*, holds the arrays that the backward pass needs.
+# The last line of the function is LoRA's equation. `AB` holds the two matrices $A$ and $B$ of this layer. If the layer has no adapter, `AB` is `None`. The second return value, the *cache*, holds the arrays that the backward pass needs.
 #
 # Before training, $A$ is random and $B$ is zero:
 
@@ -79,8 +79,8 @@ source(micro.init_lora)
 # %% [markdown]
 # With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$. Each number of $h = xA^\top$ is a sum of *in* products with random signs. The typical size of such a sum is $\sqrt{\text{in}}$ times the size of one product. The bound $1/\sqrt{\text{in}}$ cancels this factor, so the size of $h$ does not depend on the number of input features.
 #
-# Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*: the mean of $-\ln p$, where $p$ is the
-# probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte; its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
+# Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
+# probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
 #
 # **Predict.** tiny knows English but not Python. Is tiny's loss on Python code closer to 5.5 or to 1? By how much do forty steps of training reduce this loss?
 
@@ -104,7 +104,7 @@ show(lines, {"step": "", "held-out loss": ".3f"})
 # %% [markdown]
 # Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. (Here the held-out text is 16 short pieces of code. Other cells of the course measure the loss on more pieces, so the same base has slightly different losses there. Compare only losses on the same pieces.)
 #
-# After training, the two matrices can be added to the weight, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs no more memory or time than the base:
+# After training, $s\,BA$ can be added to $W$, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs as much memory and time as the base. The next cell shows the function `merge`:
 
 # %%
 source(micro.merge)
@@ -115,13 +115,13 @@ with_bypass, without = (float(m.loss(*heldout)[0]) for m in (model, merged))
 print(f"loss with the bypass {with_bypass:.6f}, merged {without:.6f}")
 
 # %% [markdown]
-# The two losses agree in all printed digits. The end of this notebook shows a difference that is too small to be visible here.
+# The two losses agree in all printed digits. The two models still differ a little. A later section shows the difference, which is too small to be visible in these digits.
 #
-# These functions are a complete LoRA. The rest of the notebook explains each part in more detail, with the library `lora_np` instead of the file `micro.py`.
+# The functions above are a complete LoRA. The rest of the notebook explains each part in more detail, with the library `lora_np` instead of the file `micro.py`.
 #
 # ## How many parameters does LoRA train?
 #
-# **Predict.** $W$ is 4096 × 4096, as in a 7B model, and $r = 8$. Full fine-tuning trains all parameters of $W$. By which factor does LoRA train fewer parameters: about 10, about 50, or about 250?
+# **Predict.** $W$ is 4096 × 4096, as in a 7B model, and $r = 8$. Full fine-tuning trains all parameters of $W$, and LoRA trains $A$ and $B$. How many times as many parameters does full fine-tuning train as LoRA: about 10, about 50, or about 250?
 
 # %%
 one_matrix = parameters.one_matrix(4096)
@@ -160,7 +160,7 @@ print(f"largest difference from the library: {abs(y - y_library).max():.1e}")
 print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown]
-# The order of the products matters. $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. $x\,(BA)^\top$ would first compute the product $BA$ and then take $N \cdot \text{in} \cdot \text{out}$ multiplications, as many as the frozen layer takes.
+# The order of the products matters. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ would first compute the product $BA$ and would then take $N \cdot \text{in} \cdot \text{out}$ multiplications. The product of the frozen layer, $xW^\top$, takes as many multiplications.
 #
 # ## The gradients
 #
@@ -168,7 +168,7 @@ print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 #
 # $$dB = s\,dy^\top h \qquad dh = s\,dy\,B \qquad dA = dh^\top x \qquad dx = dy\,W + dh\,A.$$
 #
-# Notebook 03 derives these four equations. LoRA never computes $dW$, the gradient of the frozen weight, which would be as large as $W$.
+# Notebook 03 derives these four equations. LoRA never computes $dW$, the gradient of the frozen weight $W$. This gradient would have as many numbers as $W$.
 
 # %%
 dy = rng.standard_normal((N, out))
@@ -199,7 +199,7 @@ print(
 #
 # `LoraConfig` and `get_peft_model` have the same names in PEFT, the usual LoRA library for PyTorch. `target_modules="all-linear"` means all linear layers except the output head.
 #
-# **Predict.** For a 4096 × 4096 matrix LoRA trains 256 times fewer parameters. tiny has $d = 128$. With $r = 8$, how many parameters does LoRA train, as a share of tiny's parameters?
+# **Predict.** For a 4096 × 4096 matrix with $r = 8$, full fine-tuning trains 256 times as many parameters as LoRA. tiny has $d = 128$. With $r = 8$, how many parameters does LoRA train, as a share of tiny's parameters?
 
 # %%
 base = ln.load_model("tiny")
@@ -213,9 +213,9 @@ print("logits equal to those of the base, bit for bit:", np.array_equal(logits, 
 model.print_trainable_parameters()
 
 # %% [markdown]
-# LoRA trains almost a tenth as many parameters as tiny has. The ratio of $W$'s parameters to those of $A$ and $B$ is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for its largest matrices (384 × 128). For square matrices with $d = 4096$ the ratio is 256.
+# LoRA trains almost a tenth as many parameters as tiny has. The printed percentage is a little lower, because it divides by the number of all parameters including the adapter. Divide the number of parameters of $W$ by the number of parameters of $A$ and $B$. This ratio is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for tiny's largest matrices (384 × 128). For square matrices with $d = 4096$ the ratio is 256.
 #
-# The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the path to this matrix, `layers[0]` is the first block and `self_attn.q_proj` is its linear layer for the queries. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
+# The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the name of this matrix in the code, `layers[0]` is the first block and `self_attn.q_proj` is the linear layer for the queries of this block. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
 
 # %%
 q_proj = base.model.layers[0].self_attn.q_proj  # with LoRA
@@ -237,7 +237,7 @@ print("frozen weight unchanged:", np.array_equal(W_before, q_proj.base_layer.wei
 # %% [markdown]
 # The loss before training differs from the first loss of `micro.py` above, because this cell uses 64 other pieces of the held-out code.
 #
-# The typical probability is $e^{-L}$. This is the geometric mean of the probabilities that the model gives to the correct bytes.
+# The typical probability is $e^{-L}$, the geometric mean of the probabilities that the model gives to the correct bytes.
 #
 # `merge_and_unload` adds the adapter to the weights and returns an ordinary model:
 
@@ -252,13 +252,13 @@ change = abs(merged - with_bypass).max() / abs(with_bypass).max()
 print(f"largest change of a logit, relative to the largest logit: {change:.1e} (float32)")
 
 # %% [markdown]
-# The merged model computes the same function, but the change is not exactly zero. The reason is rounding: a float32 number has about seven digits, and each operation rounds its result to these digits. The model with the bypass adds $x W^\top$ and $s\,h B^\top$. The merged model first rounds the sum $W + s\,BA$, and then multiplies. So the two models round differently, and their logits differ in about the seventh digit.
-# The loss above is a mean over many bytes. Its change was too small for the six printed digits.
+# Without rounding, the merged model would give the same logits as the model with the bypass. The printed change is not exactly zero. A float32 number has about seven digits, and each operation rounds its result to these digits. The model with the bypass adds $x W^\top$ and $s\,h B^\top$. The merged model first rounds the sum $W + s\,BA$, and then multiplies. So the two models round differently, and their logits differ in about the seventh digit.
+# The losses in the section about `micro.py` agreed in all printed digits. A loss is a mean over many bytes, so merging changed the loss too little for these digits.
 #
 # ## Whole models
 #
-# This picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. The picture shows two adapters for each model: $r = 8$ on queries and values, as in the LoRA paper, and $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
-# matrix, `c_attn`.) The share is the number of trained parameters, divided by the number of all parameters including the adapter. PEFT prints the same share.
+# The next picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. The picture shows two adapters for each model. The first adapter has $r = 8$ on queries and values, as in the LoRA paper. The second adapter has $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
+# matrix, `c_attn`.) The share is the number of trained parameters, divided by the number of all parameters with the adapter. PEFT prints the same share.
 
 # %%
 plots.whole_models_chart(parameters.whole_models());
@@ -286,7 +286,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# Then $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. All gradients would be zero in every step, and $A$ and $B$ would never change.
+# If both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. All gradients would be zero in every step, and $A$ and $B$ would never change.
 #
 # </details>
 #
@@ -300,7 +300,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # ## Try
 #
-# For each task, change the first cell under "The same in the library" and run this cell. Then run the next cell, which trains the adapter. The first cell loads tiny again, so nothing of the last adapter is left.
+# For each task, change the first cell under "The same in the library" and run this cell. Then run the next cell, which trains the adapter. The first cell loads tiny again, so nothing of the earlier adapter is left.
 #
 # 1. Set `lora_alpha=160`. What happens to the held-out loss? Which other hyperparameter can you change to undo this effect?
 #
@@ -326,7 +326,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# LoRA trains 17,920 parameters, about a fifth of the 97,280 parameters on all linear layers. The reduction of the loss is about two thirds of the first run's reduction.
+# LoRA trains 17,920 parameters, about a fifth of the 97,280 parameters on all linear layers. The reduction of the loss is about two thirds of the reduction with all linear layers.
 #
 # </details>
 #

@@ -14,13 +14,13 @@
 # # Gradients by hand
 #
 # How does LoRA compute the gradients of $A$ and $B$, and how can one prove that a gradient is right? This notebook answers both questions for one linear layer.
-# The next notebook, [03b](03b_gradients_of_the_whole_model.ipynb), answers them for all other layers of a Transformer.
+# The next notebook, [03b](03b_gradients_of_the_whole_model.ipynb), answers both questions for all other layers of a Transformer.
 #
 # **You will learn to**
 #
 # - derive the gradients with respect to $A$, $B$ and $x$ with one rule about indices,
-# - prove with the complex step that a gradient is right, and choose inputs at which a mistake cannot stay hidden,
-# - compute the cost of a LoRA step, compared with a step of full fine-tuning.
+# - prove with the complex step that a gradient is right, and choose inputs that do not hide a mistake,
+# - compute the cost of a LoRA step, and compare this cost with the cost of a full fine-tuning step.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the chain rule for functions of several variables.
 #
@@ -32,7 +32,7 @@
 #
 # $$y = x W^\top + s\,(x A^\top) B^\top$$
 #
-# So the layer computes with one matrix, the sum $W + s\,BA$. In this notebook, $dW$ is the gradient of the loss with respect to this sum. Full fine-tuning computes $dW$. LoRA never computes $dW$, but each of LoRA's two gradients equals $dW$ multiplied by the other factor and by $s$:
+# So the layer gives the same output as a linear layer with one matrix, the sum $W + s\,BA$. In this notebook, $dW$ is the gradient of the loss with respect to this sum. Full fine-tuning computes $dW$. LoRA never computes $dW$, but the gradient of each factor equals $dW$, multiplied by the other factor and by $s$:
 #
 # $$dA \;=\; s\,B^\top dW \qquad\qquad dB \;=\; s\,dW A^\top$$
 #
@@ -57,7 +57,7 @@ batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len
 tokens, targets = batches[0]  # (b, t) = (4, 64): bytes of text, and the byte that follows each
 
 # %% [markdown]
-# `init_lora_weights=False` makes $B$ random instead of zero, as after some training. The model computes in float64, because the comparison below needs its 16 digits.
+# `init_lora_weights=False` makes $B$ random instead of zero, as after some training. The model computes in float64, because the comparison below needs the 16 digits of float64.
 #
 # **LoRA.** One backward pass gives the gradients of all $A$ and $B$. We select the two gradients of our layer by the names of the parameters.
 
@@ -72,7 +72,7 @@ lora_B = parameters[f"base_model.model.{layer}.lora_B.default.weight"]
 print("dA", lora_A.grad.shape, "  dB", lora_B.grad.shape)
 
 # %% [markdown]
-# **Full fine-tuning.** We copy the model, merge the copy (each layer now has one weight $W + s\,BA$) and unfreeze it (all parameters are now trained). The backward pass of this copy gives $dW$.
+# **Full fine-tuning.** We copy the model and merge the copy, so each layer of the copy has one weight $W + s\,BA$. Then we unfreeze the copy, so all its parameters are trained. The backward pass of this copy gives $dW$.
 
 # %%
 merged = deepcopy(model).merge_and_unload().unfreeze()
@@ -86,9 +86,9 @@ print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
 print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
-# Both equations hold: the three lines print `True`. The next picture shows the three gradients to scale. Each entry is one cell, and a larger absolute value is darker. $dW$ is coral, LoRA's gradients are cyan.
+# Both equations hold: the three lines print `True`. The next picture shows the three gradients. Each entry is one cell. The larger the absolute value of an entry, the darker is its cell. $dW$ is coral, and LoRA's gradients are cyan.
 #
-# **Predict.** $dW$ has some dark columns. They belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
+# **Predict.** $dW$ has some dark columns. These columns belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
 
 # %%
 plots.gradient_shadows(dW, lora_A.grad, lora_B.grad, layer);
@@ -127,7 +127,7 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 #
 # A matrix product sums the *last* index of its left factor and the *first* index of its right factor. Here $n$ is the first index of $dy$, so $dy$ must be transposed: $(i,n)\,(n,j) \to (i,j)$, and $dW = dy^\top x$.
 #
-# `np.einsum` computes a sum directly from its indices, so it can check each matrix product. In the example the four sizes $N$, in, out and $r$ differ, so a wrong product raises an error: its shapes do not fit.
+# `np.einsum` computes a sum directly from its indices, so it can check each matrix product. In the example the four sizes $N$, in, out and $r$ differ, so the shapes of a wrong product do not fit, and NumPy raises an error.
 
 # %%
 rng = np.random.default_rng(7)
@@ -145,7 +145,7 @@ print("dW:", np.allclose(dW, np.einsum("ni,nj->ij", dy, x)))
 # %% [markdown]
 # ## dB and dA
 #
-# LoRA adds the bypass. The index $l$ counts the features of $h$, from 1 to $r$:
+# LoRA adds the bypass to the output $y$. The index $l$ counts the features of $h$, from 1 to $r$:
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj} + s \sum_l B_{il}\, h_{nl} \qquad\text{with}\qquad h_{nl} = \sum_j A_{lj}\, x_{nj}$$
 #
@@ -153,7 +153,7 @@ print("dW:", np.allclose(dW, np.einsum("ni,nj->ij", dy, x)))
 #
 # $$dB_{il} = s \sum_n dy_{ni}\, h_{nl} \qquad\Rightarrow\qquad dB = s\,dy^\top h$$
 #
-# **dh.** $A$ changes $y$ only through $h$, so we need $dh$ first. $h_{nl}$ is used in every output feature $i$ of the same token $n$, with the factor $s\,B_{il}$. The index $i$ is summed:
+# **dh.** $A$ changes $y$ only through $h$, so we need $dh$ first. The feature $h_{nl}$ is used in every output feature $i$ of the same token $n$, with the factor $s\,B_{il}$. The index $i$ is summed:
 #
 # $$dh_{nl} = s \sum_i dy_{ni}\, B_{il} \qquad\Rightarrow\qquad dh = s\,dy\,B$$
 #
@@ -183,7 +183,7 @@ print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 #
 # $$dx_{nj} = \sum_i dy_{ni} W_{ij} + \sum_l dh_{nl} A_{lj} \qquad\Rightarrow\qquad dx = dy\,W + dh\,A$$
 #
-# The same rule holds for a residual connection, $y = x + f(x)$, and for the $x$ that is the input of the three projections of an attention layer.
+# The same rule holds for a residual connection, $y = x + f(x)$. It also holds for the $x$ of an attention layer, which is the input of three projections.
 #
 # The next cell writes the layer as two functions and compares their gradients with the gradients of the library.
 
@@ -211,7 +211,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 # %% [markdown]
 # ## A derivative without a derivation: the complex step
 #
-# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small step (a number), and $i$ is the imaginary unit ($i^2 = -1$) instead of an index.
+# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small number, the step. Here $i$ is not an index but the imaginary unit ($i^2 = -1$).
 #
 # The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is rounding, because two nearly equal numbers are subtracted:
 # the smaller $h$ is, the more digits are lost.
@@ -251,18 +251,18 @@ plots.step_sizes(steps, step_errors, subtitle);
 # %% [markdown]
 # Read the picture from right to left.
 #
-# - **Right: the terms that are left out.** The error of the forward difference falls with $h$. The errors of the central difference and of the complex step fall with $h^2$, and their curves coincide.
-# - **Left: rounding.** When $h$ becomes smaller, the error of both differences grows like $\varepsilon/h$, where $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the difference is 0 and its relative error is 1.
-# - **The best $h$** balances the two errors. Forward difference: $\varepsilon/h = h$, so $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
-#   Central difference: $\varepsilon/h = h^2$, so the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
+# - **Right: the terms that are left out.** The error of the forward difference is proportional to $h$. The errors of the central difference and of the complex step are proportional to $h^2$, and their curves coincide.
+# - **Left: rounding.** When $h$ becomes smaller, the error of both differences grows like $\varepsilon/h$. Here $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the difference is 0 and its relative error is 1.
+# - **The best $h$** makes the two errors about equal. For the forward difference, $\varepsilon/h = h$ gives $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
+#   For the central difference, $\varepsilon/h = h^2$ gives $h = \varepsilon^{1/3}$. Then the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
 # - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, the derivative is exact up to rounding. We use $h = 10^{-30}$.
 #
 # ## From one number to a matrix
 #
-# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce a layer to this case.
+# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce the check of a layer to this case.
 #
 # - **Output.** Draw a random $dy$ and take $L = \sum dy \circ y$. Here $\circ$ multiplies entry by entry, and the sum is over all entries. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
-# - **Input.** Draw a random direction $V$ with the shape of the input $X$, and step along $V$: $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$.
+# - **Input.** Draw a random direction $V$ with the shape of the input $X$. A step along $V$ gives $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$.
 #
 # So one forward pass tests all entries of $dX$ together. A wrong entry changes the sum, unless the error of $dX$ is orthogonal to $V$. For a random $V$ this case has probability zero. But $V$ can be *nearly*
 # orthogonal to the error, and then a large mistake looks small. So we draw five directions and take the largest of the five errors.
@@ -293,13 +293,13 @@ def report(what, errors):
 report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 
 # %% [markdown]
-# If the relative error is below $10^{-12}$, the gradient counts as right. The error of a correct gradient is mostly between $10^{-17}$ and $10^{-15}$. The error of a wrong formula is mostly near 1: it is about as large as the gradient.
+# If the relative error is below $10^{-12}$, the gradient counts as right. The error of a correct gradient is mostly between $10^{-17}$ and $10^{-15}$. The relative error of a wrong formula is mostly near 1, because its absolute error is about as large as the gradient.
 #
 # The library has the same check: `ln.gradcheck(forward, backward, {"x": x, …})`.
 #
 # ## A check that cannot fail
 #
-# The next cell makes a mistake on purpose: its backward pass forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a programmer would probably check the gradient at $B = 0$ first.
+# The next cell makes a mistake on purpose: the backward pass in this cell forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a programmer would probably check the gradient at $B = 0$ first.
 #
 # **Predict.** Does the check find the mistake at $B = 0$? Does it find the mistake at a random $B$?
 
@@ -344,9 +344,9 @@ except ValueError as error:
 #
 # ## The first step of LoRA
 #
-# The model in the sections above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
+# The examples above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
 #
-# **Predict.** Which of $dA$ and $dB$ are zero at the start? Which of them are zero after one step?
+# **Predict.** At the start, is $dA$ zero, is $dB$ zero, or are both zero? After one step, is one of the two still zero?
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
@@ -374,7 +374,7 @@ print_largest_gradients("after one step")
 #
 # ## The cost of a step
 #
-# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations (FLOPs): one multiplication and one addition per term. The table has the products of one layer for $N$ tokens:
+# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations (FLOPs): one multiplication and one addition per term. The table lists the products of one layer for $N$ tokens:
 #
 # | product | shapes | full fine-tuning | LoRA |
 # |---|---|---|---|
@@ -405,7 +405,7 @@ not_needed = sum(2 * N * in_ * (out + r) for out, in_ in first_three)  # their d
 print(f"dx of the first three layers:                      {not_needed:13,}")
 
 # %% [markdown]
-# For full fine-tuning our number equals the library's number. For LoRA the library's number is smaller. The difference is printed in the last line: it is the cost of $dx$ in the first three linear layers. Before these layers no parameter is trained, so LoRA does not need their $dx$.
+# For full fine-tuning our number equals the library's number. For LoRA the library's number is smaller than our number. The difference is the cost of $dx$ in the first three linear layers, which the last line prints. Before these layers no parameter is trained, so LoRA does not need their $dx$.
 #
 # Now compare the cost of LoRA with the cost of full fine-tuning, for a square layer with $in = out = d$:
 #
@@ -413,7 +413,7 @@ print(f"dx of the first three layers:                      {not_needed:13,}")
 #
 # ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) count the same products.)
 #
-# **Predict.** From which rank on does LoRA cost *more* than full fine-tuning: for $d = 4096$, as in a 7B model, and for $d = 128$, as in "tiny"?
+# **Predict.** From which rank on does LoRA cost *more* than full fine-tuning? Answer for $d = 4096$, as in a 7B model, and for $d = 128$, as in "tiny".
 
 # %%
 ranks, widths = [2**n for n in range(11)], (4096, 128)
@@ -426,16 +426,16 @@ for d in widths:
     print(f"d = {d:5,}: r = 8 costs {ratio:.3f} of a full step; equal cost at r = {d / 6:.0f}")
 
 # %% [markdown]
-# So in a square layer, LoRA takes at least two thirds of the operations that full fine-tuning takes. LoRA saves more memory than operations: it needs no gradients and no optimizer state for the frozen weights.
+# So in a square layer, LoRA takes at least two thirds of the operations that full fine-tuning takes. The main advantage of LoRA is the saved memory: LoRA needs no gradients and no optimizer state for the frozen weights.
 #
-# This is a number of operations, not a time. The count contains only the products of the linear layers. It does not contain attention, norms and the loss, which cost the same for both methods. It does not contain the optimizer either, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
+# Two thirds is a ratio of operations, not a ratio of times. The count contains only the products of the linear layers. The count leaves out attention, norms and the loss, which cost the same for both methods. It also leaves out the optimizer, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
 # So the time of a LoRA step, divided by the time of a full step, can be higher or lower than two thirds. Notebooks 05 and 10 measure both times.
 #
 # ## Recap
 #
 # The gradient of each array follows from one rule: write the forward pass with indices and sum the index that appears twice. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, but LoRA computes them without
 # computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check works only at a general point: at $B = 0$ or with symmetric matrices a mistake
-# can stay hidden. In a square layer, the cost of a LoRA step divided by the cost of a full step is two thirds, plus $2r/d$ for the bypass.
+# can stay hidden. In a square layer, a LoRA step costs two thirds of a full step for $W$, plus $2r/d$ of a full step for the bypass.
 #
 # ## Three questions
 #
@@ -443,7 +443,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So LoRA needs no less memory for the activations of this layer. It needs no memory for $dW$ and for the optimizer state of $W$. There is a variant of LoRA, LoRA-FA, that also freezes $A$. It does not compute $dA$, so it does not need $x$.
+# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So the activations of this layer take slightly more memory with LoRA than with full fine-tuning. But LoRA needs no memory for $dW$ and for the optimizer state of $W$. LoRA-FA, a variant of LoRA, also freezes $A$. LoRA-FA does not compute $dA$, so it does not need $x$.
 #
 # </details>
 #
@@ -455,11 +455,11 @@ for d in widths:
 #
 # </details>
 #
-# 3. Why can the complex step use $h = 10^{-30}$, and a difference cannot?
+# 3. Why can the complex step use $h = 10^{-30}$, while a difference cannot use this $h$?
 #
 # <details><summary>Answer</summary>
 #
-# A difference computes $f(x + h)$, and in float64 $x + 10^{-30}$ equals $x$ for any ordinary $x$. The complex step puts the step into the imaginary part. The step is not added to the real number $x$, so it keeps all its digits.
+# A difference computes $f(x + h)$, and in float64 $x + 10^{-30}$ equals $x$ for any ordinary $x$. The complex step puts the step into the imaginary part. The step is not added to the real number $x$, so the step keeps all its digits.
 #
 # </details>
 #
@@ -479,7 +479,7 @@ for d in widths:
 #
 # </details>
 #
-# 2. *Dropout* sets each entry of an array to 0 with the probability $p$, and divides the other entries by $1 - p$. In the code this is a product with a random *mask*, whose entries are 0 or $1/(1-p)$. Add dropout in front of the bypass: `forward` draws a mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
+# 2. *Dropout* sets each entry of an array to 0 with the probability $p$, and divides the other entries by $1 - p$. In the code, dropout is a product with a random *mask*, whose entries are 0 or $1/(1-p)$. Add dropout in front of the bypass: `forward` draws a mask with `rng` and computes $h = (x \circ mask) A^\top$. Write the correct `backward` for this mask. Why does `errors_of` nevertheless report a wrong gradient?
 #
 # <details><summary>Hint</summary>
 #
@@ -494,7 +494,7 @@ for d in widths:
 #
 # </details>
 #
-# 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes it by $-\eta\,dW$.
+# 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes the weight by $-\eta\,dW$.
 #    Compute the cosine of the angle between these two changes, for random $A$ (r, 384) with $r = 1, 8, 64, 384$. Use the gradient of the model above:
 #    `dW = dict(merged.named_parameters())[f"{layer}.weight"].grad`.
 #
@@ -508,7 +508,7 @@ for d in widths:
 #
 # The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
 #
-# The formula follows from two mean values. If the entries of $A$ are independent normal numbers with mean 0 and variance 1, the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The quotient is about $\sqrt{r/(r + 385)}$.
+# The formula follows from two mean values. Suppose that the entries of $A$ are independent normal numbers with mean 0 and variance 1. Then the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The quotient is about $\sqrt{r/(r + 385)}$.
 #
 # </details>
 #

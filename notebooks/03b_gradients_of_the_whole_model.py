@@ -20,7 +20,7 @@
 #
 # - derive the backward pass of softmax, attention, RMSNorm, rotary embedding, SwiGLU and cross-entropy,
 # - explain which operations the complex step allows in a forward pass,
-# - find changes of a layer's input that do not change its output (invariances), and use them as a second check of the layer's gradient.
+# - find *invariances* of a layer, changes of the input that do not change the output, and check the gradient with an invariance.
 #
 # **Before you start:** [notebook 03](03_gradients_by_hand.ipynb).
 #
@@ -34,7 +34,7 @@
 #
 # The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** There are four kinds of white boxes. In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
+# **Predict.** There are four kinds of white boxes. (Softmax is a part of attention.) In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
 
 # %%
 import numpy as np
@@ -54,12 +54,12 @@ block_diagram();
 # | layer | purpose |
 # |---|---|
 # | linear (`q_proj`, …) | mixes the features of one token; most parameters of the model are here |
-# | RMSNorm | gives the vectors of all tokens the same length, so that numbers neither grow nor shrink from block to block |
+# | RMSNorm | gives the vectors of all tokens the same length, so the numbers keep their size from block to block |
 # | attention | reads from earlier tokens; all other layers work on each token alone |
 # | softmax | inside attention: turns scores into weights that are positive and sum to 1 |
 # | rotary | inside attention: makes the scores depend on the distance between two tokens |
-# | SwiGLU | the nonlinearity of the MLP: without it, the linear layers before and after would be one linear layer |
-# | ⊕ | a *residual* connection: adds the result to $x$, so the gradient also passes unchanged |
+# | SwiGLU | the nonlinearity of the MLP: without SwiGLU, the linear layers before and after it could be replaced by one linear layer |
+# | ⊕ | a *residual* connection: adds the result of attention or of the MLP to $x$, so the gradient also reaches $x$ unchanged |
 #
 # The table leaves out two layers. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
 #
@@ -97,10 +97,10 @@ def check(layer, forward, backward, mistake, library, **inputs):
 # %% [markdown]
 # ## Requirements of the complex step
 #
-# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for functions of a complex variable that have a complex derivative (*holomorphic* functions). Every operation of the forward pass must be holomorphic.
+# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for *holomorphic* functions. These are the functions of a complex variable that have a complex derivative. Every operation of the forward pass must be holomorphic.
 # Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic: they treat the real and the imaginary part differently.
 #
-# **Predict.** Here are three ways to square a real number. For which of them does the complex step give the right derivative?
+# **Predict.** Here are three formulas for the square of a real number. For which of these formulas does the complex step give the right derivative?
 
 # %%
 x0, h = 1.5, 1e-30
@@ -111,10 +111,10 @@ for name, value in ways.items():
     print(f"{name:13} {value.imag / h:g}")
 
 # %% [markdown]
-# The complex step gives the right derivative only for `x * x`. For real numbers all three ways give the same result, and the hand-derived gradient $2x$ is right for each of them. But for the other two ways the complex step would report this gradient as wrong. So the library writes `x * x`.
-# In a forward pass the library also avoids `np.linalg.norm` and `np.vdot`: they contain an absolute value and a conjugate.
+# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step would report this gradient as wrong. So the library writes `x * x`.
+# In a forward pass the library also avoids `np.linalg.norm`, which contains an absolute value, and `np.vdot`, which contains a conjugate.
 #
-# **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. $d$ is the number of features of a token, and $d_h$ is the number of features of an attention head.
+# **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. Each token has $d$ features, and each attention head has $d_h$ features.
 #
 # ## Softmax
 #
@@ -169,17 +169,17 @@ print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 
 # %% [markdown]
-# The sum of each row of $dz$ is zero: in a direction in which the output does not change, the gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
+# The sum of each row of $dz$ is zero: in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
 #
 # ## Attention
 #
-# Each token has three vectors: a *query* $q$ (what the token looks for), a *key* $k$ (how other tokens can find it) and a *value* $v$ (what the token passes on to them). Attention works in three steps:
+# Each token has three vectors. The *query* $q$ describes what the token looks for. Other tokens find the token by its *key* $k$. The *value* $v$ is what the token passes on to the other tokens. Attention works in three steps:
 #
-# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (Without the division, the scores would grow like $\sqrt{d_h}$, and softmax of large scores gives one key nearly all the weight.)
+# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (Without the division, the scores would grow like $\sqrt{d_h}$. From large scores, softmax gives nearly all the weight to one key.)
 # 2. Softmax turns the scores of each query into weights $P$.
 # 3. The output $o$ is the weighted sum of the values.
 #
-# A token may read itself and earlier tokens, but not later ones, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
+# A token may read itself and earlier tokens. It may not read later tokens, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
 #
 # $$S_{ij} = \frac{1}{\sqrt{d_h}} \sum_c q_{ic}\,k_{jc}\;\;(j \le i), \qquad P = \operatorname{softmax}(S), \qquad o_{ic} = \sum_j P_{ij}\,v_{jc}$$
 #
@@ -193,7 +193,7 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 # | 1 | key $j$ | $dq = dS\,k / \sqrt{d_h}$ |
 # | 1 | query $i$ | $dk = dS^\top q / \sqrt{d_h}$ |
 #
-# **Predict.** The forward pass uses the causal mask. Which lines of the table must use the mask too?
+# **Predict.** The forward pass uses the causal mask. Which rows of the table must use the mask too?
 
 # %%
 def attention_forward(q, k, v):
@@ -236,17 +236,17 @@ dS = softmax_backward(do @ v.T, P)
 print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 
 # %% [markdown]
-# No line needs the mask. At a masked place $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$, so $dS_{ij} = 0$ too.
+# No row of the table needs the mask. At a masked place ($j > i$) $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$, so $dS_{ij} = 0$ too.
 #
 # (Why is the mask in the code $-10^{30}$ and not $-\infty$? A complex product with $-\infty$ computes $\infty \cdot 0$, which gives NaN.)
 #
-# The library computes the same gradients, but for one block of queries at a time. The library also replaces $\sum_l dP_{il}\,P_{il}$, a sum over keys, by $\sum_c do_{ic}\,o_{ic}$, a sum over the few features of a head. To see that the two sums are equal,
+# The library computes the same gradients, but for one group of queries at a time. The library also replaces $\sum_l dP_{il}\,P_{il}$, a sum over keys, by $\sum_c do_{ic}\,o_{ic}$, a sum over the few features of a head. To see that the two sums are equal,
 # insert $dP = do\,v^\top$ and $o = P v$.
 #
 # ## RMSNorm
 #
-# RMSNorm divides the vector of each token by the root of its mean square, and multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
-# divided by this root:
+# RMSNorm divides the vector of each token by the root mean square of its features. Then it multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
+# divided by the root mean square:
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
 #
@@ -311,10 +311,10 @@ print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0
 #
 # So the score depends only on the *difference* of the angles, that is, on the distance between the two tokens.
 #
-# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In this section $\theta$ is this number. In notebook 01, $\theta$ is a parameter of the model.)
+# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In notebook 01, $\theta$ has another meaning: a parameter of the model.)
 #
-# Why do the pairs have different angles? The first pair rotates by 1 radian per token, so the angles of neighbouring tokens differ clearly. But after about six tokens the first pair has made a full turn. So it cannot distinguish a distance of one token from a distance of about seven tokens. The last pair rotates so slowly that a full turn takes
-# thousands of tokens (for the usual sizes of $d_h$). So its angle still distinguishes distant tokens, but it is nearly equal for neighbouring tokens.
+# Why do the pairs have different angles? The first pair rotates by 1 radian per token, so the angles of neighbouring tokens differ clearly. But after about six tokens the first pair has made a full turn. So the first pair cannot distinguish a distance of one token from a distance of about seven tokens. The last pair rotates so slowly that a full turn takes
+# thousands of tokens (for the usual sizes of $d_h$). So the angle of the last pair distinguishes distant tokens, but this angle is nearly equal for neighbouring tokens.
 #
 # The forward pass (left) and the backward pass (right) of one pair are
 #
@@ -363,7 +363,7 @@ check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library,
 # %% [markdown]
 # A check with a single token does not find the mistake. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden at a special point, here at the angle 0.
 #
-# The next cell tests the purpose of the rotation: if all positions have the same query and the same key, the score depends only on the distance.
+# The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance.
 
 # %%
 same_q, same_k = np.tile(q[0], (t, 1)), np.tile(k[0], (t, 1))
@@ -464,12 +464,12 @@ subtitle = "relative error against the complex step, in float64; one point per g
 plots.relative_errors(results, 1e-12, title, subtitle);
 
 # %% [markdown]
-# This wide gap is the advantage of the complex step. With central differences the errors of correct gradients would be larger by several powers of ten, and a small mistake could hide among them.
+# This wide gap is the advantage of the complex step. With central differences the errors of correct gradients would be larger by several powers of ten, and a small mistake could hide among these errors.
 #
 # ## The whole model
 #
 # The gradient of each layer is right. Is the gradient of the whole model right too? The loss of "tiny" is one function of all factors $A$ and $B$. So the same check works for the whole model: five blocks with residual connections,
-# attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.)
+# attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.) To save time, the next cell uses 32 tokens, and one random direction per matrix instead of five.
 
 # %%
 config = ln.LoraConfig(
@@ -484,9 +484,9 @@ largest = max(result.errors.values())
 print(f"{len(result.errors)} gradients, largest relative error {largest:.0e}")
 
 # %% [markdown]
-# Notebook 03 measured $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. The function `both_ways` repeats this measurement for every linear layer. It runs one backward pass of the model with LoRA, and one backward pass of the merged and unfrozen model.
+# Notebook 03 tested $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. The function `both_ways` repeats this test for every linear layer. The function runs one backward pass of the model with LoRA, and one backward pass of the merged and unfrozen model.
 #
-# **Predict.** On paper both sides of each equation are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will agree?
+# **Predict.** Without rounding, both sides of each equation are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will agree?
 
 # %%
 from lora_np.studies.gradients.study import both_ways
@@ -511,12 +511,12 @@ subtitle = "relative difference of the two sides, in float64; one point per laye
 plots.relative_errors(differences, 1e-12, title, subtitle);
 
 # %% [markdown]
-# All digits agree except the last one or two. Each addition rounds, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
+# All digits agree except the last one or two. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
 #
 # ## Recap
 #
-# Every backward pass follows from the rule of notebook 03: the gradient of an input is a sum over all outputs that depend on this input. In softmax and RMSNorm every output depends on every input through a common denominator. This denominator gives the second term of their gradients.
-# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly: all gradients of "tiny" pass this check.
+# Every backward pass follows from the rule of notebook 03. The gradient of an input is a sum over all outputs that depend on this input. In softmax and RMSNorm every output depends on every input through a common denominator. This denominator gives the second term of their gradients.
+# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly. The gradients of all $A$ and $B$ in "tiny" pass this check.
 #
 # ## Three questions
 #
@@ -528,19 +528,19 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # </details>
 #
-# 2. The backward pass of attention does not use the causal mask. Does it compute anything at the masked places?
+# 2. The backward pass of attention does not use the causal mask. Does the backward pass compute anything at the masked places?
 #
 # <details><summary>Answer</summary>
 #
-# Yes. Our backward pass computes $dP$ at the masked places, and then multiplies it by $P = 0$. The library skips most of this work: it processes the queries in blocks, and for each block it leaves out all keys after the block's last query.
+# Yes. Our backward pass computes $dP$ at the masked places, and then multiplies this $dP$ by $P = 0$. The library skips most of this work. The library processes the queries in groups, and for each group it leaves out all keys after the last query of the group.
 #
 # </details>
 #
-# 3. A new layer contains `np.abs(x)`. Its hand-derived gradient is right for $x \neq 0$. Which check of this gradient can you use, and what is its disadvantage?
+# 3. A new layer contains `np.abs(x)`. The gradient of this layer, derived by hand, is right for $x \neq 0$. Which check of this gradient can you use, and what is the disadvantage of this check?
 #
 # <details><summary>Answer</summary>
 #
-# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. Their disadvantage: only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
+# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. The disadvantage of central differences is that only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
 #
 # </details>
 #
@@ -561,7 +561,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # </details>
 #
-# 2. Build the attention part of a block from the functions of this notebook: $y = x + \text{attention}(\text{norm}(x))$ with one head and LoRA on `q_proj` only. Write the backward pass, and check $dx$, $dA$ and $dB$. Start with these lines, which give the weights and the forward pass. The last line needs your function `block_backward`:
+# 2. Build the attention part of a block, $y = x + \text{attention}(\text{norm}(x))$, from the functions of this notebook. Use one head and LoRA on `q_proj` only. Write the backward pass, and check $dx$, $dA$ and $dB$. Start with these lines, which give the weights and the forward pass. The last line needs your function `block_backward`:
 #
 #    ```python
 #    s, r = 2.0, 2
@@ -600,7 +600,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #        return dy + rms_norm_backward(dnormed, norm_cache)[0], dA, dB  # dy: the residual
 #    ```
 #
-# `ln.gradcheck` reports errors below $10^{-12}$. If you leave out one of the added gradients, for example `dv @ Wv`, it reports that $dx$ is wrong. But $dA$ and $dB$ stay right, because the gradients of $A$ and $B$ do not use `dnormed`.
+# `ln.gradcheck` reports errors below $10^{-12}$. If you leave out one of the added gradients, for example `dv @ Wv`, `ln.gradcheck` reports that $dx$ is wrong. But $dA$ and $dB$ stay right, because the gradients of $A$ and $B$ do not use `dnormed`.
 #
 # </details>
 #
@@ -614,7 +614,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# $dx$ sums to zero over the features of a token, and it is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The backward pass of "subtract the mean" subtracts the mean of the gradient. So
+# The sum of $dx$ over the features of a token is zero. Also, $dx$ is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The backward pass of "subtract the mean" subtracts the mean of the gradient from the gradient. So
 # the $dx$ of LayerNorm is the $dx$ that `rms_norm_backward` returns, minus the mean of this $dx$ over the features.
 #
 # </details>

@@ -19,10 +19,10 @@
 #
 # - compute the best approximation of a matrix by a product $BA$ of rank $r$, and its error from the singular values;
 # - explain the difference between the rank of a learned $\Delta W$ and the rank that is enough for the loss;
-# - compare the directions of two runs with the similarity $\varphi$, and decide which values of $\varphi$ are no larger than chance.
+# - compare the directions of two runs with the similarity $\varphi$ (in notebook 03b, $\varphi$ is an angle), and decide which values of $\varphi$ can be chance.
 #
-# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD): $M = U \Sigma V^\top$ with orthonormal columns in $U$ and $V$ and singular values
-# $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ on the diagonal of $\Sigma$.
+# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD), $M = U \Sigma V^\top$. The columns of $U$ and of $V$ are orthonormal. The singular values
+# $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ are on the diagonal of $\Sigma$.
 #
 # *Reading: 90 minutes. Tasks: 50 minutes. Running: about 30 seconds.*
 
@@ -44,9 +44,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The best product of rank r
 #
-# $B$ has the shape (out, r) and $A$ the shape (r, in). The product $BA$ is a sum of $r$ matrices, each of which is a column of $B$ times a row of $A$. So the rank of $BA$ is at most $r$.
+# $B$ has the shape (out, r) and $A$ the shape (r, in). The product $BA$ is a sum of $r$ matrices. Each of these matrices is a column of $B$ times a row of $A$. So the rank of $BA$ is at most $r$.
 #
-# For a given matrix $M$, the best product of rank $r$ is known (Eckart and Young 1936). Keep the $r$ largest singular values of $M = U \Sigma V^\top$, with $U_r$ (out, r), $\Sigma_r$ (r, r) and $V_r$ (in, r):
+# For a given matrix $M$, the best product $BA$ of rank $r$ is the product with the smallest error $\lVert M - BA \rVert_F$ (Eckart and Young 1936). To compute it, keep the $r$ largest singular values of $M = U \Sigma V^\top$, with $U_r$ (out, r), $\Sigma_r$ (r, r) and $V_r$ (in, r):
 #
 # $$B = U_r \sqrt{\Sigma_r}, \qquad A = \sqrt{\Sigma_r}\, V_r^\top, \qquad
 # \lVert M - BA \rVert_F = \sqrt{\sigma_{r+1}^2 + \sigma_{r+2}^2 + \dots}$$
@@ -76,9 +76,9 @@ plots.photograph(photograph());
 #
 # ## A learned change
 #
-# Now take a $\Delta W$ that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. This gives one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
+# Now take a $\Delta W$ that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
-# **Predict.** A photograph keeps most of its energy in a few directions. In a few directions, does a learned $\Delta W$ keep a larger or a smaller share of its energy than the photograph?
+# **Predict.** A few directions hold most of the energy of a photograph. Do a few directions hold a larger or a smaller share of the energy of a learned $\Delta W$?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
@@ -108,9 +108,9 @@ for name, (matrix, r) in matrices.items():
 show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 
 # %% [markdown]
-# The product of low rank keeps a smaller share of the energy of the learned $\Delta W$ than of the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But even if the mean is subtracted, the share of the photograph is larger than the share of $\Delta W$.
+# The product of low rank keeps a smaller share of the energy of the learned $\Delta W$ than of the energy of the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But even if the mean is subtracted, the product keeps a larger share of the photograph's energy than of $\Delta W$'s energy.
 #
-# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. It marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales, so compare only the numbers of coloured columns.
+# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only how many coloured columns each side has.
 
 # %%
 plots.scene_3d(decomposition);
@@ -123,9 +123,9 @@ plots.scene_3d(decomposition);
 # - *rank90* is the smallest $r$ for which the $r$ directions with the largest singular values hold at least 90 % of the energy.
 # - The *effective rank* (Roy and Vetterli 2007) is $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. For example, if five singular values are equal and all others are 0, the effective rank is 5.
 #
-# The two numbers can differ much. rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small ones count more. So the effective rank can be larger than rank90.
+# The two numbers can differ much. rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small singular values count more. So the effective rank can be larger than rank90.
 #
-# **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions, and most of these directions are needed for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
+# **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions. It needs most of these directions for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
 
 # %%
 sigma = np.linalg.svd(delta, compute_uv=False)  # (64,)
@@ -148,12 +148,12 @@ show(lines, {"matrix": "", "rank90": "", "effective rank": ".1f"})
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
-# For 90 % of its energy, the learned $\Delta W$ needs about half as many directions as a random matrix. The changes of attention have fewer directions than the changes of the MLP.
+# For 90 % of its energy, the learned $\Delta W$ needs about half as many directions as a random matrix. The $\Delta W$ of attention need fewer directions than the $\Delta W$ of the MLP.
 #
 # These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. "tiny" learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
-# Each dot is one layer. Each method uses its best learning rate (notebook 05 explains how a study finds this rate). The black bars show a random matrix. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
+# Each dot is one layer. Each method uses its best learning rate (notebook 05 explains how a study finds this rate). The black bars show the rank90 of a random matrix of the same shape. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
 #
-# **Predict.** On Llama-2-7B, Biderman et al. (2024) found that the $\Delta W$ of full fine-tuning has a rank 10 to 100 times as high as LoRA's usual rank. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
+# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. The rank of this $\Delta W$ was 10 to 100 times as high as the usual ranks of LoRA. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
 
 # %%
 ranks = Table.load("../figures/data/spectra.json")
@@ -174,16 +174,16 @@ show(lines, dict(zip(lines[0], ("", "", "g", "g", ".0f"), strict=True)))
 display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2-135m")))
 
 # %% [markdown]
-# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times $r = 8$. The matrices of the keys and values have the lowest rank90 because they have the fewest rows. Divided by the rank90 of a random matrix, their rank90 is like that of the other attention matrices.
+# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times $r = 8$. The matrices of the keys and values have the lowest rank90 because they have the fewest rows. Divided by the rank90 of a random matrix, the rank90 of keys and values is about equal to the rank90 of the other attention matrices.
 #
-# So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than that of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). On SmolLM2, most of LoRA's $\Delta W$ lies in fewer than the eight directions that LoRA may use.
-# A low rank is enough, but full fine-tuning without this restriction does not find a $\Delta W$ of low rank.
+# So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than the rank90 of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). On SmolLM2, LoRA may use eight directions, but fewer directions hold 90 % of the energy of LoRA's $\Delta W$.
+# So a low rank is enough for this task. But full fine-tuning, which may use any rank, does not find a $\Delta W$ of low rank.
 #
 # ## From energy to loss
 #
-# Training minimises the loss. The energy of $\Delta W$ tells us about the loss only indirectly. So the next study cuts every $\Delta W$ of a fully fine-tuned model to its top $r$ directions. Then it measures the loss on code that the model has not read.
+# Training minimises the loss. The energy of $\Delta W$ tells us about the loss only indirectly. So the next study cuts every $\Delta W$ of a fully fine-tuned model to its top $r$ directions. Then the study measures the loss on code that the model has not read.
 #
-# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less in the MLP. Which rank keeps 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
+# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less than half in the MLP. Which rank keeps 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
 
 # %%
 cut = Table.load("../figures/data/truncated_loss.json")
@@ -201,9 +201,10 @@ for row in cut.rows:
     lines.append({"r": row["r"], "energy kept": np.median(energies)})
     lines[-1]["gain kept"] = (s["base_loss"] - row["heldout_loss"]) / gain
 show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
+display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# The column "gain kept" answers the question: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more. So the smallest rank that keeps 95 % lies between 16 and 32.
+# At every rank, the column "gain kept" includes this part of the norms. The column answers the question: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % lies between 16 and 32.
 #
 # At each rank below the full rank, the product keeps a larger share of the gain than of the energy. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
@@ -220,18 +221,18 @@ for table in (cut, now):
 show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in shown})
 
 # %% [markdown]
-# In the shorter run, fewer directions are enough for the same share of the gain. The two runs differ in the number of steps and in the learning rate. The table does not show which of these differences is the reason (see tasks 2 and 3 under "Try").
+# For the same share of the gain, the shorter run needs fewer directions than the longer run. The two runs differ in the number of steps and in the learning rate. The table does not show which of these differences is the reason (see tasks 2 and 3 under "Try").
 #
-# A cut can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model is *better* than the uncut model. The reason is that some of the directions that were cut off hold noise.
+# A cut can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. A possible reason is that some of the removed directions hold noise. This notebook does not test this reason.
 #
 # ## Do two runs find the same directions?
 #
-# If a task needs a few particular directions, every LoRA run should find these directions, with any rank and any seed. Hu et al. (2021, §7.2) compare the right singular vectors of $A$ in two runs. With the top $i$ vectors of one run as the columns of $V_1$ (d, i), and the top $j$ vectors of the
-# other run as the columns of $V_2$ (d, j), the similarity is (in this section $i$ and $j$ are numbers of directions)
+# If a task needs a few particular directions, every LoRA run should find these directions, with any rank and any seed. Hu et al. (2021, §7.2) compare the right singular vectors of $A$ in two runs. The columns of $V_1$ (d, i) are the top $i$ vectors of one run. The columns of $V_2$ (d, j) are the top $j$ vectors of the
+# other run. In this section $i$ and $j$ are numbers of directions. The similarity of the two runs is
 #
 # $$\varphi(i, j) = \frac{\lVert V_1^\top V_2 \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1$$
 #
-# The *span* of a set of vectors is the set of all their weighted sums. $\varphi$ compares the two spans. It is 1 if one span contains the other, and 0 if the two spans are orthogonal. For example, take a space with three axes. The span of axis 1 and the span of axes 1 and 2 have $\varphi(1, 2) = 1$. The span of axis 1 and the span of axes 2 and 3 have $\varphi(1, 2) = 0$.
+# The *span* of a set of vectors is the set of all their weighted sums. $\varphi$ compares the span of the columns of $V_1$ with the span of the columns of $V_2$. $\varphi$ is 1 if one span contains the other, and 0 if the two spans are orthogonal. For example, take a space with three axes. The span of axis 1 and the span of axes 1 and 2 have $\varphi(1, 2) = 1$. The span of axis 1 and the span of axes 2 and 3 have $\varphi(1, 2) = 0$.
 #
 # The right singular vectors of $A$ are the directions of the input that the adapter *reads*. For $B$, we take the left singular vectors, which are the directions of the output that the adapter *writes*.
 #
@@ -271,23 +272,23 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 # %% [markdown]
 # In the upper left corner $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
 #
-# - *A:* the map after training looks like the map before training. Two runs read different directions, as different as random directions. This does not mean that $A$ stays at its random start. The $A$ of each run may change much, but the $A$ of two runs change in different ways.
-# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than chance, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction its median is below 0.5.
+# - *A:* the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start: the $A$ of two runs could both move far, but in different directions.
+# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than chance, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
 #
-# The paper found for GPT-3 that $\varphi$ of the top direction of $A$ is larger than 0.5. Here the median of this $\varphi$ is not larger than chance. So the task does not have one small subspace that each run must find. Two runs may read different directions and still reach the same loss.
+# The paper found for GPT-3 that $\varphi$ of the top direction of $A$ is larger than 0.5. Here the median of this $\varphi$ is not larger than chance. So the task does not have one small subspace that the $A$ of each query matrix must read. Two runs may read different directions and still reach the same loss.
 # (The two runs of each pair have different seeds. With the same seed, the $A$ of the first layer would start with the same rows in both runs.)
 #
 # ## How large is W in the directions of ΔW?
 #
-# Does $\Delta W$ repeat directions in which $W$ is already large? In this section, $U$ (out, r) and $V$ (in, r) hold the top $r$ singular vectors of $\Delta W$: $\Delta W$ reads the directions $V$ of its input and writes the directions $U$ of its output. The matrix $U^\top W V$ has the shape (r, r). It is the part of $W$ that reads and writes the same directions, and $\lVert U^\top W V \rVert_F$ is the size of this part.
+# Does $\Delta W$ repeat directions in which $W$ is already large? In this section, $U$ (out, r) and $V$ (in, r) hold the top $r$ singular vectors of $\Delta W$. So $\Delta W$ reads the directions $V$ of its input and writes the directions $U$ of its output. The matrix $U^\top W V$ has the shape (r, r). This matrix is the part of $W$ that reads the directions $V$ and writes the directions $U$, and $\lVert U^\top W V \rVert_F$ is the size of this part.
 #
-# Hu et al. (2021, §7.3) compare the size of $\Delta W$ with the size of this part of $W$. They call the ratio the *amplification*:
+# Hu et al. (2021, §7.3) compare the size of $\Delta W$ with the size of this part of $W$. They call the ratio of the two sizes the *amplification*:
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
 #
-# An amplification of 5 means: in its own directions, the change is five times as large as the weight was before.
+# An amplification of 5 means that $\Delta W$ is five times as large as this part of $W$. (The norm of $\Delta W$ counts all its directions, not only the top $r$.)
 #
-# They found that $W$ is many times as large in the directions of $\Delta W$ as in random directions, and that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the same in a small model?
+# Hu et al. found that $W$ is many times as large in the directions of $\Delta W$ as in random directions. They also found that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the same in a small model?
 
 # %%
 W = load_model("tiny").state_dict()[rank_reduction.SHOWN]  # (64, 128)
@@ -299,7 +300,7 @@ print(f"\n‖ΔW‖ = {one['norm_delta']:.2f}, so the amplification is {one['fac
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# The table above is about one matrix of the full fine-tuning that you ran. The picture shows all matrices of LoRA runs. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
+# The table above is about one weight matrix of the full fine-tuning run in this notebook. The picture shows all matrices of LoRA runs. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
 
 # %%
 for r in (4, 64):
@@ -307,19 +308,19 @@ for r in (4, 64):
     display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - As in the paper, $\Delta W$ does not repeat the weight: $W$ is much smaller in the directions of $\Delta W$ than in the top directions of $W$.
-# - Unlike in the paper, the directions of $\Delta W$ are hardly special: $W$ is only a little larger in them than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
+# - As in the paper, $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in the top directions of $W$.
+# - Unlike in the paper, $W$ is only a little larger in the directions of $\Delta W$ than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
 # - The amplification falls with the rank, as in the paper, because a larger rank includes more directions of $W$.
 #
 # ## A different question: how many numbers does a task need?
 #
 # So far we looked at the rank of each matrix. Li et al. (2018) look at all weights together. They freeze the vector $\theta_0$ of all $D$ weights of the model. They train only a short vector $z$, which changes the weights through a fixed random matrix $P$ with orthonormal columns.
 #
-# In this section some letters have other meanings than in the table of notation: $z$ is the trained vector, $d$ is its length (the number of trained dimensions), and $P$ is the random matrix:
+# In this section some letters have other meanings than in the table of notation. $z$ is the trained vector, $d$ is the length of $z$ (the number of trained dimensions), and $P$ is the random matrix:
 #
 # $$\theta = \theta_0 + P z, \qquad dz = P^\top d\theta, \qquad \theta \in \mathbb{R}^D,\; z \in \mathbb{R}^d$$
 #
-# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. It has $D = 1000$ weights in ten blocks of a hundred weights. Here $b$ is the number of a block from 1 to 10, $i$ is the number of a weight, and $t_b$ is a given number. In each block $b$, the sum of the weights must equal $t_b$:
+# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. The toy task has $D = 1000$ weights in ten blocks of a hundred weights. Here $b$ is the number of a block from 1 to 10, $i$ is the number of a weight, and $t_b$ is a given number. In each block $b$, the sum of the weights must equal $t_b$:
 #
 # $$L(\theta) = \sum_{b=1}^{10} \Big(\sum_{i \in b} \theta_i - t_b\Big)^2$$
 #
@@ -343,11 +344,11 @@ print("\nintrinsic dimension:")
 show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 
 # %% [markdown]
-# For any $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, some loss remains.
+# For all three $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, the smallest loss is larger than 0.
 #
-# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too: no two columns share a row, and the squares of the $g$ entries of a column sum to 1.
+# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too. Each row has an entry in only one column, and the squares of the $g$ entries of a column sum to 1.
 #
-# The loss of a language model never reaches 0. So the usual measure is $d_{90}$: the smallest $d$ that reaches 90 % of the gain of training all weights, in the same number of steps. Two models learn the same Python code. The first model is "tiny", which was trained on English (fine-tuning). The second model has the
+# The loss of a language model never reaches 0. So the usual measure is $d_{90}$. This is the smallest $d$ that reaches 90 % of the gain of training all weights for the same number of steps. Two models learn the same Python code. The first model is "tiny", which was trained on English (fine-tuning). The second model has the
 # same architecture but starts with random weights (training from scratch).
 #
 # **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? And to reach the same gain, does a random subspace need more trained numbers than LoRA?
@@ -361,17 +362,17 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 
 # %% [markdown]
 # - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. Here the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger. So the intrinsic dimension depends on the model and on the task.
-# - For training from scratch $d_{90}$ is smaller, but it measures 90 % of a different gain. With random weights most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, its loss is still far above the loss at which fine-tuning *starts*.
+# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the two gains are different. With random weights most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, the loss of this model is still far above the loss at which fine-tuning *starts*.
 # - The curve for training from scratch falls at one point although $d$ grows. So the $d_{90}$ of this curve is a rough estimate.
-# - With the same number of trained parameters, random directions reach about the same gain as LoRA (diamonds). The random directions also change the embedding and the norms, which LoRA freezes. LoRA's product $BA$ has other advantages: it needs no product with a matrix of $D$ rows, and it can be merged.
+# - With the same number of trained parameters, random directions reach about the same gain as LoRA (diamonds). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA are that it needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
 #
 # ## Recap
 #
 # - The best product of rank $r$ keeps the $r$ largest singular values. The error of this product is the square root of the sum of the other $\sigma_i^2$.
 # - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more than LoRA's rank.
-# - Fewer directions are enough for most of the gain than for most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
+# - Most of the gain needs fewer directions than most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
 # - The $A$ of two runs read different directions. The $B$ of two runs share some of the directions that they write.
-# - In this notebook every $\Delta W$ was cut after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
+# - The study of the gain cut each $\Delta W$ to a low rank after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
 #
 # ## Three questions
 #
@@ -387,7 +388,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# It is at most a weak sign. Random spans already have $\varphi = 64/128 = 0.5$ on average.
+# This value is at most a weak sign. Random spans already have $\varphi = 64/128 = 0.5$ on average.
 #
 # </details>
 #
@@ -395,13 +396,13 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# The energy counts all directions of $\Delta W$ by their size alone. The loss depends on the inputs and on the task: some directions hardly change the outputs for real text, and some hold noise of the training text.
+# The energy counts all directions of $\Delta W$ by their size alone. The loss depends on the inputs and on the task. Some directions hardly change the outputs for real text, and some directions hold noise of the training text.
 #
 # </details>
 #
 # ## Try
 #
-# 1. In the toy, make two of the ten sums equal: `C[1] = C[0]; t[1] = t[0]`. What is the intrinsic dimension now?
+# 1. In the toy task, make two of the ten sums equal: `C[1] = C[0]; t[1] = t[0]`. What is the intrinsic dimension now?
 #
 # <details><summary>Hint</summary>
 #
@@ -411,7 +412,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# The intrinsic dimension is now nine. Two equal sums with equal targets are one constraint, so nine different constraints remain. With $d = 9$ the loss is only rounding error, but with $d = 8$ a larger loss remains.
+# The intrinsic dimension is now nine. Two equal sums with equal targets are one constraint, so nine different constraints remain. With $d = 9$ the loss is only rounding error, but with $d = 8$ the loss is much larger.
 #
 # </details>
 #
@@ -419,13 +420,13 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Hint</summary>
 #
-# Change `max_steps` and `eval_every` of `Run`, then use `spectra.effective_rank` and `spectra.rank_for_energy` on the singular values of each $\Delta W$ in the blocks (not on the embedding and the norms).
+# Change `max_steps` and `eval_every` of `Run`, then use `spectra.effective_rank` and `spectra.rank_for_energy` on the singular values of each $\Delta W$ in the blocks. Leave out the embedding and the norms.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37, and the median effective rank is 83, 78 and 77. The gain behaves differently. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
+# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. The gain behaves differently from these two medians. A cut to rank 4 keeps 158 % of the gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
 #
 # </details>
 #
@@ -439,11 +440,11 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# No. With a tenth of the learning rate, the gain of 60 steps is nearly as large, but the median rank90 is 28 instead of 36 (with `lr=1e-3` it is 34). Although rank90 is lower, a cut to rank 8 keeps less of the gain: 84 % instead of 97 %. The rank of $\Delta W$ depends on how the model was trained.
+# No. With `lr=2e-4` the gain of 60 steps is nearly as large as with `lr=2e-3`. But the median rank90 is 28 instead of 36 (with `lr=1e-3` it is 34). Although rank90 is lower with `lr=2e-4`, a cut to rank 8 keeps less of the gain: 84 % instead of 97 %. The rank of $\Delta W$ depends on how the model was trained.
 #
 # </details>
 #
-# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. The $\Delta W$ of which modules have the flattest spectrum, relative to a random matrix? Would you give these modules a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
+# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. In which modules does $\Delta W$ have the flattest spectrum, compared with a random matrix of the same shape? Would you give these modules a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
 #
 # <details><summary>Hint</summary>
 #
@@ -453,7 +454,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # <details><summary>Answer</summary>
 #
-# In both models, the modules of the MLP have the flattest spectrum. The flatter the spectrum, the more energy a cut to rank $r$ loses, so it is reasonable to try a higher rank for the MLP. But less energy does not always mean a higher loss: only a comparison of losses at equal numbers of parameters can decide.
+# In both models, $\Delta W$ has the flattest spectrum in the modules of the MLP. The flatter the spectrum, the more energy a cut to rank $r$ loses, so it is reasonable to try a higher rank for the MLP. But less energy does not always mean a higher loss: only a comparison of losses at equal numbers of parameters can decide.
 #
 # </details>
 #

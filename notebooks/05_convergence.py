@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Convergence: LoRA and full fine-tuning
 #
-# Does LoRA reach the loss of full fine-tuning? If LoRA ends with a higher loss, what is the reason?
+# Does LoRA reach the loss of full fine-tuning? If LoRA ends with a higher loss than full fine-tuning, what is the reason?
 #
 # **You will learn** to
 #
@@ -63,9 +63,9 @@ names = [f"convergence.recovered.all-linear.r{r}.steps200" for r in (8, 64)]
 display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps200")))
 
 # %% [markdown]
-# LoRA with a higher rank recovers more of the gain. LoRA on all linear layers recovers much more than LoRA on the attention layers only. But LoRA with $r = 64$ on all linear layers saves little here. Because tiny's hidden size is only 128, this adapter has three quarters as many parameters as tiny.
+# The higher the rank of LoRA, the more of the gain it recovers. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large here. Because tiny's hidden size is only 128, this adapter has three quarters as many parameters as tiny.
 #
-# The dotted line shows the same study with runs of 50 steps instead of 200, at three ranks. The two lines are close, so the shares hardly depend on the number of steps.
+# The dotted line shows the same study with runs of 50 steps instead of 200, at three ranks. The dotted line is close to the line of 200 steps, so four times as many steps change the shares by only a few points.
 #
 # ## The loss during training
 #
@@ -75,30 +75,30 @@ display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps2
 plots.loss_curves(table);
 
 # %% [markdown]
-# In both panels, the loss of full fine-tuning falls fastest. With $r = 64$ on all linear layers, the loss falls almost as fast. LoRA with $r = 64$ starts at $B = 0$ too, and this start delays $A$ by only one step at all ranks (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks.
+# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as with full fine-tuning. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
 #
-# At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is not always so. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
+# At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
 #
-# At the end the curves become flat. This does not mean that the model can learn nothing more. The curves become flat because the learning rate falls to zero.
+# At the end the curves become flat. But the model could still learn more. The curves become flat because the learning rate falls to zero.
 #
-# A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over the training time in seconds. This time is the number of steps, multiplied by the time of one step. The steps of all methods were timed in turns, so other work on the machine slowed all methods equally.
+# A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over the training time in seconds. This time is the number of steps, multiplied by the time of one step. The timing measured a few steps of each method, one method after another. This sequence was repeated several times. So other work on the machine slowed all methods equally.
 
 # %%
 cost = Table.load("../figures/data/step_cost.json")
 plots.loss_curves(timed_alike(table, cost), x="seconds");
 
 # %% [markdown]
-# On tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher loss. So on tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for tiny and for a larger model.
+# On tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher final loss. So on tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for tiny and for a larger model.
 #
 # ## Each method needs its own learning rate
 #
-# **Predict.** The best learning rate of LoRA differs from the best learning rate of full fine-tuning. By which factor do they differ? Does this factor depend on the rank?
+# **Predict.** The best learning rate of LoRA differs from the best learning rate of full fine-tuning. By which factor do the two rates differ? Does this factor depend on the rank?
 
 # %%
 plots.learning_rates(table);
 
 # %% [markdown]
-# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
+# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text, the *validation loss*. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
 #
 # The next table shows the best rate of each method, and this rate divided by the best rate of full fine-tuning:
 
@@ -114,7 +114,7 @@ for (method, layers, r), lr in best.items():
 show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's rate": "g"})
 
 # %% [markdown]
-# The factor in the last column depends on the scaling $s = \alpha / r$, because each change of $B$ is multiplied by $s$ in the output of the bypass. A larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
+# The factor in the last column depends on the scaling $s = \alpha / r$. Each change of $B$ is multiplied by $s$ in the output of the bypass, so a larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
 # changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, not the same $s$. They find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
 #
 # The factors in the table are rough. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see attention at $r = 2$ in the picture).
@@ -123,7 +123,7 @@ show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's ra
 #
 # The next cell runs full fine-tuning and LoRA with $r = 8$, with the settings of the study but only sixty steps.
 #
-# **Predict.** The study measured the loss after 60 of its 200 steps. Is the loss at the end of your run with sixty steps higher, lower, or about equal?
+# **Predict.** The study measured the loss after 60 of its 200 steps. Is the loss at the end of your run with sixty steps higher than this loss, lower, or about equal?
 
 # %%
 steps, rows, lines = 60, [], []
@@ -146,13 +146,13 @@ mine = Table("mine", "A short run of each method", "this notebook", base_loss, r
 plots.loss_curves(mine);
 
 # %% [markdown]
-# With both methods, the run with sixty steps ends near the loss that the long run has after 60 steps. With LoRA the short run ends a little lower than the long run after 60 steps, and with full fine-tuning the two losses are almost equal. The final loss of the long run is clearly lower. So the short runs could still learn, although their curves become flat at the end. A flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
+# Compare the final loss of the short run (sixty steps) with the loss of the long run (200 steps) after its first 60 steps. With full fine-tuning the two losses are almost equal. With LoRA the loss of the short run is a little lower than the loss of the long run after 60 steps. After 200 steps, the loss of the long run is clearly lower than the final loss of the short run. So the short runs could still learn, although their curves become flat at the end. A flat curve shows that the learning rate has fallen to zero. A flat curve does not show that the model has converged.
 #
 # ## Why does LoRA not reach full fine-tuning?
 #
 # There are two possible causes: the low rank, and the parameters that LoRA leaves frozen. LoRA leaves the embedding (which is also the output head) and the norms frozen. Two more methods separate the causes:
 #
-# - *linear layers only:* this method trains the full weights of all linear layers. Their change may have any rank, but the embedding and the norms are frozen as in LoRA.
+# - *linear layers only:* this method trains the full weights of all linear layers. The changes of these weights may have any rank, but the embedding and the norms are frozen as in LoRA.
 # - *LoRA + rest:* this method trains LoRA on all linear layers, and also the embedding and the norms. The change of the linear layers has a low rank, and only the weight matrices $W$ of these layers are frozen.
 #
 # **Predict.** Which of these two methods comes closer to the gain of full fine-tuning?
@@ -198,7 +198,7 @@ display(
 )
 
 # %% [markdown]
-# In the mean of the three seeds, the low rank costs a little more than the frozen embedding and norms. But the differences between seeds are about as large as this difference, so we cannot be sure which cause costs more.
+# In the mean of the three seeds, the low rank costs a little more than the frozen embedding and norms. But the differences between seeds are about as large as this difference. So the study does not show which cause costs more.
 #
 # ## The cost of a step
 #
@@ -221,7 +221,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# On tiny, a LoRA step on all linear layers takes about as much time as a full step, and with $r = 64$ more. The products are only a part of the time: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. Small differences between the ranks are noise.
+# On tiny, a LoRA step on all linear layers takes about as much time as a full step. With $r = 64$ it takes more time than a full step. The matrix products take only a part of the time: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. For LoRA with low ranks, the number of operations is nearly equal. So the differences between the times of the low ranks are mostly noise.
 #
 # With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
@@ -234,7 +234,7 @@ display(Markdown(findings.say("finetuning.cost.step_seconds")))
 print(f"operations in matrix products: LoRA / full fine-tuning = {lora / full:.2f}")
 
 # %% [markdown]
-# LoRA takes a smaller share of the time than of these operations. The two numbers do not contradict each other, because the time contains more work than the matrix products. For example, the optimizer reads and changes $m$, $v$ and the weight of each trained parameter. In full fine-tuning these are all parameters of the model, in LoRA only those of the adapter.
+# Compared with full fine-tuning, LoRA saves a larger share of the time than of these operations. This is possible because the time contains more work than the matrix products. For example, the optimizer reads and changes $m$, $v$ and the weight of each trained parameter. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
 # The study measured only the time of whole steps. So we do not know how much of the difference comes from the optimizer, and how much from other work.
 
 # %% [markdown]
@@ -257,8 +257,8 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 # %% [markdown]
 # ## Recap
 #
-# - LoRA on all linear layers comes close to the loss of full fine-tuning, and closer with a higher rank. But here LoRA does not reach the loss of full fine-tuning.
-# - LoRA with the same rank on the attention layers only recovers much less of the gain.
+# - LoRA on all linear layers comes close to the loss of full fine-tuning: the higher the rank, the closer. But here LoRA does not reach the loss of full fine-tuning.
+# - At the same rank, LoRA on only the attention layers recovers much less of the gain than LoRA on all linear layers.
 # - The remaining difference has two causes: the low rank, and the frozen embedding and norms.
 # - Each method needs its own learning rate. If all methods use one learning rate, the result depends on the choice of this rate.
 #
@@ -268,7 +268,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The share is 100 % exactly if $L_\text{LoRA} = L_\text{full}$. The share is more than 100 % if LoRA's final loss is lower than that of full fine-tuning.
+# Yes. The share is 100 % exactly if $L_\text{LoRA} = L_\text{full}$. The share is more than 100 % if LoRA's final loss is lower than the final loss of full fine-tuning.
 #
 # </details>
 #
@@ -276,7 +276,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# The best of several rates has the lowest loss on the first text, partly by chance. If the comparison used the same text, the losses would look too low, most of all for the method with the most rates.
+# The best of several rates has the lowest loss on the first text, partly by chance. If the comparison used the same text, the losses would look too low. The error would be largest for the method that was tried with the most rates.
 #
 # </details>
 #
@@ -290,7 +290,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # ## Try
 #
-# 1. Attention-only LoRA with $r = 64$ trains 286,720 parameters. From which rank on does LoRA on *all linear layers* recover as much of the gain, and how many parameters does it train at this rank? Is it better to use many parameters in few layers, or few parameters in each of many layers?
+# 1. Attention-only LoRA with $r = 64$ trains 286,720 parameters. From which rank on does LoRA on *all linear layers* recover as much of the gain? How many parameters does this LoRA train? Is it better to use many parameters in few layers, or few parameters in each of many layers?
 #
 # <details><summary>Hint</summary>
 #
@@ -300,7 +300,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# LoRA on all linear layers recovers as much from $r = 4$ on, with 48,640 parameters. This is about a sixth of 286,720. The same number of parameters recovers more of the gain with a low rank on all linear layers than with a high rank on attention only.
+# LoRA on all linear layers recovers as much of the gain from $r = 4$ on. With $r = 4$ it trains 48,640 parameters, about a sixth of 286,720. So few parameters in each of many layers are better than many parameters in few layers.
 #
 # </details>
 #
@@ -314,7 +314,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# Yes: with 20, 60 and 400 steps, full fine-tuning has the lower final loss. With 400 steps the final loss of both methods is clearly lower than with 200 steps. The learning rates were chosen for 200 steps, so with other numbers of steps the comparison is not fair.
+# Yes: with 20, 60 and 400 steps, full fine-tuning has the lower final loss. With 400 steps the final loss of both methods is clearly lower than with 200 steps. The learning rates were chosen for 200 steps, so the comparison is fair only with 200 steps.
 #
 # </details>
 #
