@@ -286,7 +286,7 @@ show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 #
 # ## Choose a setting
 #
-# The next cell turns these tables into advice for this model and this task. A setting is preferred to a simpler setting only under two conditions. The loss must be lower with every seed, and lower by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone. No run combines all the advice.
+# The next cell turns these tables into advice for this model and this task. A setting is preferred to a simpler setting only under two conditions. The loss must be lower with every seed, and lower by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone. No run used all the recommended settings together.
 
 # %% jupyter={"source_hidden": true}
 # computes the advice from the tables, and shows it with its reasons

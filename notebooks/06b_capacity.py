@@ -195,14 +195,14 @@ print(f"bits in rank 1:    {held:>7,.0f}  ({parameters:,} parameters)")
 display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 
 # %% [markdown]
-# The text has many times more bits than an adapter of rank 1 can hold. Yet rank 1 recovers most of full fine-tuning's gain on held-out text. Most bits of a text are of no use for another text. So, at least here, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
+# The text has many times more bits than an adapter of rank 1 can hold. Yet rank 1 recovers most of full fine-tuning's gain on held-out text. Most bits of a text do not help to predict another text. So, at least here, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
 #
 # ## Recap
 #
 # - A random string can only be memorised, so the loss on random strings gives the memorised bits.
 # - At every rank that was tried, a trained parameter of LoRA holds more than one bit. This is a lower bound.
 # - There is no sharp limit: an adapter that cannot recite all strings knows a part of each string.
-# - The number of bits in a text does not tell you which rank you need. Most of these bits are of no use for other texts.
+# - The number of bits in a text does not tell you which rank you need. Most of these bits do not help to predict other texts.
 #
 # ## Three questions
 #

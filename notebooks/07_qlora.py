@@ -369,7 +369,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 # - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. The distance between neighbouring numbers of bfloat16 is roughly proportional to their size. So a small change remains in a small weight, but rounding removes the same change from a large weight. The weights that change are mostly small weights or have large changes. Each of these weights moves by whole steps of the format.
 # - **NF4, small $\Delta W$**: nearly all weights change, but hardly anything of $\Delta W$ remains.
 #
-# The second result is strange. A decoded weight is a scale times a value of the code. **Predict.** With the smallest $\Delta W$, which of the two changes in NF4: the scales of the blocks, the codes, or both? Which weights stay unchanged?
+# The second result is surprising. A decoded weight is a scale times a value of the code. **Predict.** With the smallest $\Delta W$, which of the two changes in NF4: the scales of the blocks, the codes, or both? Which weights stay unchanged?
 
 # %%
 def scales_and_codes(x):

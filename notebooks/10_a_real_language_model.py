@@ -250,7 +250,7 @@ show(lines, columns | {"first compiled step, s": ".0f"})
 plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 
 # %% [markdown]
-# The step takes only a little longer. $A$ and $B$ are narrow, and the frozen matrices cost the same at all ranks. Counting the operations confirms this:
+# The step takes only a little longer. The factors $A$ and $B$ are narrow, and the products with the frozen matrices take the same time at all ranks. Counting the operations confirms this:
 
 # %%
 lines = []

@@ -153,7 +153,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "both factors share one state",
-            'Print state["A"]["m"] and state["B"]["m"] after a step. Each should be an average of the '
+            'Print state["A"]["m"] and state["B"]["m"] after a step. Each m should be an average of the '
             "gradients of its own factor.",
             {SLOTS: 'slots = factors[name], state["A"]'},
             {SLOTS: 'slots = factors[name], state["B"]'},

@@ -63,8 +63,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "a token attends to the next token too",
-            "Print the first row of your shares. The first token sees only itself. How many of its shares are "
-            "not zero?",
+            "Print the first row of your shares. The first token sees only itself. How many shares of your first "
+            "row are not zero?",
             {MASK: MASK.replace("k=1", "k=2")},
         ),
         Mistake(
@@ -231,7 +231,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the mask is too weak",
-            "A masked score can be 5000 before the mask is added. Print your z for a masked token. Is it small "
+            "A masked score can be 5000 before the mask is added. Print your z for a masked token. Is this z small "
             "enough for exp to give 0?",
             {"-1e30": "-100.0"},
             {"-1e30": "-1000.0"},

@@ -53,7 +53,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "alpha is multiplied by the rank",
-            "Print your scaling for r = 8 and for r = 64. Should it grow or shrink with the rank?",
+            "Print your scaling for r = 8 and for r = 64. Should the scaling grow or shrink with the rank?",
             {SCALING: "alpha * divisor"},
             {SCALING: "alpha * r"},
             {SCALING: "alpha / divisor if use_rslora else alpha * r"},
@@ -78,7 +78,7 @@ EXERCISE = Exercise(
             {SCALING: "(alpha / divisor) ** 2"},
         ),
         Mistake(
-            "the division drops the remainder",
+            "the division is rounded down",
             "If r divides alpha, this mistake makes no difference. Print your scaling for alpha = 3 and r = 2.",
             {SCALING: "alpha // divisor"},
             {SCALING: "alpha / divisor if use_rslora else alpha // r"},

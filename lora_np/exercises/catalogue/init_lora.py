@@ -131,12 +131,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the slope a is not squared",
-            "Print your value of 1 + a² for a = √5. It should be a whole number.",
+            "Print your value of 1 + a² for a = √5. This value should be a whole number.",
             {BOUND: "bound = np.sqrt(6 / ((1 + a) * fan_in))"},
         ),
         Mistake(
             "the slope is squared once too often",
-            "Print your value of 1 + a² for a = √5. It should be 6.",
+            "Print your value of 1 + a² for a = √5. This value should be 6.",
             {SLOPE: "a = 5"},
         ),
         Mistake(
@@ -152,7 +152,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the interval is half as wide as it should be",
-            "Print A.min() and A.max() of a large A. They should be close to −b and b.",
+            "Print A.min() and A.max() of a large A. These two numbers should be close to −b and b.",
             {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
         ),
         Mistake(
@@ -162,7 +162,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A has no negative numbers",
-            "Print A.min() of a large A. It should be close to −b.",
+            "Print A.min() of a large A. This minimum should be close to −b.",
             {DRAW_A: "rng.uniform(0, bound, (r, in_features))"},
         ),
         Mistake(

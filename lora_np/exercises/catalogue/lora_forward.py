@@ -134,7 +134,7 @@ EXERCISE = Exercise(
         Mistake(
             "none of the three matrices is transposed",
             "If all matrices are square, your code runs without an error, but the numbers are wrong. Write the shapes of "
-            "x, W, A and B under the equation. Which sign of the equation is missing in your code?",
+            "x, W, A and B under the equation. Which symbol of the equation is missing in your code?",
             {FROZEN: "frozen = x @ W", "hidden = x @ A.T": "hidden = x @ A", BYPASS: "hidden @ B"},
         ),
     ),

@@ -141,7 +141,7 @@ EXERCISE = Exercise(
         Mistake(
             "none of the three matrices is transposed",
             "If all matrices are square, your code runs without an error. Write the shapes of x, W, A and B under the "
-            "equation. Which sign of the equation is missing in your code?",
+            "equation. Which symbol of the equation is missing in your code?",
             {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
         ),
         Mistake(

@@ -79,7 +79,7 @@ EXERCISE = Exercise(
             {NEAREST: "np.searchsorted(values, scaled)"},
         ),
         Mistake(
-            "the furthest value is taken",
+            "the furthest value is taken instead of the nearest",
             "Decode a weight close to zero. The decoded weight should also be close to zero. Is your decoded weight "
             "close to zero?",
             {NEAREST: "distance.argmax(axis=1)"},

@@ -123,20 +123,20 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "rho is squared in the second term",
-            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Compare it "
-            "with your power.",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Compare this power "
+            "with the power in your code.",
             {SECOND: "-x * rho**2 * dot / d"},
         ),
         Mistake(
             "rho has the power 1 in the second term",
-            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Which power do you "
-            "use?",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Which power of ρ "
+            "does your second term have?",
             {SECOND: "-x * rho * dot / d"},
         ),
         Mistake(
             "the second term is doubled",
-            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² a factor 2. Which of "
-            "the two is in your second term?",
+            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² a factor 2. Which of the "
+            "two factors is in your second term?",
             {SECOND: "-2 * x * rho**3 * dot / d"},
         ),
         Mistake(

@@ -91,7 +91,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "only one of merging and unmerging uses the scaling",
-            "Write down what you add to W in merging and what you subtract in unmerging. The two must be equal.",
+            "Write down what you add to W in merging and what you subtract in unmerging. These two terms must be "
+            "equal.",
             {SUBTRACT: 'layer["W"] -= product'},
             {ADD: 'layer["W"] += product'},
         ),

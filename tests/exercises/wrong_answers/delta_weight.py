@@ -22,7 +22,7 @@ ANSWERS = {
     + "    r = len(A)\n    if use_rslora:\n        return (B @ A) * r**0.5 / alpha\n    return (B @ A) * r / alpha\n",
     "the scaling divides by the rank twice": PLAIN + "    return s / r * np.dot(B, A)\n",
     "the scaling enters twice": PLAIN + "    return (s * B) @ (s * A)\n",
-    "the division drops the remainder": HEAD
+    "the division is rounded down": HEAD
     + "    r = len(A)\n    s = alpha / math.sqrt(r) if use_rslora else int(alpha / r)\n    return s * B @ A\n",
     "rsLoRA is ignored": HEAD + "    return sum(np.outer(b, a) for b, a in zip(B.T, A)) * alpha / len(A)\n",
     "rsLoRA is always on": HEAD + "    return alpha * len(A) ** -0.5 * B.dot(A)\n",

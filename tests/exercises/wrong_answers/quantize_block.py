@@ -29,7 +29,7 @@ ANSWERS = {
     "the sign is lost": loop(each="abs(x) / s if s else 0.0"),
     "the next lower value is taken instead of the nearest": loop(pick="sum(v <= t for v in values) - 1"),
     "the next higher value is taken instead of the nearest": loop(pick="sum(v < t for v in values)"),
-    "the furthest value is taken": loop(pick="max(range(16), key=lambda k: abs(values[k] - t))"),
+    "the furthest value is taken instead of the nearest": loop(pick="max(range(16), key=lambda k: abs(values[k] - t))"),
     "the sixteen values are treated as if they were evenly spaced": loop(pick="round((t + 1) / 2 * 15)"),
     "the second of two numbers is in the upper four bits": loop(byte="(b << 4) | a"),
     "the first half of the block is paired with the second half": loop(pairs="zip(q[:len(q) // 2], q[len(q) // 2:])"),
