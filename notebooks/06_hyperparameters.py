@@ -67,7 +67,7 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 #
 # ## Rank and learning rate
 #
-# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's, for every rank.)
+# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's best learning rate, for every rank.)
 
 # %%
 plots.rates_by_rank(by_rank, tables["convergence"]);
@@ -153,7 +153,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
 # The argument from the first step predicts larger differences than the runs show. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$. By the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and under $\alpha/r$ differ by only a few thousandths.
-# Only the losses under $\alpha = 2r$ are clearly different. Compared with $r = 16$, the first step under this rule is a sixteenth as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
+# Only the losses under $\alpha = 2r$ are clearly different. Compared with $r = 16$, the first step under this rule is 1/16 as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
 #
 # ## α
 #
@@ -345,7 +345,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # </details>
 #
-# 3. Two settings are compared at one learning rate, and the first has the lower loss. Why does this not show that the first setting is better?
+# 3. Two settings are compared at one learning rate, and the first has the lower loss. Why does this result not show that the first setting is better?
 #
 # <details><summary>Answer</summary>
 #

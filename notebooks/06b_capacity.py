@@ -242,7 +242,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 it recited no string and held 234 bits. Four times the parameters hold only two and a half times the bits, because the training of the larger adapter is far from its end.
+# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 the adapter recited no string and held 234 bits. Four times the parameters hold only two and a half times the bits, because the training of the larger adapter is far from its end.
 #
 # </details>
 #

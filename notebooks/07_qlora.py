@@ -86,7 +86,7 @@ print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')
 # %% [markdown]
 # (bitsandbytes is the library in which the authors of QLoRA published NF4. It computes the probabilities in float32, and `lora_np` does the same. This explains why the library's table differs a little from the computed values.)
 #
-# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Each of these two codes has only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
+# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Both codes have only fifteen different values: in int4 one of the sixteen codes is not used, and in FP4 two codes mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
@@ -336,7 +336,7 @@ Markdown(findings.say(*names))
 #
 # In the third way every weight starts *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding gives the old code again. On "tiny" $s$ is large, and the adapter changed the weights much. On SmolLM2 the adapter changed the weights little.
 #
-# Other storage formats also round, for example the 16 or 8 bits of published models, but they lose a $\Delta W$ of other sizes than NF4 does. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
+# Other storage formats also round, for example the 16 or 8 bits of published models. The size below which $\Delta W$ is lost differs between the formats. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
 
 # %%
 def in_dtype(dtype):
@@ -430,7 +430,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# The weights lie on the values of the code. If a change is smaller than half the distance to the next value, the weight keeps its old code. Only the largest weight of each block keeps its change, as the new scale. The new scale also moves the other weights of the block, but these moves have nothing to do with the entries of $\Delta W$ for these weights.
+# The weights lie on the values of the code. If a change is smaller than half the distance to the next value, the weight keeps its old code. Only the largest weight of each block keeps its change, as the new scale. The new scale also moves the other weights of the block. These moves have nothing to do with the entries of $\Delta W$ for the moved weights.
 #
 # </details>
 #

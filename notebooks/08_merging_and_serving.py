@@ -157,7 +157,7 @@ show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
-# With one adapter, only the first merge and removal changes $W$. After every later merge and removal, $W$ has the same numbers as before. (This is a theorem about rounding to even: Knuth, *The Art of Computer Programming*, 4.2.2.) With several adapters, each adapter causes different rounding errors, and the errors add up like steps in random directions. The format float32 has 13 bits of precision more than float16, so the errors of the two formats differ by a factor of $2^{13}$. In float32 the error stays harmless for a long time. If the weights have 16 bits, keep a copy of the base, and do not merge and remove adapters repeatedly.
+# With one adapter, only the first merge and removal changes $W$. After every later merge and removal, $W$ has the same numbers as before. This follows from a theorem about rounding to even (Knuth, *The Art of Computer Programming*, 4.2.2). With several adapters, each adapter causes different rounding errors, and the errors add up like steps in random directions. The format float32 has 13 bits of precision more than float16, so the errors of the two formats differ by a factor of $2^{13}$. In float32 the error stays harmless for a long time. If the weights have 16 bits, keep a copy of the base, and do not merge and remove adapters repeatedly.
 #
 # ## Many adapters on one base
 #

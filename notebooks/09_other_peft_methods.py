@@ -25,7 +25,7 @@
 #
 # *Reading: two sittings of 50 minutes, the methods and the comparison. Tasks: 30 minutes. Running: about 10 seconds.*
 #
-# Three letters mean something else here than in the other notebooks. The letter $v$ is the number of virtual tokens of a prefix, $m$ is the width of an adapter, and $\ell$ are the lengths of the rows of a matrix.
+# Three letters mean something else here than in the other notebooks. The letter $v$ is the number of virtual tokens of a prefix, and $m$ is the width of an adapter. The letter $\ell$ stands for the lengths of the rows of a matrix.
 #
 # ## The result first
 #
@@ -67,7 +67,7 @@ plots.quality_against_parameters(compared, ranks);
 #
 # ## A map of the methods
 #
-# There are three ideas: change the weights; give the attention more to read (a prefix); add layers (adapters). A change of the weights can be merged into $W$ and then costs nothing. Prefixes and adapters cannot be merged.
+# There are three ideas: change the weights, give the attention more to read (a prefix), or add layers (adapters). A change of the weights can be merged into $W$ and then costs nothing. Prefixes and adapters cannot be merged.
 #
 # | method | where it changes the block | what it trains | numbers per linear layer or block | merged? |
 # |---|---|---|---|---|
@@ -638,7 +638,7 @@ for method in ("dora", "houlsby", "qlora", "prefix"):
 show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 
 # %% [markdown]
-# As on "tiny", LoRA and DoRA are at the top and the prefix is last. Compared with "tiny", QLoRA and the adapters have exchanged their places. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
+# As on "tiny", LoRA and DoRA are at the top and the prefix is last. Compared with "tiny", QLoRA and the adapters have exchanged their places in the order. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
 # QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains it:
 
@@ -662,7 +662,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # </details>
 #
-# 2. Why is a prefix of zeros not the identity?
+# 2. Why does a prefix of zeros change the outputs of the model?
 #
 # <details><summary>Answer</summary>
 #

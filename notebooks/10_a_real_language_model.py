@@ -175,7 +175,7 @@ if model:
 plots.learned_and_forgotten(study);
 
 # %% [markdown]
-# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
+# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this statement true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
 
 # %%
 lines = []

@@ -59,5 +59,5 @@ check(adamw_step)
 # BEGIN SOLUTION
 # After one step both averages contain one gradient. After the correction, $\hat m = g$ and $\hat v = g^2$, so the step is $\eta\, g / |g|$. The length of the step is $\eta$ (if $|g|$ is far above $\varepsilon$).
 #
-# LoRA starts with $B = 0$, so the first gradient of $A$ is 0. The step of $A$ is then $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero. But $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$, and likewise $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
+# LoRA starts with $B = 0$, so the first gradient of $A$ is 0. The step of $A$ is then $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero. But $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$. In the same way, $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
 # END SOLUTION
