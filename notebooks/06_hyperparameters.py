@@ -62,12 +62,12 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 # %% [markdown]
 # The rest of this notebook changes one hyperparameter of the recipe at a time. Two rules make the comparisons fair.
 #
-# - *Each setting has its own best learning rate.* With one learning rate for all settings, you would only compare how well this rate suits each setting. Learning rates are tried in steps of a factor of two. The learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
-# - *Settings are compared seed by seed.* A seed decides the order of the text, so both settings read the text in the same order. "Lower with every seed" means that all differences are negative. Between two equally good settings, three differences have the same sign by chance one time in four. So look at the size too: a difference below 0.001 nats per byte is no reason to prefer a setting.
+# - *Each setting has its own best learning rate.* If all settings had one learning rate, the comparison would only show which settings this rate suits. Learning rates are tried in steps of a factor of two. The learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
+# - *Settings are compared seed by seed.* A seed decides the order of the text, so both settings read the text in the same order. "Lower with every seed" means that all differences are negative. If two settings are equally good, the differences of three seeds have the same sign by chance in one of four comparisons. So look at the size of the differences too: a difference below 0.001 nats per byte is no reason to prefer a setting.
 #
 # ## Rank and learning rate
 #
-# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's, for every rank.)
+# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's best learning rate, for every rank.)
 
 # %%
 plots.rates_by_rank(by_rank, tables["convergence"]);
@@ -82,7 +82,7 @@ for r, rows in groups(by_rank.where(phase="seeds", rule="α/r", method="lora"), 
 show(lines, {"r": "", "× full fine-tuning's η": "g", "loss": ".3f", "of the gain": ".0%"})
 
 # %% [markdown]
-# With $\alpha$ fixed, LoRA's best learning rate does not depend on the rank. It is less than ten times the best learning rate of full fine-tuning. With $\alpha = 2r$, LoRA's best learning rate falls as the rank grows.
+# With $\alpha$ fixed, LoRA's best learning rate does not depend on the rank. Here LoRA's best learning rate is less than ten times the best learning rate of full fine-tuning. With $\alpha = 2r$, LoRA's best learning rate falls as the rank grows.
 #
 # ## Why does the best learning rate not depend on the rank? The first step
 #
@@ -130,7 +130,7 @@ for what in ("norm of dB", "sum of |dB|"):
     show(lines, {what: ""} | {f"r = {r}": ".3g" for r in ranks})
 
 # %% [markdown]
-# The rule $\alpha/r$ keeps the sum constant, $\alpha/\sqrt r$ keeps the norm constant, and $\alpha = 2r$ keeps neither constant. Adam divides each gradient by its own size, so a small norm alone does not slow the training. But these numbers belong to the *first* step only. In later steps $A$ moves too.
+# The rule $\alpha/r$ keeps the sum constant, $\alpha/\sqrt r$ keeps the norm constant, and $\alpha = 2r$ keeps neither constant. Adam divides each gradient by its own size, so a small norm alone does not slow the training. But the norm and the sum describe the *first* step only. In later steps $A$ moves too.
 #
 # ## The scaling, when the rank grows
 #
@@ -152,12 +152,12 @@ names = ("gradient_norm.plain", "gradient_norm.rslora", "rslora", "two_r.fixed")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# The argument from the first step predicts larger differences than the runs show. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$, so the first step should be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and under $\alpha/r$ differ by only a few thousandths.
-# Only the rule $\alpha = 2r$ is clearly different: compared with $r = 16$, its first step is a sixteenth as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
+# The argument from the first step predicts larger differences than the runs show. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$. By the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and under $\alpha/r$ differ by only a few thousandths.
+# Only the losses under $\alpha = 2r$ are clearly different. Compared with $r = 16$, the first step under this rule is 1/16 as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
 #
 # ## α
 #
-# Now $r$ stays at 16, and only $\alpha$ changes. **Predict** two curves: the loss if all values of $\alpha$ use the learning rate that suits $\alpha = 32$, and the loss if each $\alpha$ has its own best learning rate.
+# Now $r$ stays at 16, and only $\alpha$ changes. **Predict** two curves of the loss. For the first curve, all values of $\alpha$ use the learning rate that suits $\alpha = 32$. For the second curve, each $\alpha$ has its own best learning rate.
 
 # %%
 plots.alpha_chart(tables["alpha"]);
@@ -172,7 +172,7 @@ for a, rows in groups(tables["alpha"].where(phase="seeds"), "lora_alpha").items(
 show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 
 # %% [markdown]
-# The left panel shows that a change of $\alpha$ does hardly more than a change of the learning rate: with its own best learning rate, nearly every $\alpha$ ends at the same loss. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$. If you report this ratio, report $\alpha$ too.
+# In the left panel, nearly every $\alpha$ ends at the same loss if this $\alpha$ has its own best learning rate. So a change of $\alpha$ has hardly more effect than a change of the learning rate. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$. If you report this ratio, report $\alpha$ too.
 #
 # The right panel shows how the best rate depends on $\alpha$. If only $B$ moved, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both factors move far from their start, $\Delta W$ is proportional to $\alpha\,\eta^2$. Along each dashed line one of these two products is constant, and the measured rates lie between the dashed lines.
 #
@@ -182,7 +182,7 @@ show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 #
 # $$(\alpha,\; A,\; \eta_A,\; \eta_B) \quad\text{and}\quad \left(\tfrac{\alpha}{ab},\; a A,\; a\,\eta_A,\; b\,\eta_B\right)$$
 #
-# train the same model, for any two positive numbers $a$ and $b$. (Only in this section, $b$ is not the batch size.) In the second setting $A$ is $a$ times and $B$ is $b$ times as large at every step, and $\alpha/(ab)$ cancels both factors. The law has two conditions: Adam's $\varepsilon$ must be negligible, and gradients must not be clipped.
+# train the same model, for any two positive numbers $a$ and $b$. Only in this section, $b$ is not the batch size. In the second setting $A$ is $a$ times as large and $B$ is $b$ times as large at every step. The smaller scale $\alpha/(ab)$ cancels both factors. The law has two conditions: Adam's $\varepsilon$ must be negligible, and gradients must not be clipped.
 #
 # **Predict.** How exactly do the two models agree if $a$ and $b$ are powers of two?
 
@@ -231,7 +231,7 @@ display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r
 # %% [markdown]
 # ## Target modules
 #
-# **Predict.** Only one kind of matrix gets an adapter, with the same rank in all five blocks. Which of the seven kinds helps most, and which least? (The matrices have different sizes: k and v have half as many outputs as q, and one side of each MLP matrix is three times as long as the sides of q.)
+# **Predict.** Only one kind of matrix gets an adapter, with the same rank in all five blocks. Which of the seven kinds helps most, and which least? (The matrices have different sizes. The matrices k and v have half as many outputs as q. One side of each MLP matrix is three times as long as the sides of q.)
 
 # %%
 plots.target_modules_chart(tables["target_modules"]);
@@ -259,7 +259,7 @@ names = ("dropout.fixed", "dropout.own", "dropout.all")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a loss *above that of the frozen base*: the training did harm, and dropout only made the harm smaller. At a much smaller learning rate all runs end below the base's loss, and dropout gains nothing. If a run overfits, first try a smaller
+# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a loss *above the loss of the frozen base*. The training did harm, and dropout only made the harm smaller. At a much smaller learning rate all runs end below the base's loss, and dropout gains nothing. If a run overfits, first try a smaller
 # learning rate or fewer steps.
 #
 # ## Batch size
@@ -282,11 +282,11 @@ for b, rows in of_batch["lora"].items():
 show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 
 # %% [markdown]
-# The runs on "tiny" do not show this, in batches of up to 32 sequences of 128 bytes. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, the loss rises because the learning rate no longer suits the batch size.
+# On "tiny", with batches of up to 32 sequences of 128 bytes, large batches do not raise LoRA's loss more than full fine-tuning's loss. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, the loss rises because the learning rate no longer suits the batch size.
 #
 # ## Choose a setting
 #
-# The next cell turns these tables into advice for this model and this task. A setting is preferred to the simpler setting only if its loss is lower with every seed and by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone. No run combines all the advice.
+# The next cell turns these tables into advice for this model and this task. A setting is preferred to a simpler setting only under two conditions. The loss must be lower with every seed, and lower by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone. No run used all the recommended settings together.
 
 # %% jupyter={"source_hidden": true}
 # computes the advice from the tables, and shows it with its reasons
@@ -323,7 +323,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 # ## Recap
 #
 # - With $s = \alpha/r$ and a fixed $\alpha$, LoRA's best learning rate does not depend on the rank. The ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$ and on the batch size.
-# - Under Adam, a change of $\alpha$ acts nearly like a change of the learning rate. The law is exact if the start of $A$ is rescaled too.
+# - Under Adam, a change of $\alpha$ acts nearly like a change of the learning rate. The two changes act exactly alike if the start of $A$ is rescaled too.
 # - Adapters in all linear layers are better than adapters in the attention alone, also at equal numbers of parameters.
 # - Dropout helped only where the learning rate was too high for a small text.
 #
@@ -333,7 +333,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# The norm is divided by $\sqrt 2$, because it grows as $s\sqrt r$ and $s$ is halved. The sum stays the same. The learning rate can stay.
+# The norm is divided by $\sqrt 2$, because it grows as $s\sqrt r$ and $s$ is halved. The sum stays the same. The learning rate can stay the same too.
 #
 # </details>
 #
@@ -341,11 +341,11 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# Ask for $\alpha$, for the rule for $s$ and for the batch size, because the ratio depends on all three. Ask also by which factor the tried learning rates differ.
+# Ask for $\alpha$, for the rule for $s$ and for the batch size, because the ratio depends on all three. Ask also for the tried learning rates, because large steps between them make the ratio inexact.
 #
 # </details>
 #
-# 3. Two settings are compared at one learning rate, and the first has the lower loss. Why does this not show that the first setting is better?
+# 3. Two settings are compared at one learning rate, and the first has the lower loss. Why does this result not show that the first setting is better?
 #
 # <details><summary>Answer</summary>
 #
@@ -355,7 +355,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # ## Try
 #
-# 1. Add $r = 256$ to `ranks` in the cell that measures the first gradients. Predict the six new numbers in its two tables first.
+# 1. Add $r = 256$ to `ranks` in the cell that measures the first gradients. Before you run the cell, predict the six new numbers in the two tables.
 #
 # <details><summary>Hint</summary>
 #
@@ -369,7 +369,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # </details>
 #
-# 2. In `variants`, use numbers that are not powers of two: `trained(32 / 6, a=3.0, b=2.0)`. Are the bits still equal?
+# 2. In `variants`, use numbers that are not powers of two: `trained(32 / 6, a=3.0, b=2.0)`. Are the two models still equal bit for bit?
 #
 # <details><summary>Hint</summary>
 #

@@ -52,7 +52,7 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 #
 # A random string has no structure. A model can continue a random string only if it has memorised this string, so the memorised bits can be counted.
 #
-# Here each string begins with a *name* of two symbols, which the model is given. Then follow 16 symbols, which the model must predict. All symbols are drawn uniformly from an alphabet of 64, so each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
+# Here each string begins with a *name* of two symbols, which the model is given. The model must predict the 16 symbols after the name. All symbols are drawn uniformly from an alphabet of 64, so each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
 #
 # $$\text{memorised} = \sum_{\text{symbols}} \left(6 - \frac{L}{\ln 2}\right) \text{ bits, and at least } 0.$$
 #
@@ -63,7 +63,7 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 #
 # The next cells train "tiny" for 120 steps on eight strings, which offer 768 bits. The adapter has rank 1.
 #
-# **Predict.** Three models have adapters of the same rank: the first in all linear layers, the second in q and v, the third in v alone. Which of the three models recite all eight strings?
+# **Predict.** Three models have adapters of the same rank. The first model has adapters in all linear layers, the second in q and v, the third in v alone. Which of the three models recite all eight strings?
 
 # %%
 tokens = study.strings(8, length=16, seed=0)  # (8, 18): indices into the alphabet
@@ -120,7 +120,7 @@ print("share of each string's bits: " + ", ".join(f"{share:.0%}" for share in so
 #
 # To measure the largest number of bits, the model must be small enough to train for thousands of steps. The base of the study has two layers of width 32. It was trained to repeat random strings, so it knows the alphabet and can predict a symbol with certainty.
 #
-# **Predict.** A LoRA of rank 4 is offered more and more strings, each time for equally many steps. At some point the LoRA cannot recite all strings. Do the memorised bits then rise, stay the same or fall?
+# **Predict.** An adapter of rank 4 is trained on more and more strings, always for the same number of steps. At some point the adapter cannot recite all strings. Do the memorised bits then rise, stay the same or fall?
 
 # %%
 plots.memory_knee(table);
@@ -129,7 +129,7 @@ plots.memory_knee(table);
 display(Markdown(findings.say("capacity.held.few", "capacity.held.many")))
 
 # %% [markdown]
-# At first the adapter holds all bits that are offered. Then the line of the memorised bits slowly leaves the line of the offered bits, without a sharp bend. The last point is still higher than the point before it. So the largest number of memorised bits is not the capacity of the adapter. It is only the largest number that was observed.
+# At first the adapter holds all bits that are offered. Then the line of the memorised bits slowly falls below the line of the offered bits, without a sharp bend. The last point is still higher than the point before it. So the largest number of memorised bits is not the capacity of the adapter. It is only the largest number that was observed.
 #
 # ## Twice the rank, twice the bits?
 #
@@ -144,11 +144,11 @@ names = (f"exponent.r{low}-r{middle}", f"exponent.r{middle}-r{high}", f"against_
 display(Markdown(findings.say(*(f"capacity.{name}" for name in names))))
 
 # %% [markdown]
-# Nearly. An exponent of 1 would mean exactly twice the bits at twice the rank.
+# Nearly twice as many bits. If the exponent were 1, twice the rank would hold exactly twice the bits.
 #
 # ## Free parameters
 #
-# Not every parameter of $A$ and $B$ is free. $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ there are $\text{in} \cdot \text{out}$ free parameters, as many as the numbers of a whole matrix.
+# Not every parameter of $A$ and $B$ is free. $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ there are $\text{in} \cdot \text{out}$ free parameters, as many as a whole matrix has numbers.
 #
 # **Predict.** For which rank do the bits per trained parameter and the bits per free parameter differ most?
 
@@ -176,13 +176,13 @@ show(lines, dict(zip(lines[0], formats, strict=True)))
 # - *passes* is the number of times that a run saw each string. All runs have equally many steps. Higher ranks were offered more strings, so they saw each string less often.
 # - *lost at half* is the share of the memorised bits that is missing if the training has only half the steps. From rank 2 on this share grows with the rank, so the training of the higher ranks was still far from its end.
 #
-# The literature reports 2 bits of knowledge per parameter for whole models ([Allen-Zhu and Li 2024](https://arxiv.org/abs/2404.05405)), and about 3.6 bits of random strings ([Morris et al. 2025](https://arxiv.org/abs/2505.24832)), after far longer training.
+# Two papers measured whole models after far longer training. [Allen-Zhu and Li (2024)](https://arxiv.org/abs/2404.05405) report 2 bits of knowledge per parameter. [Morris et al. (2025)](https://arxiv.org/abs/2505.24832) report about 3.6 bits of random strings per parameter.
 #
 # ## Can you choose the rank by its capacity?
 #
-# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) report that LoRA is worse than full fine-tuning if the data contain more bits than the adapter can hold, and equally good if the data contain fewer bits. This rule is not tested here. But you can compute what the rule predicts for the runs of notebook 05. The number of bits in the data is at most the base's mean loss on the data, divided by $\ln 2$, times the number of tokens.
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) compare the bits in the data with the bits that an adapter can hold. They report that LoRA is as good as full fine-tuning if the data contain fewer bits, and worse if the data contain more bits. This rule is not tested here. But you can compute what the rule predicts for the runs of notebook 05. For $n$ tokens with a mean loss $L$ of the base, the data contain at most $n\,L / \ln 2$ bits.
 #
-# **Predict.** Can an adapter of rank 1 hold all bits of the text that such a run reads?
+# **Predict.** Can an adapter of rank 1 hold all bits of the text that a run of notebook 05 reads?
 
 # %%
 bits_per_byte = ln.evaluate(ln.load_model("tiny"), heldout_batches()) / np.log(2)
@@ -195,14 +195,14 @@ print(f"bits in rank 1:    {held:>7,.0f}  ({parameters:,} parameters)")
 display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 
 # %% [markdown]
-# The text has many times more bits than rank 1 can hold, and yet rank 1 recovers most of full fine-tuning's gain on text that no run has read. Most bits of a text are of no use for another text. So, at least here, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
+# The text has many times more bits than an adapter of rank 1 can hold. Yet rank 1 recovers most of full fine-tuning's gain on held-out text. Most bits of a text do not help to predict another text. So, at least here, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
 #
 # ## Recap
 #
-# - A random string can only be memorised, so the loss on it gives the memorised bits.
+# - A random string can only be memorised, so the loss on random strings gives the memorised bits.
 # - At every rank that was tried, a trained parameter of LoRA holds more than one bit. This is a lower bound.
-# - There is no sharp limit: a LoRA that is offered more strings than it can recite knows a part of each string.
-# - The number of bits in a text does not tell you which rank you need, because most of these bits are of no use for other texts.
+# - There is no sharp limit: an adapter that cannot recite all strings knows a part of each string.
+# - The number of bits in a text does not tell you which rank you need. Most of these bits do not help to predict other texts.
 #
 # ## Three questions
 #
@@ -210,7 +210,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# Per symbol, $\ln 8 / \ln 2 = 3$ bits are missing, so the model holds $6 - 3 = 3$ bits per symbol. For 1,000 symbols these are 3,000 bits.
+# Per symbol, $\ln 8 / \ln 2 = 3$ bits are missing, so the model holds $6 - 3 = 3$ bits per symbol. For 1,000 symbols the model holds 3,000 bits.
 #
 # </details>
 #
@@ -242,7 +242,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 it recited no string and held 234 bits. Four times the parameters hold only two and a half times the bits, because the training of the larger adapter is far from its end.
+# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 the adapter recited no string and held 234 bits. Four times the parameters hold only two and a half times the bits, because the training of the larger adapter is far from its end.
 #
 # </details>
 #
@@ -256,7 +256,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# The adapter still recites no string, but it holds 440 bits instead of 234. So after 120 steps the training was the limit, not the rank. Even 0.46 bits per parameter is far below the study's numbers, which come from thousands of steps.
+# The adapter still recites no string, but it holds 440 bits instead of 234. So after 120 steps the training was the limit, not the rank. But 440 bits are only 0.46 bits per parameter, far below the study's numbers, which come from thousands of steps.
 #
 # </details>
 #

@@ -31,7 +31,7 @@
 #
 # $$y \;=\; x\,\hat W^\top \;+\; s\,(x A^\top)\,B^\top, \qquad \hat W = \text{decode}(\text{four bits})$$
 #
-# Each LoRA run of two studies was repeated with a base in four bits. The run with LoRA and the run with QLoRA use the same batches and the same learning rate, which was the best one for LoRA.
+# Each LoRA run of two studies was repeated with a base in four bits. The run with LoRA and the run with QLoRA use the same batches and the same learning rate: the best learning rate of LoRA.
 #
 # **Predict.** How much higher is the final loss of QLoRA than that of LoRA: not at all, a few percent, or a third?
 
@@ -66,9 +66,9 @@ Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
 #
 # ## Which sixteen values?
 #
-# Four bits can name sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or closer together somewhere?
+# Four bits can distinguish sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or closer together somewhere?
 #
-# NF4's answer: *on each side of zero, the same share of the weights lies between any two neighbouring values*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Zero is one of the sixteen values, so a weight of zero stays zero. Fifteen values remain: eight above zero and seven below zero. Fewer values share the lower side, so each share is a little larger there.
+# NF4's answer: *on each side of zero, the same share of the weights lies between any two neighbouring values*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Zero is one of the sixteen values, so a weight of zero stays zero. Fifteen values remain: eight above zero and seven below zero. There are fewer values below zero, so each share below zero is a little larger.
 #
 # $Q(1)$ is infinite, so the outermost value needs a probability $p$ below 1. If you cut the distribution into 16 equal shares, the middle of the last share is at $p = 1 - 1/32$. With 15 equal shares it is at $p = 1 - 1/30$. NF4 takes the mean of these two probabilities.
 
@@ -84,9 +84,9 @@ for side, n in (("below", 7), ("above", 8)):
 print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')).max():.1e}")
 
 # %% [markdown]
-# (bitsandbytes is the library in which the authors of QLoRA published NF4. It computes the probabilities in float32, and `lora_np` does the same. This explains the difference.)
+# (bitsandbytes is the library in which the authors of QLoRA published NF4. It computes the probabilities in float32, and `lora_np` does the same. This explains why the library's table differs a little from the computed values.)
 #
-# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Each of them has only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
+# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Both codes have only fifteen different values: in int4 one of the sixteen codes is not used, and in FP4 two codes mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
@@ -131,7 +131,7 @@ Markdown(
 # %% [markdown]
 # ## The scales cost bits too: double quantisation
 #
-# Each absmax is a float32 number. It has 32 bits for 64 weights, which is half a bit per weight, an eighth of the size of the codes. Double quantisation therefore quantises the absmax values too. It subtracts the mean of the absmax values (which are all positive) and stores the differences in 8 bits. Blocks of 256 absmax values share one float32 scale.
+# Each absmax is a float32 number of 32 bits. For 64 weights this is half a bit per weight, an eighth of the size of the codes. Double quantisation therefore quantises the absmax values too. It subtracts the mean of the absmax values (which are all positive) and stores the differences in 8 bits. Blocks of 256 absmax values share one float32 scale.
 
 # %%
 block, absmax_block = 64, 256
@@ -166,7 +166,7 @@ plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# The values of FP4 have wide gaps: between almost zero and 1/6, and between 2/3 and 1. Between 1/6 and 1/3 the values of FP4 are dense, with steps of 1/12 (int4 has steps of 1/7). All weights of a block are divided by the largest weight. In a small block the largest weight is not very large, so the divided weights are spread over the whole range from −1 to 1, including FP4's gaps. In a large block the largest weight is larger, so the other divided weights are closer to zero, where FP4 is dense. So the order of the formats depends on the block size, not only on the formats themselves.
+# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3 the values of FP4 are dense, with steps of 1/12 (int4 has steps of 1/7). All weights of a block are divided by the largest weight. In a small block the largest weight is not very large. So the divided weights are spread over the whole range from −1 to 1, including FP4's gaps. In a large block the largest weight is larger, so the other divided weights are closer to zero, where FP4 is dense. So the order of the formats depends on the block size, not only on the formats themselves.
 #
 # ## The gradients are exact
 #
@@ -236,7 +236,7 @@ show(lines, {"Llama-65B": "", "weights, GB": ".1f", "all, GB": ".1f", "fits in 4
 # %% [markdown]
 # In the row "QLoRA" the embedding and the output head stay in 16 bits. Only the matrices of the blocks are in four bits.
 #
-# This table uses the recipe "16-bit" of notebook 01: each trained parameter takes 2 bytes for the weight, 2 for the gradient and 4 for each of AdamW's two moments. Notebook 01's own table for Llama-65B uses the recipe "mixed". This recipe adds a float32 master copy, which takes 4 more bytes per trained parameter. So the totals there are larger, most of all for full fine-tuning.
+# This table uses the recipe "16-bit" of notebook 01. Each trained parameter takes 2 bytes for the weight, 2 for the gradient and 4 for each of AdamW's two moments. Notebook 01's own table for Llama-65B uses the recipe "mixed". The recipe "mixed" adds a float32 master copy, which takes 4 more bytes per trained parameter. So the totals in notebook 01 are larger than the totals here, most of all for full fine-tuning.
 #
 # ## Train both
 #
@@ -267,7 +267,7 @@ show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "se
 # 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits per weight. But the adapter was not trained with these weights.
 # 3. **Merge and quantise again**: the merged weights take the same memory as the weights in four bits before the merge. But the rounding now applies to $s\,BA$ too.
 #
-# In the next cell, ways 1 and 2 keep the merged weights in float32, to show no other rounding.
+# In the next cell, ways 1 and 2 keep the merged weights in float32, so that only the rounding to four bits counts.
 #
 # **Predict.** Which way gives the same outputs as the trained model? Which way gives the lowest loss? The two answers can differ.
 
@@ -308,7 +308,7 @@ show(lines, {"way": "", "held-out": ".4f", "change of the logits": ".1e"})
 #
 # $$D = \kappa\,\Delta W + \text{noise}, \qquad \kappa = \frac{\langle D, \Delta W\rangle}{\lVert\Delta W\rVert^2}$$
 #
-# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries. The share that remains is $\kappa$. It can be near zero although $D$ is not zero.
+# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries. The share that remains is $\kappa$. This share can be near zero although $D$ is not zero.
 
 # %%
 routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in runs]
@@ -320,13 +320,12 @@ lines = [{"model": table.settings["model"]} | row for table in routes for row in
 show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept": ".0%"})
 
 # %% [markdown]
-# Only the first way gives the trained model. The second way gives a *different* model, which is slightly better here, because the original weights are more precise than the rounded weights that the adapter
-# learned to correct. Do not report the loss of this different model as QLoRA's loss.
+# Only the first way gives the trained model. The second way gives a *different* model. Here this model is slightly better, because the original weights are more precise than the rounded weights. Do not report the loss of this different model as QLoRA's loss.
 #
 # The third way raises the loss a little on "tiny" and very much on SmolLM2. The next section explains why.
 
 # %% [markdown]
-# Why does QLoRA end higher than LoRA on SmolLM2? Put QLoRA's trained adapter onto the original weights, without training again. The loss falls, because the rounding of the base is gone. The first sentence below divides the fall of the loss by the difference between QLoRA's final loss and LoRA's final loss. The other two sentences are about the third way.
+# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? Use QLoRA's trained adapter with the original weights, without training again. The loss falls, because the rounding of the base is gone. The first sentence below divides the fall of the loss by the difference between QLoRA's final loss and LoRA's final loss. The other two sentences are about the third way.
 
 # %%
 names = ("qlora.smollm2.rounding", "merge_routes.tiny.kept", "merge_routes.smollm2.kept")
@@ -337,7 +336,7 @@ Markdown(findings.say(*names))
 #
 # In the third way every weight starts *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding gives the old code again. On "tiny" $s$ is large, and the adapter changed the weights much. On SmolLM2 the adapter changed the weights little.
 #
-# Other storage formats also round, for example the 16 or 8 bits of published models, but there $\Delta W$ is lost at other sizes. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
+# Other storage formats also round, for example the 16 or 8 bits of published models. The size below which $\Delta W$ is lost differs between the formats. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
 
 # %%
 def in_dtype(dtype):
@@ -367,10 +366,10 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 # %% [markdown]
 # The two shares do not agree.
 #
-# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. The distance between neighbouring numbers of bfloat16 is roughly proportional to their size. So a small weight can take a small change, and a large weight cannot. The weights that change are mostly small weights or have large changes. They move by whole steps.
+# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. The distance between neighbouring numbers of bfloat16 is roughly proportional to their size. So a small change remains in a small weight, but rounding removes the same change from a large weight. The weights that change are mostly small weights or have large changes. Each of these weights moves by whole steps of the format.
 # - **NF4, small $\Delta W$**: nearly all weights change, but hardly anything of $\Delta W$ remains.
 #
-# The second result is strange. A decoded weight is a scale times a value of the code. **Predict.** With the smallest $\Delta W$, which of the two changes in NF4: the scales of the blocks, the codes, or both? Which weights stay unchanged?
+# The second result is surprising. A decoded weight is a scale times a value of the code. **Predict.** With the smallest $\Delta W$, which of the two changes in NF4: the scales of the blocks, the codes, or both? Which weights stay unchanged?
 
 # %%
 def scales_and_codes(x):
@@ -399,8 +398,8 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 # With a small $\Delta W$ all scales change and hardly any code changes.
 #
 # - *Codes*: each change is smaller than half the distance to the next value, so rounding gives the old code.
-# - *Scales*: the largest weight of a block is stored as it is, as the scale. So the change of this one weight remains. It is one of 64, and about 1/64 of $\Delta W$ remains.
-# - *Noise*: the whole block is decoded with its new scale. So every other weight of the block also moves, except the weights that are zero. These moves follow the change of the largest weight, not their own entries of $\Delta W$. So they are noise.
+# - *Scales*: the largest weight of a block is stored as it is, as the scale. So the change of this one weight remains. This weight is one of 64, and about 1/64 of $\Delta W$ remains.
+# - *Noise*: the whole block is decoded with its new scale. So every other weight of the block also moves, except the weights that are zero. These moves follow the change of the largest weight, not the entries of $\Delta W$ for the moved weights. So the moves are noise.
 #
 # With a larger $\Delta W$ the weights with the largest changes reach the next value. These weights contribute most to $\Delta W$, and each moves by a whole step. So most of $\Delta W$ can remain although most codes are unchanged. The number of changed weights does not measure how much of $\Delta W$ remains.
 #
@@ -415,7 +414,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# A weight of zero then stays exactly zero, and the rounding adds no noise to it.
+# A weight of zero then stays exactly zero, and the rounding adds no noise to this weight.
 #
 # </details>
 #
@@ -431,7 +430,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# The weights lie on the values of the code. If a change is smaller than half the distance to the next value, the weight keeps its old code. Only the largest weight of each block keeps its change, as the new scale. The new scale also moves the other weights of the block, but these moves have nothing to do with their own entries of $\Delta W$.
+# The weights lie on the values of the code. If a change is smaller than half the distance to the next value, the weight keeps its old code. Only the largest weight of each block keeps its change, as the new scale. The new scale also moves the other weights of the block. These moves have nothing to do with the entries of $\Delta W$ for the moved weights.
 #
 # </details>
 #
@@ -467,7 +466,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # </details>
 #
-# 3. Change one weight of the block of eight to 5. What happens to the codes of the other weights?
+# 3. In the block of eight weights, change one weight to 5. What happens to the codes of the other weights?
 #
 # <details><summary>Hint</summary>
 #
@@ -477,7 +476,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# The absmax becomes 5, so the other weights use only the values near zero: 0.02, −0.08 and 0.17 are all decoded as 0, and −0.29 gets the same code as −0.62. One outlier spoils its whole block. This is why blocks are small.
+# The absmax becomes 5, so the other weights use only the values near zero. The weights 0.02, −0.08 and 0.17 are all decoded as 0, and −0.29 gets the same code as −0.62. One outlier spoils its whole block. This is why blocks are small.
 #
 # </details>
 #

@@ -18,8 +18,8 @@
 # **You will learn** to
 #
 # - explain how rows with different adapters share one batch, and compute the cost in bytes;
-# - compute how a merge changes the outputs and the speed, and how many merges change the weights;
-# - recognise three checks of a merge that say nothing about its quality.
+# - compute how a merge changes the outputs and the speed, and how repeated merges change the weights;
+# - recognise three checks of a merge that say nothing about the quality of the merged model.
 #
 # **Before you start**: the LoRA layer and its merge (notebook 02).
 #
@@ -62,17 +62,15 @@ Markdown(
 )
 
 # %% [markdown]
-# The speed depends on the workload. If all rows use one adapter ("identical"), a merged model is the fastest. If each row uses a different adapter ("distinct"), merged models are slow: each row goes
-# through its own model, and the work of the base is done 32 times.
+# The speed depends on the workload. If all rows use one adapter ("identical"), a merged model is the fastest. If each row uses a different adapter ("distinct"), merged models are slow. Each row goes through its own model, so the work of the base is done 32 times.
 #
-# On "tiny" an adapter has a tenth of the base's size, because the matrices are narrow. In a wider model the share is smaller: adapters with the same settings have a few thousandths of the size of a 7B model
-# ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once).
+# On "tiny" an adapter has a tenth of the base's size, because the matrices are narrow. In a wider model the share is smaller. For a 7B model, an adapter with the same settings has a few thousandths of the base's size. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once.)
 #
 # ## Two adapters
 #
 # The rest of this notebook uses two trained adapters. The first adapter learns Python code. The second adapter learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
 #
-# The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than those of notebooks 05 and 07, so the model has less context, and the base's loss on code is higher than in those notebooks. Compare only losses of the same table.
+# The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than the windows of notebooks 05 and 07, so the model has less context. Therefore the base's loss on code is higher here than in those notebooks. Compare only losses of the same table.
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")  # as in notebook 05
@@ -111,7 +109,7 @@ def show_losses(*adapters):
 show_losses(None, "code", "voice")
 
 # %% [markdown]
-# Each adapter is good at its own domain. But with the voice adapter, the model is worse at code than the base: the voice adapter makes it forget code. This matters in experiment 2.
+# Each adapter is good at its own domain. But with the voice adapter, the model is worse at code than the base: the voice adapter makes it forget code. This forgetting matters in experiment 2.
 #
 # ## A merged model is as fast as the base
 #
@@ -153,13 +151,13 @@ show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 #
 # The adapter can be removed again, $W \leftarrow (W + s\,BA) - s\,BA$, and another adapter can be merged. Both the addition and the subtraction round.
 #
-# **Predict.** In the first case, one adapter is merged and removed a hundred times. In the second case, eight adapters are merged and removed in turns. In which case does the error of $W$ grow? By what factor do the errors in float16 and in float32 differ?
+# **Predict.** In the first case, one adapter is merged and removed a hundred times. In the second case, eight adapters are merged and removed one after another. In which case does the error of $W$ grow? By what factor do the errors in float16 and in float32 differ?
 
 # %%
 plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
-# With one adapter, only the first round changes $W$. In every later round, adding and subtracting $\Delta W$ gives the same number again (a theorem about rounding to even: Knuth, *The Art of Computer Programming*, 4.2.2). With several adapters, each adapter causes other rounding errors, and the errors add up like steps in random directions. The precision of float32 is 13 bits higher than that of float16, so the errors differ by a factor of $2^{13}$. In float32 the error stays harmless for a long time. If the weights have 16 bits, keep a copy of the base, and do not merge adapters in turns.
+# With one adapter, only the first merge and removal changes $W$. After every later merge and removal, $W$ has the same numbers as before. This follows from a theorem about rounding to even (Knuth, *The Art of Computer Programming*, 4.2.2). With several adapters, each adapter causes different rounding errors, and the errors add up like steps in random directions. The format float32 has 13 bits of precision more than float16, so the errors of the two formats differ by a factor of $2^{13}$. In float32 the error stays harmless for a long time. If the weights have 16 bits, keep a copy of the base, and do not merge and remove adapters repeatedly.
 #
 # ## Many adapters on one base
 #
@@ -262,7 +260,7 @@ for title, idx in cases.items():
 show(lines, {"32 rows on": "", "function": "", "ms": ".2f", "error": ".0e"})
 
 # %% [markdown]
-# `error` is the relative difference from the library's result. Segments are good for a few adapters with many rows each. The batched product is good for many adapters with one row each. The library chooses by the size of the segments (`lora_np/peft/mixed.py`) and keeps the stacked factors from one step to the next.
+# `error` is the relative difference from the library's result. Segments are good for a few adapters with many rows each. The batched product is good for many adapters with one row each. The library chooses between the two functions by the size of the segments (`lora_np/peft/mixed.py`) and keeps the stacked factors from one step to the next.
 #
 # In a whole model, an argument of the call names the adapter of each row:
 
@@ -288,7 +286,7 @@ for i, name in enumerate(names):
 # %% [markdown]
 # Each row continues in the style of its adapter. The logits of each row in the mixed batch equal the logits of the same row alone, up to rounding. The generated text has no meaning. "tiny" has one million parameters and writes byte by byte, and each adapter was trained for only 60 steps. The adapters learned how Python and answers look, but not what they mean. The held-out losses above measure better what each adapter learned. Notebook 10 trains a real language model.
 #
-# **Predict.** A decode step computes the next token of each of 32 rows, in a whole model. How much longer does the step take if each row has its own adapter than if all rows share one?
+# **Predict.** A decode step computes the next token of each of 32 rows, in a whole model. How much longer does the step take if each row has its own adapter than if all rows share one adapter?
 
 # %% jupyter={"source_hidden": true}
 # prints the time of a decode step with one adapter and with one adapter per row
@@ -312,7 +310,7 @@ Markdown(findings.say("serving.tiny.each", "serving.smollm2.each"))
 #
 # ### 1. The average of an adapter and itself
 #
-# Two files contain adapters that compute the same logits. You average their factors, $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$, and check that each number of the result is the mean of the two numbers. **Predict** the loss of the averaged adapter on the voice.
+# Two files contain adapters that compute the same logits. You average the factors of the two adapters: $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$. You check that each number of the result is the mean of the two averaged numbers. **Predict** the loss of the averaged adapter on the voice.
 
 # %%
 model.add_adapter("twin", config)
@@ -354,11 +352,11 @@ print()
 show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 
 # %% [markdown]
-# With equal halves the loss on code is above the base's loss: half of the voice adapter makes the model forget more code than half of the code adapter teaches. The reported error is zero, and this is correct, because the report compares the combination with the sum that was *requested*. Only held-out text of each domain shows whether this sum is useful. Weights that sum to one do not prevent the harm.
+# With equal halves the loss on code is above the base's loss. Half of the voice adapter makes the model forget more code than half of the code adapter teaches. The reported error is zero, and this is correct, because the report compares the combination with the sum that was *requested*. Only held-out text of each domain shows whether this sum is useful. The harm occurs although the two weights sum to one.
 #
 # ### 3. A large error that does little harm
 #
-# `svd` keeps only the 8 largest of the 16 directions of the sum, and its reported error is large. **Predict.** Which share of `cat`'s gain does `svd` lose? (The gain is the base's loss minus the loss of the combination.) The picture shows all combination types, each at its own best scale, with two adapters that were trained longer. (The study evaluates on longer windows than this notebook, so its losses are lower.)
+# `svd` keeps only the 8 largest of the 16 directions of the sum, and the reported error of the result is large. **Predict.** Which share of `cat`'s gain does `svd` lose? The gain is the base's loss minus the loss of the combination. The picture shows all combination types, each at its own best scale. The two adapters of the picture were trained longer. (The study evaluates on longer windows than this notebook, so the losses in the picture are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
@@ -379,9 +377,9 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# A large part of the norm of $\Delta W$ is in directions that hardly change the loss. Even `linear`, at its best scale, keeps most of the gain. The error of $\Delta W$ is a useful warning: the types that work on $\Delta W$ have lower losses than the types that work on $A$ and $B$ separately. But the error of $\Delta W$ does not replace a measured loss.
+# A large part of the norm of $\Delta W$ is in directions that hardly change the loss. Even `linear`, at its best scale, keeps most of the gain. The error of $\Delta W$ is a useful warning. The types that work on $\Delta W$ have lower losses than the types that work on $A$ and $B$ separately. But the error of $\Delta W$ does not replace a measured loss.
 #
-# **Conclusions of the lab.** Compare merges by $\Delta W$, never by $A$ and $B$. Then evaluate the merged model on held-out text of every domain for which you will use it. Evaluate the weights as they are *stored*: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the adapter file too, because only the file has the adapter exactly as it was trained.
+# **Conclusions of the lab.** Compare merges by $\Delta W$, never by $A$ and $B$. Then evaluate the merged model on held-out text of every domain for which you will use it. Evaluate the weights as they are *stored*: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the adapter file too, because only the file contains the adapter exactly as it was trained.
 #
 # ## A server
 #
@@ -438,7 +436,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# $W$ is the same for all rows. Only the bypass $s\,(x A^\top) B^\top$ depends on the adapter, and it is added afterwards.
+# $W$ is the same for all rows. Only the bypass $s\,(x A^\top) B^\top$ depends on the adapter, and this bypass is added afterwards.
 #
 # </details>
 #
@@ -474,7 +472,7 @@ while not server.idle:
 #
 # </details>
 #
-# 2. Let `cat` have the weights (share, 1 − share) for the code and the voice adapter. From which share on is the combination better than the base on both domains?
+# 2. Let `cat` have the weights (share, 1 − share) for the code and the voice adapter. From which share of the code adapter on is the combination better than the base on both domains?
 #
 # <details><summary>Hint</summary>
 #
@@ -484,7 +482,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# The combination is better on both domains from a share of about 0.55 on: there the loss on code is 1.638, and the base's loss is 1.647. On the voice, every share that you tried is far better than the base.
+# The combination is better on both domains from a share of about 0.55 on. At this share the loss on code is 1.638, and the base's loss is 1.647. On the voice, every tried share has a far lower loss than the base.
 #
 # </details>
 #
@@ -498,11 +496,11 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# It depends on the machine, but a few rows per segment are enough: `grouped` then needs fewer calls, and `batched` gains nothing from rows that share an adapter. The library's limit is `SMALL_SEGMENT` in `lora_np/peft/mixed.py`.
+# The number depends on the machine, but a few rows per segment are enough. Then `grouped` needs fewer calls than with one row per segment. The function `batched` gains nothing from rows that share an adapter. The library's limit is `SMALL_SEGMENT` in `lora_np/peft/mixed.py`.
 #
 # </details>
 #
-# 4. "average, cat" of experiment 1 has rank 16 and the voice's $\Delta W$. Combine this average with the code adapter by `linear`, then by `svd`. Why must `linear` raise an error?
+# 4. The adapter "average, cat" of experiment 1 has rank 16 and the same $\Delta W$ as the voice adapter. Combine "average, cat" with the code adapter by `linear`, then by `svd`. Why must `linear` raise an error?
 #
 # <details><summary>Hint</summary>
 #

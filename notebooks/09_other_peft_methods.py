@@ -25,7 +25,7 @@
 #
 # *Reading: two sittings of 50 minutes, the methods and the comparison. Tasks: 30 minutes. Running: about 10 seconds.*
 #
-# Three letters mean something else here than in the other notebooks: $v$ is the number of virtual tokens of a prefix, $m$ the width of an adapter, and $\ell$ the lengths of the rows of a matrix.
+# Three letters mean something else here than in the other notebooks. The letter $v$ is the number of virtual tokens of a prefix, and $m$ is the width of an adapter. The letter $\ell$ stands for the lengths of the rows of a matrix.
 #
 # ## The result first
 #
@@ -67,7 +67,7 @@ plots.quality_against_parameters(compared, ranks);
 #
 # ## A map of the methods
 #
-# There are three ideas: change the weights; give the attention more to read (a prefix); add layers (adapters). A change of the weights can be merged into $W$ and then costs nothing. The other two cannot be merged.
+# There are three ideas: change the weights, give the attention more to read (a prefix), or add layers (adapters). A change of the weights can be merged into $W$ and then costs nothing. Prefixes and adapters cannot be merged.
 #
 # | method | where it changes the block | what it trains | numbers per linear layer or block | merged? |
 # |---|---|---|---|---|
@@ -141,25 +141,25 @@ show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 #
 # ## rsLoRA: another scaling
 #
-# **Idea.** Compare ranks fairly: the update should not shrink as the rank grows.
+# **Idea.** The update should not shrink as the rank grows, so that ranks can be compared fairly.
 #
 # **Equation.** $s = \dfrac{\alpha}{r} \;\longrightarrow\; s = \dfrac{\alpha}{\sqrt r}$
 #
 # **Code.** `LoraConfig(use_rslora=True)`.
 #
-# **One number.** At a fixed rank, rsLoRA is LoRA with another $\alpha$: at $r = 8$, this $\alpha$ is $\sqrt 8 \approx 2.8$ times as large. Notebook 06 compares ranks.
+# **One number.** At a fixed rank, rsLoRA is LoRA with a larger $\alpha$. At $r = 8$, this larger $\alpha$ is $\sqrt 8 \approx 2.8$ times LoRA's $\alpha$. Notebook 06 compares ranks.
 #
 # ## LoRA+: another learning rate for B
 #
-# **Idea.** $A$ starts random and $B$ starts at zero, so one learning rate need not be right for both.
+# **Idea.** $A$ starts random and $B$ starts at zero, so the best learning rates of $A$ and $B$ may differ.
 #
 # **Equation.** $\eta_B = 16\,\eta_A$
 #
-# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. Which other scales could be changed? Adam divides the gradient by its own size, so a scaled gradient gives the same step. Therefore training with both of these settings gives the same model (for $\varepsilon \to 0$, without weight decay and clipping):
+# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. The learning rates of $A$ and $B$ are not the only scales: $\alpha$ and the size of $A$ can be changed too. Adam divides each gradient by its usual size, so a scaled gradient gives the same step. Therefore these two settings train the same model (for $\varepsilon \to 0$, without weight decay and clipping):
 #
 # $$\bigl(\alpha,\; A,\; B,\; \eta_A,\; \eta_B\bigr) \;\sim\; \bigl(\tfrac{\alpha}{pq},\; pA,\; qB,\; p\,\eta_A,\; q\,\eta_B\bigr)$$
 #
-# (Here $p$ and $q$ are any two positive numbers.) **Predict.** The first model trains with $p = q = 1$, the second with $p = 8$ and $q = 1/4$. How large is the difference of their losses in the first four steps, in float32?
+# Here $p$ and $q$ are any two positive numbers. **Predict.** The first model trains with $p = q = 1$, the second with $p = 8$ and $q = 1/4$. How large is the difference of their losses in the first four steps, in float32?
 
 # %%
 batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
@@ -217,7 +217,7 @@ y, _ = layer.forward(x, ln.Context(adapter="default"))
 print("error against the library:", relative_error(dora(x, *parts), y))
 
 # %% [markdown]
-# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat this norm as a constant in the backward pass, which saves a product. But this detached gradient is not the true gradient of the loss. The library can compute both gradients: `dora_norm="detached"` and `"true"`. **Predict** the cosine between the detached and the true gradient, for $A$, for $B$ and for $\ell$.
+# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat this norm as a constant in the backward pass, which saves a product. But this *detached* gradient is not the true gradient of the loss. The library can compute both gradients: `dora_norm="detached"` and `"true"`. **Predict** the cosine between the detached and the true gradient, for $A$, for $B$ and for $\ell$.
 
 # %%
 def gradients(norm):
@@ -242,7 +242,7 @@ for part, g in true.items():
 show(lines, {"gradient of": "", "cosine": ".4f", "length": ".3f"})
 
 # %% [markdown]
-# (`length` is the norm of the detached gradient divided by the norm of the true gradient.) For $\ell$ the two gradients are equal. The detached gradients of $A$ and $B$ have slightly different directions from the true gradients: they also stretch the rows of $V$, which does not change $y$. The comparison below uses the detached gradient, like the paper and PEFT.
+# (`length` is the norm of the detached gradient divided by the norm of the true gradient.) For $\ell$ the two gradients are equal. The detached gradients of $A$ and $B$ have slightly different directions from the true gradients. A step along a detached gradient also stretches the rows of $V$, which does not change $y$. The comparison below uses the detached gradient, like the paper and PEFT.
 #
 # ## PiSSA: start from the largest part of W
 #
@@ -267,7 +267,7 @@ print("singular values of the frozen: ", left[:3].round(2), "…")
 print("error against the library:", relative_error(rest, frozen))
 
 # %% [markdown]
-# **One number.** The largest singular value of the frozen part is the ninth singular value of $W$: exactly the first $r = 8$ singular values are gone.
+# **One number.** The largest singular value of the frozen part is the ninth singular value of $W$. So exactly the first eight singular values ($r = 8$) are gone.
 #
 # ## LoRA-FA: A stays frozen
 #
@@ -315,11 +315,11 @@ reference, _ = ln.ops.vera_forward(x, A, B, *vectors)
 print("error against the library:", relative_error(vera(x, A, B, *vectors), reference))
 
 # %% [markdown]
-# **One number.** With $r = 256$ VeRA trains fewer numbers than any other method here that changes the weights (see the table above). But the products of VeRA are as wide as those of LoRA with $r = 256$.
+# **One number.** With $r = 256$ VeRA trains fewer numbers than any other method here that changes the weights (see the table above). But the products of VeRA are as wide as the products of LoRA with $r = 256$.
 #
 # ## Prefix tuning: more to attend to
 #
-# **Idea.** Change no weight. Each layer gets $v$ keys and values that belong to no token, and only these are trained.
+# **Idea.** Change no weight. Each layer gets $v$ keys and values that belong to no token, and only these keys and values are trained.
 #
 # **Equation.**
 #
@@ -359,7 +359,7 @@ for start in ("zero", None):
 show(lines, {"model": "", "loss": ".3f"})
 
 # %% [markdown]
-# No. A score of zero has the weight $e^0 = 1$ in the softmax, so the $v$ zero keys take a share of the attention, and the zero values contribute nothing. (On this batch the loss happens to fall a little.) Training starts with a random prefix. The random prefix makes the model worse than the base, and training first has to repair this.
+# No. A score of zero has the weight $e^0 = 1$ in the softmax. So the $v$ zero keys take a share of the attention, and the zero values contribute nothing. (On this batch the loss happens to fall a little.) Training starts with a random prefix. The random prefix makes the model worse than the base, and training first has to repair this harm.
 #
 # *Prefix with MLP* is the way in which the paper trains a prefix. A small trained table passes through two linear layers with a tanh between them. The result is the prefix's keys and values for all layers. The two layers are discarded after training:
 # `PrefixTuningConfig(prefix_projection=True)`.
@@ -397,7 +397,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** An adapter can be merged into 0 weights: $\sigma$ is not linear, so no matrix has the same effect as the adapter.
+# **One number.** The number of weights into which an adapter can be merged is 0. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
 #
 # *End of the first sitting.*
 #
@@ -426,12 +426,12 @@ slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if 
 Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long. In a larger model the thin products take a smaller share of the time: their cost is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
+# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long. In a larger model the thin products take a smaller share of the time. The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
 # - *VeRA*'s products are not thin: its $r$ is 256, twice the width of "tiny".
-# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, it needs $W A^\top$, a product with all of $W$, even for a single token. The share of this product in the time hardly shrinks as the model grows. The share of the products with $A$ and $B$ does shrink.
+# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. The share of this product in the time hardly shrinks as the model grows. The share of the products with $A$ and $B$ does shrink.
 # - *QLoRA* decodes $W$ in every pass, also for a single token.
 #
-# Are small differences between these times real? A merged model is the base with other numbers, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of their times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in its time would move all ratios in one direction.)
+# Are small differences between these times real? A merged model is the base with other numbers, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of the plain models' times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in its time would move all ratios in one direction.)
 
 # %% jupyter={"source_hidden": true}
 # prints the scatter of plain models, and the ratios of the models that cannot be merged
@@ -458,7 +458,7 @@ for model, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
 show(lines, {"model": "", "what": "", "token": "", "prompt": ""})
 
 # %% [markdown]
-# A ratio outside the range of the plain models is a real cost; a ratio inside it can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is measurable when a prompt is read, on both models. For a single token the cost is close to the noise.
+# A ratio outside the range of the plain models is a real cost. A ratio inside this range can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is measurable when a prompt is read, on both models. For a single token the cost is close to the noise.
 #
 # ## What the methods learn
 #
@@ -477,12 +477,12 @@ slow = " and ".join(label for label, rate in rates.items() if rate == low)
 Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
 # %% [markdown]
-# With one learning rate for all methods, the comparison would only show which methods this rate suits. Look also at LoRA+: the best learning rate of $B$ in LoRA+ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to that of LoRA-FA, whose $A$ does not move at all. The LoRA+ paper makes its promise for much wider models.
+# With one learning rate for all methods, the comparison would only show which methods this rate suits. Look also at LoRA+: the best learning rate of $B$ in LoRA+ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to that of LoRA-FA, whose $A$ does not move at all. The LoRA+ paper promises an advantage for much wider models.
 #
 # ## Does LoRA do as well with as many numbers?
 #
-# This is the fair question about a method that trains few numbers. The line in the first picture, LoRA at other ranks, answers the question. Between two ranks the line is interpolated over the logarithm of the number of trained numbers. Runs with one seed read the text in the same order, so each run is
-# compared with the line of its own seed. A method is *above* the line if its gain is higher with all three seeds, and *below* the line if its gain is lower with all three seeds.
+# A method that trains few numbers is fairly compared with a LoRA that trains equally few numbers. The line in the first picture, LoRA at other ranks, allows this comparison. Between two ranks the line is interpolated over the logarithm of the number of trained numbers. Runs with the same seed read the text in the same order, so each run is
+# compared with the line of its own seed. A method is *above* the line if its gain is higher than the line with all three seeds. It is *below* the line if its gain is lower than the line with all three seeds.
 
 # %% jupyter={"source_hidden": true}
 # prints each method's gain less the gain of LoRA with as many numbers, seed by seed
@@ -514,10 +514,9 @@ Markdown(
 )
 
 # %% [markdown]
-# One or two percentage points below the line mean little. rsLoRA is that far below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Larger distances say something about the
-# method: here LoRA+, the adapters and above all the prefixes use their numbers less well than LoRA of a suitable rank.
+# One or two percentage points below the line mean little. rsLoRA is that far below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Larger distances say something about the method. Here LoRA+, the adapters and above all the prefixes gain less than LoRA with as many numbers.
 #
-# (The title of the first picture names the methods that are as good as the *best* method. A method that is a little worse than the best method, but with every seed, is not named.)
+# (The title of the first picture names the methods that are as good as the *best* method. A method that is worse than the best method with every seed is not named, even if the difference is small.)
 #
 # ## What the papers promise
 #
@@ -529,7 +528,7 @@ table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
 Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
 
 # %% [markdown]
-# So some methods lead LoRA, but only early in the training. Before you attribute a lead to the method, ask what else differs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than LoRA's. Does LoRA have the same lead at DoRA's learning rate?
+# So some methods are ahead of LoRA, but only early in the training. Before you attribute a lead to the method, ask what else differs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than LoRA's. Is LoRA as good early in the training if LoRA uses DoRA's learning rate?
 
 # %% jupyter={"source_hidden": true}
 # prints the held-out loss at each evaluation: LoRA at two rates, DoRA, PiSSA; first seed
@@ -556,7 +555,7 @@ plots.methods_learned_and_forgotten(compared);
 # %% [markdown]
 # A method with a lower line forgets less *for the same learning*. A method whose line is only shorter forgets less because it learned less. Some lines do not start at the point of the base: a random prefix makes the model worse at both texts before the first step.
 #
-# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found that LoRA forgets less than full fine-tuning, with billions of tokens and models thousands of times as large. Here:
+# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found that LoRA forgets less than full fine-tuning, with billions of tokens and models thousands of times as large as "tiny". The next sentences compare LoRA and full fine-tuning here:
 
 # %%
 Markdown(findings.say("methods.forgetting.lora", "methods.forgetting.full"))
@@ -590,7 +589,7 @@ Markdown(findings.say(*rates))
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
-# The tutorials' shares of trained numbers do not hold for a small model: the number of LoRA's parameters grows with $d$, the number of the base's parameters with $d^2$. The next cell counts the same methods for Llama-2-7B, a model of the size for which such tutorials are written. (The width $m$ of an adapter is a free choice, and the adapter's share depends on it.)
+# The tutorials' shares of trained numbers do not hold for a small model. The number of LoRA's parameters grows with $d$, the number of the base's parameters with $d^2$. The next cell counts the same methods for Llama-2-7B, a model of the size for which such tutorials are written. (The width $m$ of an adapter is a free choice, and the adapter's share depends on it.)
 
 # %%
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
@@ -639,7 +638,7 @@ for method in ("dora", "houlsby", "qlora", "prefix"):
 show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 
 # %% [markdown]
-# As on "tiny", LoRA and DoRA are at the top and the prefix is last. QLoRA and the adapters change places. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
+# As on "tiny", LoRA and DoRA are at the top and the prefix is last. Compared with "tiny", QLoRA and the adapters have exchanged their places in the order. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
 # QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains it:
 
@@ -647,11 +646,11 @@ show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers, gains the least, differs most between the seeds, and forgets several times as much as the others. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether the harm to other texts was there from the start or arose in training.
+# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers, gains the least, differs most between the seeds, and forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether the harm to other texts was there from the start or arose in training.
 #
 # ## Recap
 #
-# A PEFT method changes the weights, adds something to attend to, or adds layers. Only a change of the weights can be merged, and a merged change costs nothing. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs or how well it learns. Compare a method that trains few numbers with LoRA at equally few numbers. On "tiny" no method was better than LoRA in this comparison with every seed. Compare methods only at each one's own best learning rate, seed by seed, and measure what they forget too.
+# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and a merged change costs nothing. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs or how well it learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. In this comparison on "tiny", no method was better than LoRA with every seed. Compare methods only at the best learning rate of each method, seed by seed. Measure also what each method forgets.
 #
 # ## Three questions
 #
@@ -663,11 +662,11 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # </details>
 #
-# 2. Why is a prefix of zeros not the identity?
+# 2. Why does a prefix of zeros change the outputs of the model?
 #
 # <details><summary>Answer</summary>
 #
-# The prefix's keys get the score 0, so each has the weight $e^0 = 1$ before the softmax is normalised. The prefix takes attention from the real tokens and contributes zeros.
+# The prefix's keys get the score 0, so each key has the weight $e^0 = 1$ before the softmax is normalised. The prefix takes attention from the real tokens and contributes zeros.
 #
 # </details>
 #
@@ -675,13 +674,13 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# Did each method have its own best learning rate? Does the lead remain at the end, and with every seed? Does LoRA have the same lead at the other method's learning rate?
+# Did each method have its own best learning rate? Does the lead remain at the end, and with every seed? Is LoRA as good after 50 steps if LoRA uses the other method's learning rate?
 #
 # </details>
 #
 # ## Try
 #
-# 1. Merge VeRA by hand: in one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to $W$, and compare the outputs for a random $x$. Why must you compute this product anew for every layer, although all layers share $A$ and $B$?
+# 1. Merge VeRA by hand. In one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to $W$, and compare the outputs for a random $x$. Why must you compute this product anew for every layer, although all layers share $A$ and $B$?
 #
 # <details><summary>Hint</summary>
 #

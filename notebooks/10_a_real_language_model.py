@@ -89,7 +89,7 @@ display(Markdown(text))
 # Both answers name the correct river, the Thames, and are otherwise wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The second question has the answer 60. The untuned model computes 3/100, and the tuned
 # model says 30 before it says 60. The log line at the end has no meaning.
 #
-# Such errors are normal for a model of this size. It continues text in a likely way, and it cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health: one question of the study is medical, and the answer after training is wrong.
+# Such errors are normal for a model of this size. Such a model continues text in a likely way, and cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health. One question of the study is medical, and the trained model's answer to this question is wrong.
 #
 # ## The model
 #
@@ -123,7 +123,7 @@ if model:
 #
 # $$L = -\frac{1}{M}\sum_{i \,\in\, \text{answers}} \ln p(x_i \mid x_{<i})$$
 #
-# Here $x_i$ is token number $i$, $p$ is the probability that the model gives to it, and $M$ is the number of tokens in the answers. The model reads the questions but does not learn to write them.
+# Here $x_i$ is token number $i$, $p$ is the model's probability for this token, and $M$ is the number of tokens in the answers. The model reads the questions but does not learn to write them.
 #
 # **Predict.** What share of all tokens counts in the loss?
 
@@ -175,7 +175,7 @@ if model:
 plots.learned_and_forgotten(study);
 
 # %% [markdown]
-# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
+# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this statement true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
 
 # %%
 lines = []
@@ -189,9 +189,9 @@ show(lines, {"LoRA − full": "", "answers": "+.3f", "prose": "+.3f"})
 display(Markdown(findings.say("finetuning.answers", "finetuning.prose")))
 
 # %% [markdown]
-# Here this is not true: LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
+# Here the statement is not true. LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
 #
-# The learning rate has a larger effect than the method. The next table shows all learning rates that were tried, with one seed. *Forgotten* is the loss on prose minus the loss of the untuned model.
+# The learning rate has a larger effect on forgetting than the method. The next table shows all learning rates that were tried, with one seed. *Forgotten* is the loss on prose minus the loss of the untuned model.
 
 # %%
 lines = []
@@ -208,13 +208,13 @@ display(Markdown(findings.say("finetuning.rate")))
 #
 # ## The cost of a step
 #
-# First, LoRA and full fine-tuning on one batch of the longest records:
+# The first comparison is between LoRA and full fine-tuning, on one batch of the longest records:
 
 # %%
 display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
 
 # %% [markdown]
-# Second, a comparison with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy: the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
+# The second comparison is with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
 #
 # **Predict.** How far above this lower bound is the library? Is PyTorch faster?
 
@@ -250,7 +250,7 @@ show(lines, columns | {"first compiled step, s": ".0f"})
 plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 
 # %% [markdown]
-# The step takes only a little longer. $A$ and $B$ are narrow, and the frozen matrices cost the same at all ranks. Counting the operations confirms this:
+# The step takes only a little longer. The factors $A$ and $B$ are narrow, and the products with the frozen matrices take the same time at all ranks. Counting the operations confirms this:
 
 # %%
 lines = []
@@ -322,7 +322,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# Yes: all 15 generated answers have the log line, with 460,800 parameters in place of 2,442,240. With seed 0 the loss on answers is 2.93, higher than with all linear layers, and the loss on prose is 3.25, lower than with all linear layers. This smaller adapter learns less and
+# Yes: all 15 generated answers have the log line, with 460,800 parameters in place of 2,442,240. With seed 0 the loss on answers is 2.93, higher than with adapters in all linear layers. The loss on prose is 3.25, lower than with adapters in all linear layers. This smaller adapter learns less and
 # forgets less.
 #
 # </details>
@@ -351,6 +351,6 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# Our system prompt was: "You are an old lighthouse keeper. Answer in one or two short sentences. End each answer with a line that begins with "Logged at dusk: "." The log line is present in none of the 15 answers: a model of this size follows such an instruction badly. In each conversation the model must read the tokens of the system prompt again and keep their keys and values. An adapter must be trained once, and its file must be stored. A merged adapter costs nothing more per answer.
+# Our system prompt was: "You are an old lighthouse keeper. Answer in one or two short sentences. End each answer with a line that begins with "Logged at dusk: "." None of the 15 answers has the log line. A model of this size follows such an instruction badly. In each conversation the model must read the tokens of the system prompt again and keep their keys and values. An adapter must be trained once, and its file must be stored. A merged adapter adds no cost per answer.
 #
 # </details>

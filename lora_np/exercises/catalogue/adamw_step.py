@@ -83,17 +83,18 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "neither average is corrected",
-            "Start with zeros, the gradient 1 and t = 1. The corrected averages m̂ and v̂ should both be 1. Print yours.",
+            "Start with zeros, the gradient 1 and t = 1. The corrected averages m̂ and v̂ should both be 1. Print "
+            "your averages.",
             {M_HAT: 'm = slots["m"]', V_HAT: 'v = slots["v"]'},
         ),
         Mistake(
             "only m is corrected",
-            "Start with zeros, the gradient 1 and t = 1. The corrected average v̂ should be 1. Print yours.",
+            "Start with zeros, the gradient 1 and t = 1. The corrected average v̂ should be 1. Print your v̂.",
             {V_HAT: 'v = slots["v"]'},
         ),
         Mistake(
             "only v is corrected",
-            "Start with zeros, the gradient 1 and t = 1. The corrected average m̂ should be 1. Print yours.",
+            "Start with zeros, the gradient 1 and t = 1. The corrected average m̂ should be 1. Print your m̂.",
             {M_HAT: 'm = slots["m"]'},
         ),
         Mistake(
@@ -104,42 +105,45 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the correction is the same at every step",
-            "The denominator contains a power of β. Print yours for t = 1 and for t = 1000. It should approach 1.",
+            "The denominator of the correction contains a power of β. Print your denominator for t = 1 and for t = "
+            "1000: it should approach 1.",
             {"beta1**t": "beta1", "beta2**t": "beta2"},
         ),
         Mistake(
             "beta is multiplied by t in the correction",
-            "Compute 1 − β^t for β = 0.5 and t = 1, 2, 3 on paper. Print your denominators.",
+            "Compute 1 − β^t for β = 0.5 and t = 1, 2, 3 on paper. Compare the three numbers with your denominators.",
             {"beta1**t": "beta1 * t", "beta2**t": "beta2 * t"},
         ),
         Mistake(
             "the correction counts one step too few",
-            "Print your two denominators for t = 1. Neither of them should be 0.",
+            "Print the two denominators of your correction for t = 1. Neither of them should be 0.",
             {"beta1**t": "beta1 ** (t - 1)", "beta2**t": "beta2 ** (t - 1)"},
         ),
         Mistake(
             "the correction counts one step too many",
-            "Print your two denominators for t = 1. They should be 1 − β₁ and 1 − β₂.",
+            "Print the two denominators of your correction for t = 1. They should be 1 − β₁ and 1 − β₂.",
             {"beta1**t": "beta1 ** (t + 1)", "beta2**t": "beta2 ** (t + 1)"},
         ),
         Mistake(
             "the decay is added to the gradient",
-            "Call your function with the gradient 0 and a state of zeros: m and v must stay zero. Print yours.",
+            "Call your function with the gradient 0 and a state of zeros: m and v must stay zero. Print your m and v.",
             {G: "g = grads[name] + weight_decay * p", DECAY: "pass"},
         ),
         Mistake(
             "there is no weight decay",
-            "Call your function with the gradient 0 and a state of zeros. The weights should still shrink. Do yours?",
+            "Call your function with the gradient 0 and a state of zeros. The weights should still shrink. Do your "
+            "weights?",
             {DECAY: "pass"},
         ),
         Mistake(
             "the decay is not multiplied by the learning rate",
-            "Call your function with lr = 0. No weight should change. Does one of yours?",
+            "Call your function with lr = 0. No weight should change. Does one of your weights?",
             {DECAY: "p *= 1 - weight_decay"},
         ),
         Mistake(
             "the decay has the wrong sign",
-            "Call your function ten times with the gradient 0 and the weight 2. The weight should come closer to zero. Does it?",
+            "Call your function ten times with the gradient 0 and the weight 2. The weight should come closer to "
+            "zero. Does it?",
             {DECAY: "p *= 1 + lr * weight_decay"},
         ),
         Mistake(
@@ -149,7 +153,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "both factors share one state",
-            'Print state["A"]["m"] and state["B"]["m"] after a step. Each should be an average of the '
+            'Print state["A"]["m"] and state["B"]["m"] after a step. Each m should be an average of the '
             "gradients of its own factor.",
             {SLOTS: 'slots = factors[name], state["A"]'},
             {SLOTS: 'slots = factors[name], state["B"]'},
@@ -161,12 +165,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "epsilon is inside the root",
-            "Let v̂ be 0 and eps be 0.25. The equation divides by 0.25. Print what you divide by.",
+            "Let v̂ be 0 and eps be 0.25. The equation divides by 0.25. Print your divisor.",
             {ROOT: "np.sqrt(v + eps)"},
         ),
         Mistake(
             "epsilon is added before v is corrected",
-            "Let eps be 0.25, v̂ be 0 and t = 1. The equation divides by 0.25. Print what you divide by.",
+            "Let eps be 0.25, v̂ be 0 and t = 1. The equation divides by 0.25. Print your divisor.",
             {ROOT: "np.sqrt(v) + eps / np.sqrt(1 - beta2**t)"},
         ),
         Mistake(
@@ -180,30 +184,32 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "epsilon is left out of the step",
-            "In LoRA's first step the gradient of A is 0, so v̂ is 0. Print what you divide by.",
+            "In LoRA's first step the gradient of A is 0, so v̂ is 0. Print your divisor.",
             {ROOT: "np.sqrt(v)"},
         ),
         Mistake(
             "the step divides by v without a root",
-            "Multiply all gradients by 10. The step should hardly change. By what factor does yours change?",
+            "Multiply all gradients by 10. The step should hardly change. By what factor does your step change?",
             {ROOT: "v + eps"},
         ),
         Mistake(
             "v averages the gradient without squaring it",
-            "Let the gradient be 3 in every step. Then v̂ should be 9. Print yours.",
+            "Let the gradient be 3 in every step. Then v̂ should be 9. Print your v̂.",
             {V: V.replace("g**2", "g")},
             {V: V.replace("g**2", "np.abs(g)")},
         ),
         Mistake(
             "the new gradient has the weight 1 in an average",
-            "Let the gradient be 1 in every step. The average should approach 1. To which number does yours grow?",
+            "Let the gradient be 1 in every step. The average should approach 1. To which number does your average "
+            "grow?",
             {M: M.replace("(1 - beta1) * g", "g"), V: V.replace("(1 - beta2) * g", "g")},
             {M: M.replace("(1 - beta1) * g", "g")},
             {V: V.replace("(1 - beta2) * g", "g")},
         ),
         Mistake(
             "the two weights of an average are swapped",
-            "With β = 0.9 the old average has the weight 0.9 and the new gradient 0.1. Print yours.",
+            "With β = 0.9 the old average has the weight 0.9, and the new gradient has the weight 0.1. Print your "
+            "two weights.",
             {
                 M: 'slots["m"] = (1 - beta1) * slots["m"] + beta1 * g',
                 V: 'slots["v"] = (1 - beta2) * slots["v"] + beta2 * g**2',
@@ -215,8 +221,8 @@ EXERCISE = Exercise(
             {f"for name {LOOP}": f"beta1, beta2 = beta2, beta1\n    for name {LOOP}"},
         ),
         Mistake(
-            "the state is overwritten instead of averaged",
-            "Take two steps with different gradients. m and v should depend on both gradients. Do yours?",
+            "the new averages leave out the old averages",
+            "Take two steps with different gradients. m and v should depend on both gradients. Do your m and v?",
             {M: 'slots["m"] = g', V: 'slots["v"] = g**2'},
             {M: 'slots["m"] = (1 - beta1) * g', V: 'slots["v"] = (1 - beta2) * g**2'},
             {M: 'slots["m"] = g'},
@@ -226,24 +232,26 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the new averages are not stored",
-            "Print the state before and after a step. The next step starts from it, so it must change. Does it?",
+            "Print the state before and after a step. The next step starts from this state, so the state must "
+            "change. Does your state change?",
             {SLOTS: "slots = factors[name], dict(state[name])"},
         ),
         Mistake(
             "neither the weights nor the averages are stored",
-            "Print factors and state after the call. The caller reads the new values there. Which of your "
-            "lines changes them?",
+            "Print factors and state after the call. The caller reads the new values from factors and state. Which "
+            "of your lines changes these arrays?",
             {SLOTS: "slots = factors[name].copy(), dict(state[name])"},
         ),
         Mistake(
             "the new weights are not stored in factors",
             'Print factors["B"] after a step. Which of your lines changes the array, and which line only '
-            "creates a new one?",
+            "creates a new array?",
             {SLOTS: "slots = factors[name].copy(), state[name]"},
         ),
         Mistake(
             "the step goes in the direction of the gradient",
-            "Let the loss be p² at p = 1, with the gradient 2p. After a step p should be closer to zero. Is it?",
+            "Let the loss be p², with the gradient 2p, and start at p = 1. After a step p should be closer to zero. "
+            "Is your p?",
             {STEP: STEP.replace("-=", "+=")},
         ),
     ),

@@ -46,7 +46,7 @@ EXERCISE = Exercise(
         Mistake(
             "the softmax's derivative lacks its second term",
             "Each row of dz must sum to zero, because adding a number to all scores of a row does not change "
-            "the shares. Print your sums.",
+            "the shares. Print the sums of your rows.",
             {DZ: "p * dp"},
         ),
         Mistake(
@@ -55,21 +55,21 @@ EXERCISE = Exercise(
             {DZ: "dp - dot"},
         ),
         Mistake(
-            "a token does not see itself",
+            "a token does not attend to itself",
             "Print the first row of your shares. The first token sees only itself, so its row is 1, 0, 0, …",
             {MASK: MASK.replace("k=1", "k=0")},
             {MASK: "mask = np.triu(np.full((t, t), -np.inf), k=0)"},
             {MASK: "mask = np.triu(np.full((t, t), -1e9), k=0)"},
         ),
         Mistake(
-            "a token sees one token ahead",
-            "Print the first row of your shares. The first token sees only itself. How many of its shares are "
-            "not zero?",
+            "a token attends to the next token too",
+            "Print the first row of your shares. The first token sees only itself. How many shares of your first "
+            "row are not zero?",
             {MASK: MASK.replace("k=1", "k=2")},
         ),
         Mistake(
             "there is no causal mask",
-            "Print your shares. The share p[t, u] must be zero if u is later than t. Is it?",
+            "Print your shares. The share p[t, u] must be zero if u is later than t. Is it zero in your shares?",
             {" + mask": ""},
         ),
         Mistake(
@@ -104,7 +104,7 @@ EXERCISE = Exercise(
             {DK: "dz.T @ q"},
         ),
         Mistake(
-            "there is no scaling at all",
+            "the scaling is missing in both passes",
             "The equation for z has the factor 1/√d. Print your z for q and k full of ones with d = 4: it should be 2.",
             {SCALE: "1.0"},
         ),
@@ -155,7 +155,7 @@ EXERCISE = Exercise(
             {SUM: SUM.replace("-1", "0")},
         ),
         Mistake(
-            "the softmax's sum has lost its axis",
+            "the softmax's sum has lost its last axis",
             "Print the shape of your sum. If it is (t,), NumPy divides each column, not each row, by a "
             "number. See keepdims.",
             {SUM: "e.sum(axis=-1)"},
@@ -163,11 +163,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the derivative's inner sum runs over the queries",
-            "Each row of p is a softmax of its own, so the inner sum runs along a row. Along which axis is yours?",
+            "Each row of p is a softmax of its own, so the inner sum runs along a row. Along which axis does your "
+            "sum run?",
             {DOT: DOT.replace("-1", "0")},
         ),
         Mistake(
-            "the derivative's inner sum has lost its axis",
+            "the derivative's inner sum has lost its last axis",
             "Print the shapes of dp and of the sum that you subtract. If the sum has the shape (t,), NumPy "
             "subtracts it along the wrong axis. See keepdims.",
             {DOT: "(p * dp).sum(axis=-1)"},
@@ -184,8 +185,9 @@ EXERCISE = Exercise(
             {"return dq, dk, dv": "return dk, dq, dv"},
         ),
         Mistake(
-            "dv is returned first",
-            "The docstring asks for dq, dk, dv. Set v = 0: then dq and dk are zero, and dv is not. Print the three.",
+            "the arrays are returned with dv first",
+            "The docstring asks for dq, dk, dv. Set v = 0: then dq and dk are zero, and dv is not. Print your dq, "
+            "dk and dv.",
             {"return dq, dk, dv": "return dv, dq, dk"},
             {"return dq, dk, dv": "return dv, dk, dq"},
         ),
@@ -197,7 +199,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "dq is computed with q instead of k",
-            "z is linear in q. Its derivative with respect to q does not contain q. What does it contain?",
+            "z is linear in q. The derivative of z with respect to q does not contain q. What does this derivative "
+            "contain?",
             {DQ: "scale * (dz @ q)"},
         ),
         Mistake(
@@ -207,12 +210,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "v is not transposed in dp",
-            "This runs only if t equals d. Write the shapes: do is (t, d), v is (t, d) and dp is (t, t).",
+            "Your code runs only if t equals d. Write the shapes: do is (t, d), v is (t, d) and dp is (t, t).",
             {"do @ v.T": "do @ v"},
         ),
         Mistake(
             "k is not transposed in the scores",
-            "This runs only if t equals d. Write the shapes: q is (t, d), k is (t, d) and z is (t, t).",
+            "Your code runs only if t equals d. Write the shapes: q is (t, d), k is (t, d) and z is (t, t).",
             {"q @ k.T": "q @ k"},
         ),
         Mistake(
@@ -222,13 +225,13 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the maximum includes masked scores",
-            "If a masked score is the largest of its row, exp makes all others 0. Over which scores should "
+            "If a masked score is the largest of its row, exp gives 0 for all other scores. Over which scores should "
             "the maximum be taken?",
             {MASKED: "z = scale * (q @ k.T)", f"z - {MAX}": f"z - {MAX} + mask"},
         ),
         Mistake(
             "the mask is too weak",
-            "A masked score can be 5000 before the mask is added. Print your z for a masked token. Is it small "
+            "A masked score can be 5000 before the mask is added. Print your z for a masked token. Is this z small "
             "enough for exp to give 0?",
             {"-1e30": "-100.0"},
             {"-1e30": "-1000.0"},

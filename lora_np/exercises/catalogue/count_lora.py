@@ -29,13 +29,13 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "B is counted as if it had the size of A",
-            "For a square matrix this makes no difference. For a (2, 8) matrix and r = 1, write down "
+            "For a square matrix this mistake makes no difference. For a (2, 8) matrix and r = 1, write down "
             "the shapes of A and B.",
             {B: "size_B = in_ * r"},
         ),
         Mistake(
             "A is counted as if it had the size of B",
-            "For a square matrix this makes no difference. For an (8, 2) matrix and r = 1, write down "
+            "For a square matrix this mistake makes no difference. For an (8, 2) matrix and r = 1, write down "
             "the shapes of A and B.",
             {A: "size_A = r * out"},
         ),
@@ -85,7 +85,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the rank multiplies only one side of the matrix",
-            "Print the sizes of A and B for r = 1 and for r = 2. Both sizes should double. Which one stays the same?",
+            "Print the sizes of A and B for r = 1 and for r = 2. Both sizes should double. Which of the two sizes "
+            "stays the same?",
             {A: "size_A = in_"},
             {B: "size_B = out"},
         ),
@@ -101,12 +102,13 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "only the first matrix is counted",
-            "Call your function with the same shape three times in the list. How many of the three shapes does your function use?",
+            "Call your function with the same shape three times in the list. How many of the three shapes does your "
+            "function use?",
             {"in shapes:": "in shapes[:1]:"},
         ),
         Mistake(
             "only the last matrix is counted",
-            "Call your function with a large and then a small matrix, and print the total after each. What happens to "
+            "Call your function with a large and then a small matrix, and print the total after each matrix. What happens to "
             "the count of the first matrix?",
             {"total += ": "total = "},
         ),

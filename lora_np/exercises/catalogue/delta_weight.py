@@ -36,14 +36,14 @@ EXERCISE = Exercise(
     cases=cases,
     mistakes=(
         Mistake(
-            "there is no scaling at all",
+            "ΔW has no scaling",
             "If alpha doubles, ΔW should double. Does your function use alpha anywhere?",
             {SCALING: "1.0"},
         ),
         Mistake(
             "alpha alone is the scaling",
-            "Print your scaling for alpha = 8, once with r = 2 and once with r = 8. The formula has two "
-            "letters. Which one does yours not use?",
+            "Print your scaling for alpha = 8, once with r = 2 and once with r = 8. The formula contains alpha and "
+            "r. Which of the two does your scaling not use?",
             {SCALING: "alpha"},
         ),
         Mistake(
@@ -53,32 +53,33 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "alpha is multiplied by the rank",
-            "Print your scaling for r = 8 and for r = 64. Should it grow or shrink with the rank?",
+            "Print your scaling for r = 8 and for r = 64. Should the scaling grow or shrink with the rank?",
             {SCALING: "alpha * divisor"},
             {SCALING: "alpha * r"},
             {SCALING: "alpha / divisor if use_rslora else alpha * r"},
         ),
         Mistake(
             "the quotient is inverted (r over alpha)",
-            "If alpha doubles, ΔW should double. What does your ΔW do?",
+            "If alpha doubles, ΔW should double. By what factor does your ΔW change?",
             {SCALING: "divisor / alpha"},
         ),
         Mistake(
             "the scaling divides by the rank twice",
-            "With alpha = r the scaling of plain LoRA is 1. Print yours for alpha = r = 2 and for alpha = r = 8.",
+            "With alpha = r the scaling of plain LoRA is 1. Print your scaling for alpha = r = 2 and for alpha = r "
+            "= 8.",
             {SCALING: "alpha / divisor**2"},
             {SCALING: "alpha / divisor / r"},
             {SCALING: "alpha / divisor if use_rslora else alpha / r**2"},
         ),
         Mistake(
             "the scaling enters twice",
-            "If alpha doubles, ΔW should double. By what factor does yours grow, and which lines multiply by "
+            "If alpha doubles, ΔW should double. By what factor does your ΔW grow, and which lines multiply by "
             "the scaling?",
             {SCALING: "(alpha / divisor) ** 2"},
         ),
         Mistake(
-            "the division drops the remainder",
-            "If r divides alpha, this makes no difference. Print your scaling for alpha = 3 and r = 2.",
+            "the division is rounded down",
+            "If r divides alpha, this mistake makes no difference. Print your scaling for alpha = 3 and r = 2.",
             {SCALING: "alpha // divisor"},
             {SCALING: "alpha / divisor if use_rslora else alpha // r"},
         ),
@@ -90,33 +91,35 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "rsLoRA is always on",
-            "Print your scaling for use_rslora=True and for False, with the same r and alpha. Which line reads use_rslora?",
+            "Print your scaling for use_rslora=True and for False, with the same r and alpha. Which line reads "
+            "use_rslora?",
             {ROOT: "np.sqrt(r)"},
         ),
         Mistake(
             "use_rslora has the opposite effect",
-            "Print your scaling for use_rslora=True and for False, and compare with the two formulas.",
+            "Print your scaling for use_rslora=True and for False, and compare the two numbers with the two formulas.",
             {ROOT: "r if use_rslora else np.sqrt(r)"},
         ),
         Mistake(
             "the root is taken of alpha too",
-            "With rsLoRA ΔW is still proportional to alpha. If alpha doubles, yours grows by less than 2. "
+            "With rsLoRA ΔW is still proportional to alpha. If alpha doubles, your ΔW grows by less than a factor of 2. "
             "Which quantities are under your root?",
             {SCALING: "np.sqrt(alpha / r) if use_rslora else alpha / r"},
         ),
         Mistake(
             "the root is taken of alpha instead of the rank",
-            "Only the rank is under the root in rsLoRA's formula. Which quantity is under yours?",
+            "Only the rank is under the root in rsLoRA's formula. Which quantity is under your root?",
             {SCALING: "np.sqrt(alpha) / r if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the rank is squared instead of rooted",
-            "For r > 1 the scaling of rsLoRA is larger than the scaling of LoRA. Is yours larger?",
+            "the square of the rank is used instead of its root",
+            "For r > 1 the scaling of rsLoRA is larger than the scaling of LoRA. Is your scaling for rsLoRA larger?",
             {ROOT: "r**2 if use_rslora else r"},
         ),
         Mistake(
-            "half the rank is used instead of its root",
-            "For r = 4 this makes no difference. Print it for r = 9. Which two operations give 2 for r = 4?",
+            "half the rank is used instead of its square root",
+            "For r = 4 this mistake makes no difference. Print your denominator for r = 9. Which two operations "
+            "give 2 for r = 4?",
             {ROOT: "r / 2 if use_rslora else r"},
             {ROOT: "r // 2 if use_rslora else r"},
         ),
@@ -127,7 +130,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the root is rounded down",
-            "For r = 1, 4, 9 and 16 this makes no difference. Print your root for r = 2.",
+            "For r = 1, 4, 9 and 16 this mistake makes no difference. Print your root for r = 2.",
             {ROOT: "int(np.sqrt(r)) if use_rslora else r"},
         ),
         Mistake(
@@ -138,7 +141,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the factors are multiplied in the wrong order",
-            "If in equals out, the shapes fit by accident. Which shape must ΔW have so that it can be added "
+            "If in equals out, the shapes of B and A fit by accident. Which shape must ΔW have so that it can be added "
             "to W, and which shape does your product have?",
             {PRODUCT: "A @ B"},
         ),
@@ -149,13 +152,13 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "B is transposed in the product",
-            "If r equals out, this runs without an error. Write the shapes of your two factors side by side. "
+            "If r equals out, your code runs without an error. Write the shapes of your two factors side by side. "
             "Do the two inner axes both have the length r?",
             {PRODUCT: "B.T @ A"},
         ),
         Mistake(
             "A is transposed in the product",
-            "If r equals in, this runs without an error. Write the shapes of your two factors side by side. "
+            "If r equals in, your code runs without an error. Write the shapes of your two factors side by side. "
             "Do the two inner axes both have the length r?",
             {PRODUCT: "B @ A.T"},
         ),

@@ -115,43 +115,44 @@ EXERCISE = Exercise(
         Mistake(
             "the fan-in is taken to be r",
             "A hidden feature is the product of one row of A with one x. How many terms does that sum have? "
-            "Does the number depend on r?",
+            "Does the number of terms depend on r?",
             {FAN: "fan_in = r"},
         ),
         Mistake(
             "the fan-in is taken to be out",
-            "A has the shape (r, in); it does not contain out. How many terms does the product of one row of "
+            "A has the shape (r, in), so A does not contain out. How many terms does the product of one row of "
             "A with one x have?",
             {FAN: "fan_in = out_features"},
         ),
         Mistake(
             "the slope a is left out",
-            "For in = 100 the bound should be 0.1. Print yours. Which letter of the formula do you not use?",
+            "For in = 100 the bound should be 0.1. Print your bound. Which letter of the formula do you not use?",
             {SLOPE: "a = 0"},
         ),
         Mistake(
             "the slope a is not squared",
-            "With a = √5 the number 1 + a² is a whole number. Print yours.",
+            "Print your value of 1 + a² for a = √5. This value should be a whole number.",
             {BOUND: "bound = np.sqrt(6 / ((1 + a) * fan_in))"},
         ),
         Mistake(
             "the slope is squared once too often",
-            "With a = √5 the number 1 + a² is 6. Print yours.",
+            "Print your value of 1 + a² for a = √5. This value should be 6.",
             {SLOPE: "a = 5"},
         ),
         Mistake(
             "the root is missing in the bound",
-            "If in grows by a factor of 4, the bound should become half as large. What does yours do?",
+            "If in grows by a factor of 4, the bound should become half as large. By what factor does your bound "
+            "change?",
             {BOUND: "bound = 6 / ((1 + a**2) * fan_in)"},
         ),
         Mistake(
-            "the bound is taken for the standard deviation",
+            "the bound is used as the standard deviation",
             "Compute A.std() and abs(A).max() for a large A. Which of the two should equal b?",
             {BOUND: "bound = np.sqrt(3 / fan_in)"},
         ),
         Mistake(
             "the interval is half as wide as it should be",
-            "Print A.min() and A.max() of a large A. They should be close to −b and b.",
+            "Print A.min() and A.max() of a large A. These two numbers should be close to −b and b.",
             {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
         ),
         Mistake(
@@ -161,12 +162,13 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A has no negative numbers",
-            "Print A.min() of a large A. It should be close to −b.",
+            "Print A.min() of a large A. This minimum should be close to −b.",
             {DRAW_A: "rng.uniform(0, bound, (r, in_features))"},
         ),
         Mistake(
             "A is drawn from a normal distribution",
-            "Draw a histogram of a large A. A uniform distribution ends at ±b and has no tails. Does yours?",
+            "Draw a histogram of a large A. A uniform distribution ends at ±b and has no tails. Does your histogram "
+            "have tails?",
             {NO_BOUND: "A = rng.normal(0, 1 / r, "},
         ),
         Mistake(
@@ -184,12 +186,13 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A is zero and B is random",
-            "ΔW is zero if either factor is zero. The equation says which of the two factors starts at zero. Is it yours?",
+            "ΔW is zero if either factor is zero. The equation says which of the two factors starts at zero. Which "
+            "factor starts at zero in your function?",
             {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},
         ),
         Mistake(
             "A and B are both random",
-            "Compute B @ A at the start. It must be zero, so that the adapted model starts as the base.",
+            "Compute B @ A at the start. This product must be zero, so that the adapted model starts as the base.",
             {ZERO_B: "rng.standard_normal((out_features, r))"},
         ),
         Mistake(
@@ -200,7 +203,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "B is filled with a number that is not zero",
-            "Compute B @ A at the start. What must it be, so that the model is still the base?",
+            "Compute the product B @ A at the start. What must this product be, so that the model is still the base?",
             {ZERO_B: "np.ones((out_features, r))"},
         ),
         Mistake(

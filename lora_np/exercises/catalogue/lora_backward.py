@@ -57,8 +57,8 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the scaling is missing in all gradients",
-            "If the scaling doubles, the bypass doubles, and a change of A or B acts twice as strongly. What "
-            "do your gradients do?",
+            "If the scaling doubles, the bypass doubles, and a change of A or B acts twice as strongly. By what "
+            "factor do your gradients change?",
             {DA: "dhidden.T @ x", DB: "dy.T @ hidden", BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
@@ -81,7 +81,7 @@ EXERCISE = Exercise(
         Mistake(
             "the scaling is missing in dA and dx",
             "dA and dx are both computed from the gradient of the hidden features x Aᵀ. Which two factors multiply "
-            "x Aᵀ in the equation for y? Are both in that gradient?",
+            "x Aᵀ in the equation for y? Are both factors in that gradient?",
             {DA: "dhidden.T @ x", BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
@@ -95,7 +95,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling enters dA twice",
-            "Keep the error and double the scaling: dA should double. By what factor does it grow, and which "
+            "Keep the error and double the scaling: dA should double. By what factor does your dA grow, and which "
             "lines multiply by the scaling?",
             {DA: "scaling**2 * (dhidden.T @ x)"},
         ),
@@ -106,25 +106,26 @@ EXERCISE = Exercise(
             {DHIDDEN: "dhidden = scaling * (dy @ B)"},
         ),
         Mistake(
-            "the scaling is in dy already",
-            "dy is ∂L/∂y. It depends on the error and on n alone. Where does the scaling first appear when "
+            "dy already contains the scaling",
+            "dy is ∂L/∂y and depends only on the error and on n. Where does the scaling first appear when "
             "you go from y back to B?",
             {DY: "dy = scaling * error / n"},
         ),
         Mistake(
             "the scaling enters dB twice",
             "If your hidden features x Aᵀ already contain the scaling, you must not multiply by it again in "
-            "dB. Count the factors.",
+            "dB. Count the factors in dB.",
             {DB: "scaling**2 * (dy.T @ hidden)"},
         ),
         Mistake(
             "the scaling enters dx twice",
-            "Keep the error, set W to zero and double the scaling: dx should double. By what factor does yours grow?",
+            "Keep the error, set W to zero and double the scaling: dx should double. By what factor does your dx grow?",
             {BYPASS: "bypass = scaling**2 * (dhidden @ A)"},
         ),
         Mistake(
             "A and B are swapped in the backward pass",
-            "If in equals out, this runs without an error. At the start B is zero: should dA be zero then? Is yours?",
+            "If in equals out, your code runs without an error. At the start B is zero: should dA be zero then? Is "
+            "your dA zero?",
             {HIDDEN: "hidden = x @ B", DHIDDEN: "dhidden = dy @ A.T", BYPASS: "bypass = scaling * (dhidden @ B.T)"},
             {HIDDEN: "hidden = x @ B", DHIDDEN: "dhidden = dy @ A.T", BYPASS: "bypass = scaling * (dy @ B @ A)"},
             {HIDDEN: "hidden = x @ B.T", DHIDDEN: "dhidden = dy @ A", BYPASS: "bypass = scaling * (dy @ A @ B)"},
@@ -137,35 +138,37 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "dA is transposed",
-            "If r equals in, this runs without an error. Which shape must dA have so that A − lr · dA is possible?",
+            "If r equals in, your code runs without an error. Which shape must dA have so that A − lr · dA is "
+            "possible?",
             {DA: "scaling * (x.T @ dhidden)"},
         ),
         Mistake(
             "dB is transposed",
-            "If r equals out, this runs without an error. Which shape must dB have so that B − lr · dB is possible?",
+            "If r equals out, your code runs without an error. Which shape must dB have so that B − lr · dB is "
+            "possible?",
             {DB: "scaling * (hidden.T @ dy)"},
         ),
         Mistake(
             "W is transposed in dx",
-            "For a square W this runs without an error. Write the shapes: dy is (n, out) and dx is (n, in). "
+            "For a square W your code runs without an error. Write the shapes: dy is (n, out) and dx is (n, in). "
             "Which shape must the matrix between them have?",
             {FROZEN: "frozen = dy @ W.T"},
         ),
         Mistake(
             "B is transposed in the backward pass",
-            "If r equals out, this runs without an error. Write the shapes: dy is (n, out) and the gradient "
+            "If r equals out, your code runs without an error. Write the shapes: dy is (n, out) and the gradient "
             "of the hidden features is (n, r).",
             {DHIDDEN: "dhidden = dy @ B.T"},
         ),
         Mistake(
             "A is not transposed in x Aᵀ",
-            "If r equals in, this runs without an error. Compute the r hidden features of one token with a "
+            "If r equals in, your code runs without an error. Compute the r hidden features of one token with a "
             "loop, and compare.",
             {HIDDEN: "hidden = x @ A"},
         ),
         Mistake(
             "A is transposed in dx",
-            "If r equals in, this runs without an error. Write the shapes: the gradient of the hidden "
+            "If r equals in, your code runs without an error. Write the shapes: the gradient of the hidden "
             "features is (n, r) and dx is (n, in).",
             {BYPASS: "bypass = scaling * (dhidden @ A.T)"},
         ),
@@ -184,9 +187,9 @@ EXERCISE = Exercise(
             {ADD_A: "pass", ADD_B: "pass"},
         ),
         Mistake(
-            "there is a gradient for W too",
-            "W is frozen: the optimizer must not move it, and its gradient needs as much memory as W. Which "
-            "line computes it?",
+            "a gradient is computed for W too",
+            "W is frozen: the optimizer must not move it, and its gradient needs as much memory as W. Which line "
+            "computes this gradient?",
             {RETURN: 'grads["W"] = dy.T @ x\n    return frozen + bypass'},
             {RETURN: "return frozen + bypass, dy.T @ x"},
             {RETURN: "return dy.T @ x, frozen + bypass"},
@@ -208,22 +211,23 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the frozen path of dx is scaled too",
-            "Set B to zero and change the scaling: y stays the same, so dx should stay the same. Does yours?",
+            "Set B to zero and change the scaling: y stays the same, so dx should stay the same. Does your dx?",
             {FROZEN: "frozen = scaling * (dy @ W)"},
         ),
         Mistake(
             "the mean over the tokens is forgotten",
-            "Repeat every token. L is a mean and stays the same, so dA and dB should stay the same. Do yours?",
+            "Repeat every token. L is a mean and stays the same, so dA and dB should stay the same. Do your dA and dB?",
             {DY: "dy = error"},
         ),
         Mistake(
             "the mean over the tokens is forgotten in dx",
-            "L is a mean over the tokens, so dx has a factor 1/n. Is it in your dx? Compare dx with a difference quotient of L.",
+            "L is a mean over the tokens, so dx has a factor 1/n. Is this factor in your dx? Compare dx with a "
+            "difference quotient of L.",
             {FROZEN: "frozen = error @ W", BYPASS: "bypass = scaling * (error @ B @ A)"},
         ),
         Mistake(
             "the mean over the tokens is taken twice",
-            "With one token this makes no difference. With ten tokens it makes the gradients ten times too small. How "
+            "With one token this mistake makes no difference. With ten tokens the gradients become ten times too small. How "
             "often do you divide by n?",
             {DY: "dy = error / n**2"},
             {DA: "scaling * (dhidden.T @ x) / n", DB: "scaling * (dy.T @ hidden) / n"},
@@ -235,7 +239,7 @@ EXERCISE = Exercise(
             {DY: "dy = error / error.size"},
         ),
         Mistake(
-            "the mean is taken over the features out",
+            "the mean is taken over the output features",
             "L divides by the number of tokens n. Print the number that you divide by, for an error of shape (2, 4).",
             {DY: "dy = error / error.shape[1]"},
         ),
@@ -246,7 +250,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "all gradients are half as large as they should be",
-            "What is the derivative of ½(y − target)² with respect to y? Does it still contain ½?",
+            "What is the derivative of ½(y − target)² with respect to y? Does the derivative still contain ½?",
             {DY: "dy = error / 2 / n"},
         ),
         Mistake(
@@ -255,9 +259,9 @@ EXERCISE = Exercise(
             {DY: "dy = -error / n"},
         ),
         Mistake(
-            "dA and dB are subtracted",
-            "Your function takes a step against the gradient. Here the gradients are only added to grads; the "
-            "optimizer takes the step later.",
+            "dA and dB are subtracted from grads",
+            "Your function takes a step against the gradient. In this exercise the gradients are only added to "
+            "grads. The optimizer takes the step later.",
             {ADD_A: 'grads["A"] -= dA', ADD_B: 'grads["B"] -= dB'},
         ),
     ),

@@ -47,8 +47,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the whole dx is masked",
-            "A number of x that the mask sets to zero still reaches y through W. Its gradient is not zero. "
-            "What is it in your dx?",
+            "A number of x that the mask sets to zero still reaches y through W. So the gradient of this number is "
+            "not zero. What is this gradient in your dx?",
             {RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
         ),
         Mistake(
@@ -63,18 +63,18 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "all tokens have the same mask",
-            "Print your mask. Every number of x needs a decision of its own. How many decisions does your mask have?",
+            "Print your mask. Each number of x must be kept or dropped independently. Do the rows of your mask differ?",
             {KEPT: "rng.random(x.shape[-1]) >= p"},
         ),
         Mistake(
             "all features of a token are dropped together",
-            "Print your mask for a few tokens. A token can keep one feature and lose another. Does that "
-            "happen in yours?",
+            "Print your mask for a few tokens. A token can keep one feature and lose another. Does this happen in "
+            "your mask?",
             {KEPT: "rng.random((len(x), 1)) >= p"},
         ),
         Mistake(
-            "there is one decision for the whole input",
-            "Call your function ten times. In some calls the bypass is zero and in the others it is complete. How many "
+            "the whole input is dropped or kept at once",
+            "Call your function ten times. In some calls the whole bypass is zero, in other calls no number is dropped. How many "
             "random numbers do you draw?",
             {KEPT: "rng.random() >= p"},
         ),
@@ -86,31 +86,33 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the backward pass has no mask",
-            "Change a number of x that the mask sets to zero. The bypass does not change. What is the "
-            "bypass's part of your dx there?",
+            "Change a number of x that the mask sets to zero. The bypass does not change. What is the bypass's part "
+            "of your dx for this number?",
             {RETURN_DX: "dx_frozen + dx_dropped"},
             {RETURN_DX: "dx_frozen + dx_dropped / (1 - p)"},
         ),
         Mistake(
             "the kept numbers are not rescaled",
-            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Is it?",
+            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Is your mean "
+            "close to this y?",
             {TIMES: "1.0"},
         ),
         Mistake(
-            "the forward pass does not rescale",
+            "the forward pass does not rescale the kept numbers",
             "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Print "
             "the factor by which the forward pass multiplies the kept numbers.",
             {DROPPED: "dropped = x * kept"},
         ),
         Mistake(
-            "the backward pass does not rescale",
+            "the backward pass does not rescale the kept numbers",
             "In y, each kept number is multiplied by a factor. Which factor must its gradient have? Compare "
             "with a difference quotient with the same mask.",
             {RETURN_DX: "dx_frozen + dx_dropped * kept"},
         ),
         Mistake(
             "numbers are kept with probability p instead of dropped",
-            "Call your function with p = 0.01 and count the zeros in your mask. About one number in a hundred should be zero.",
+            "Call your function with p = 0.01 and count the zeros in your mask. About one number in a hundred "
+            "should be zero.",
             {KEPT: "rng.random(x.shape) < p"},
             {KEPT: "rng.random(x.shape) < p", TIMES: "1 / p"},
         ),
@@ -121,7 +123,7 @@ EXERCISE = Exercise(
             {KEPT: "rng.random(x.shape) >= 0.5", TIMES: "2.0"},
         ),
         Mistake(
-            "the probability is not p",
+            "numbers are dropped with a probability other than p",
             "Count the zeros in your mask for an x with a million numbers, with p = 0.2 and with p = 0.4. The "
             "share should be p.",
             {KEPT: "rng.random(x.shape) >= 2 * p"},
@@ -137,8 +139,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the kept numbers are divided by p",
-            "Call your function with p = 0.01. Hardly anything is dropped, so the kept numbers should hardly change. By "
-            "what factor do yours change?",
+            "Call your function with p = 0.01. Hardly anything is dropped, so the kept numbers should hardly "
+            "change. By what factor do your kept numbers change?",
             {TIMES: "1 / p"},
         ),
         Mistake(
@@ -150,8 +152,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the bypass's output is dropped",
-            "Set W = 0 and print y. If a feature of x is dropped, all entries of y change. In yours, single "
-            "entries of y are zero. Where is your mask applied?",
+            "Set W = 0 and print y. If a feature of x is dropped, all entries of y change. In your y, single "
+            "entries are zero. Where is your mask applied?",
             {
                 KEPT: "rng.random(dy.shape) >= p",
                 DROPPED: "dropped = x",
@@ -185,19 +187,20 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the mask is applied to dy",
-            "This runs only if in equals out. The mask multiplies x in the forward pass. Which gradient has "
+            "Your code runs only if in equals out. The mask multiplies x in the forward pass. Which gradient has "
             "the shape of x?",
             {BACK: "(dy * mask) @ B @ A", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
-            "nothing is dropped",
-            "Call your function with two different generators. The two results should differ, because this is training mode.",
+            "no number is dropped",
+            "Call your function with two different generators. The two results should differ, because dropout is "
+            "random in training.",
             {DROPPED: "dropped = x", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
             "the given generator is not used",
-            "Call your function twice with np.random.default_rng(0): equal results. Call your function twice with the same "
-            "generator object: different results. Is that so?",
+            "Call your function twice, each time with a new np.random.default_rng(0): the results should be equal. "
+            "Call your function twice with one generator object: the results should differ. Do they?",
             {"rng.random": "np.random.random"},
             {"rng.random": "np.random.default_rng(0).random"},
         ),

@@ -46,7 +46,7 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the scaling is missing",
-            "Double alpha and call your function again: the output should change, and yours does not.",
+            "Double alpha and call your function again: the output should change, but your output stays the same.",
             {SCALING: "1.0"},
         ),
         Mistake(
@@ -61,24 +61,24 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "alpha alone is the scaling",
-            "A bypass of rank 8 adds up four times as many terms as a bypass of rank 2. Which part of your "
-            "scaling makes up for that?",
+            "A bypass of rank 8 adds up four times as many terms as a bypass of rank 2. Which part of the equation "
+            "compensates for the larger number of terms?",
             {SCALING: "alpha"},
         ),
         Mistake(
             "the scaling is inverted (r over alpha)",
-            "If alpha doubles, the bypass should double. What does your bypass do?",
+            "If alpha doubles, the bypass should double. By what factor does your bypass change?",
             {SCALING: "r / alpha"},
         ),
         Mistake(
             "the scaling divides by the square root of the rank",
-            "This is the scaling of rsLoRA, which exercise 4 asks for. Compare the denominator in the "
-            "equation above with yours.",
+            "This is the scaling of rsLoRA, which exercise 4 asks for. Compare the denominator in the equation of "
+            "this exercise with your denominator.",
             {SCALING: "alpha / r**0.5"},
         ),
         Mistake(
             "the scaling is rounded down",
-            "If r divides alpha, this makes no difference. Print your scaling for alpha = 16 and r = 3.",
+            "If r divides alpha, this mistake makes no difference. Print your scaling for alpha = 16 and r = 3.",
             {SCALING: "alpha // r"},
         ),
         Mistake(
@@ -94,12 +94,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "more than y is returned",
-            "The exercise asks for one array. Print type(lora_forward(x, W, A, B, alpha)).",
+            "The exercise asks for one array, y. Print type(lora_forward(x, W, A, B, alpha)).",
             {"return frozen + scaling * bypass": "return frozen + scaling * bypass, hidden"},
         ),
         Mistake(
             "the frozen path is scaled too",
-            "With B = 0 the layer must return x Wᵀ. Set B to zero and compare.",
+            "With B = 0 the layer must return x Wᵀ. Set B to zero and compare your output with x Wᵀ.",
             {"frozen + scaling * bypass": "scaling * (frozen + bypass)"},
         ),
         Mistake(
@@ -109,32 +109,32 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A and B are swapped",
-            "Write the shapes beside each product. Which factor takes the input from in to r features, and "
-            "which one from r to out?",
+            "Write the shapes beside each product. Which factor takes the input from in to r features, and which "
+            "factor from r to out?",
             {"hidden = x @ A.T": "hidden = x @ B", BYPASS: "hidden @ A"},
         ),
         Mistake(
             "W is not transposed",
-            "For a square W this runs without an error, but the numbers are wrong. Write the shapes of x and "
+            "For a square W your code runs without an error, but the numbers are wrong. Write the shapes of x and "
             "W side by side. Which two axes have the length in?",
             {FROZEN: "frozen = x @ W"},
         ),
         Mistake(
             "B is not transposed",
-            "If r equals out, this runs without an error, but the numbers are wrong. Write the shapes of x Aᵀ "
+            "If r equals out, your code runs without an error, but the numbers are wrong. Write the shapes of x Aᵀ "
             "and B side by side.",
             {BYPASS: "hidden @ B"},
         ),
         Mistake(
             "A is not transposed",
-            "If r equals in, this runs without an error, but the numbers are wrong. Write the shapes of x and "
+            "If r equals in, your code runs without an error, but the numbers are wrong. Write the shapes of x and "
             "A side by side.",
             {"hidden = x @ A.T": "hidden = x @ A"},
         ),
         Mistake(
             "none of the three matrices is transposed",
-            "If all matrices are square, this runs without an error, but the numbers are wrong. Write the shapes of "
-            "x, W, A and B under the equation. Which sign of the equation is missing in your code?",
+            "If all matrices are square, your code runs without an error, but the numbers are wrong. Write the shapes of "
+            "x, W, A and B under the equation. Which symbol of the equation is missing in your code?",
             {FROZEN: "frozen = x @ W", "hidden = x @ A.T": "hidden = x @ A", BYPASS: "hidden @ B"},
         ),
     ),

@@ -55,7 +55,7 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "all rows go through the adapter of the first row",
-            "Give two rows the same x and two different adapters. The two outputs should differ. Do yours?",
+            "Give two rows the same x and two different adapters. The two outputs should differ. Do your outputs?",
             {WANTED: "names[0] == name"},
         ),
         Mistake(
@@ -65,40 +65,42 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "a row of the base gets an adapter",
-            'With names = ["__base__"] the output should be x Wᵀ. Print the difference. Which adapter is in it?',
+            'With names = ["__base__"] the output should be x Wᵀ. Print the difference. Which adapter is in this '
+            "difference?",
             {WANTED: f'{WANTED} or wanted == "__base__"'},
             {WANTED: f'{WANTED} or (wanted == "__base__" and name == {FIRST})'},
             {WANTED: f'{WANTED} or (wanted == "__base__" and name == list(adapters)[-1])'},
         ),
         Mistake(
-            "rows of the base stay zero",
+            "the output of a row of the base stays zero",
             'With names = ["__base__"] the output should be x Wᵀ. Which of your lines writes this row?',
             {FROZEN: f"{FROZEN}\n    y[[name not in adapters for name in names]] = 0"},
         ),
         Mistake(
             "rows with an adapter lose the frozen path",
-            "Set every B to zero. The output should be x Wᵀ. What is yours?",
+            "Set every B to zero. The output should be x Wᵀ. What is your output?",
             {ADDED: "y[rows] = s * bypass"},
         ),
         Mistake(
             "rows with an adapter get the frozen path twice",
-            "Set every B to zero and divide your output by x Wᵀ. Every row should give 1. Which rows do not?",
+            "Set every B to zero and divide your output by x Wᵀ. Every row should give 1. Which of your rows do not?",
             {ADDED: "y[rows] += x[rows] @ W.T + s * bypass"},
         ),
         Mistake(
             "adapters are selected by the row's number instead of its name",
-            "Exchange two entries of names. The outputs of these two rows should change. Do yours?",
+            "Exchange two entries of names. The outputs of these two rows should change. Do your outputs?",
             {WANTED: "list(adapters)[i % len(adapters)] == name"},
         ),
         Mistake(
             "only one of the rows with the same adapter gets the bypass",
-            "Let all rows use the same adapter. All of them should differ from x Wᵀ. How many of yours do?",
+            "Let all rows use the same adapter. All of these rows should differ from x Wᵀ. How many of your rows do?",
             {ROWS: f"{ROWS}[:1]"},
             {ROWS: f"{ROWS}[-1:]"},
         ),
         Mistake(
-            "the rows are returned in the order of the adapters",
-            'Call your function with names = ["a", "b", "a"]. Row i of y must belong to row i of x. In which order are your rows?',
+            "the output rows are in the order of the adapters",
+            'Call your function with names = ["a", "b", "a"]. Row i of y must belong to row i of x. In which order '
+            "are your rows?",
             {"return y": ORDER.format('[*adapters, "__base__"]')},
             {"return y": ORDER.format('["__base__", *adapters]')},
             {"return y": ORDER.format("dict.fromkeys(names)")},
@@ -106,39 +108,40 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scaling is missing",
-            "Double every s. The output should change. Does yours?",
+            "Double the scaling s of every adapter. The output should change. Does your output?",
             {SCALED: "bypass"},
         ),
         Mistake(
             "the scaling of one adapter is used for all",
-            "Double the s of one adapter. Only the rows with this adapter should change. Which of your rows change?",
+            "Double the scaling s of one adapter. Only the rows with this adapter should change. Which of your rows "
+            "change?",
             {SCALED: f"adapters[{FIRST}][2] * bypass"},
             {SCALED: "list(adapters.values())[-1][2] * bypass"},
             {SCALED: "adapters.get(names[0], (0, 0, 1.0))[2] * bypass"},
         ),
         Mistake(
             "W is not transposed",
-            "If W is square, this runs without an error. Write the shapes of x and W side by side. Which axis of W "
+            "If W is square, your code runs without an error. Write the shapes of x and W side by side. Which axis of W "
             "has the length in?",
             {FROZEN: "y = x @ W"},
         ),
         Mistake(
             "A is not transposed",
-            "If r equals in, this runs without an error. Write the shapes of x and A side by side. Which axis of A "
+            "If r equals in, your code runs without an error. Write the shapes of x and A side by side. Which axis of A "
             "has the length in?",
             {"x[rows] @ A.T": "x[rows] @ A"},
         ),
         Mistake(
             "B is not transposed",
-            "If r equals out, this runs without an error. Write the shapes of x Aᵀ and B side by side. Which axis of "
+            "If r equals out, your code runs without an error. Write the shapes of x Aᵀ and B side by side. Which axis of "
             "B has the length r?",
             {"hidden @ B.T": "hidden @ B"},
             {"hidden @ B.T": "hidden @ (B if rows else B.T)"},  # adapters that no row uses are skipped
         ),
         Mistake(
             "none of the three matrices is transposed",
-            "If all matrices are square, this runs without an error. Write the shapes of x, W, A and B under the "
-            "equation. Which sign of the equation is missing in your code?",
+            "If all matrices are square, your code runs without an error. Write the shapes of x, W, A and B under the "
+            "equation. Which symbol of the equation is missing in your code?",
             {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
         ),
         Mistake(
@@ -149,8 +152,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the bypass is added once for each row with the same adapter",
-            "Put the same row with the same adapter into the batch twice. Its output should be the same as "
-            "alone. Is it?",
+            "Put the same row with the same adapter into the batch twice. The output of this row should be the same "
+            "as in a batch of one row. Is it?",
             {SCALED: "len(rows) * s * bypass"},
         ),
     ),

@@ -35,19 +35,19 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the scale is the largest weight, not the largest magnitude",
-            "Try w = [−2, 1]. After the division every weight must be between −1 and 1. Print yours.",
+            "Try w = [−2, 1]. After the division every weight must be between −1 and 1. Print your divided weights.",
             {SCALE: "w.max()"},
         ),
         Mistake(
             "the scale is the mean of the magnitudes",
-            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. "
-            "Print yours.",
+            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. Print "
+            "your divided weights.",
             {SCALE: "np.abs(w).mean()"},
         ),
         Mistake(
             "the scale is the root mean square of the weights",
-            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. "
-            "Print yours for w = [3, 1].",
+            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. Print "
+            "your divided weights for w = [3, 1].",
             {SCALE: "np.sqrt(np.mean(w**2))"},
         ),
         Mistake(
@@ -59,7 +59,7 @@ EXERCISE = Exercise(
         Mistake(
             "a block of zeros is divided by zero",
             "For four zeros, each weight should get the number of the value 0. Decode your bytes with values. "
-            "What comes out?",
+            "Which weights do you get?",
             {DIVISOR: "s"},
         ),
         Mistake(
@@ -69,28 +69,30 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the next lower value is taken instead of the nearest",
-            "Decode some weights and print decoded − w. The errors should have both signs. Do yours?",
+            "Decode some weights and print decoded − w. The errors should have both signs. Do your errors?",
             {NEAREST: 'np.searchsorted(values, scaled, side="right") - 1'},
         ),
         Mistake(
             "the next higher value is taken instead of the nearest",
-            "Decode some weights and print decoded − w. Some decoded weights should be smaller than w. Are they?",
+            "Decode some weights and print decoded − w. Some decoded weights should be smaller than w. Are some of "
+            "your decoded weights smaller?",
             {NEAREST: "np.searchsorted(values, scaled)"},
         ),
         Mistake(
-            "the furthest value is taken",
-            "Decode a weight close to zero. The decoded weight should also be close to zero. Is it?",
+            "the furthest value is taken instead of the nearest",
+            "Decode a weight close to zero. The decoded weight should also be close to zero. Is your decoded weight "
+            "close to zero?",
             {NEAREST: "distance.argmax(axis=1)"},
         ),
         Mistake(
-            "the sixteen values are taken as evenly spaced",
+            "the sixteen values are treated as if they were evenly spaced",
             "Your result does not depend on `values`. Print np.diff(values): the values are not evenly spaced.",
             {NEAREST: "np.rint((scaled + 1) * 7.5).astype(int)"},
         ),
         Mistake(
             "the second of two numbers is in the upper four bits",
             "Write the byte of two weights in hexadecimal. The first digit should be the number of the first "
-            "weight. Is it?",
+            "weight. Is this the first digit of your byte?",
             {PACKED: "first + 16 * second"},
         ),
         Mistake(

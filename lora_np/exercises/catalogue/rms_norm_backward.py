@@ -47,7 +47,7 @@ EXERCISE = Exercise(
         Mistake(
             "rho is treated as a constant in dx",
             "Change one feature of x a little in the forward pass and print y. More than one entry of y "
-            "changes, because ρ depends on x. Is that in your dx?",
+            "changes, because ρ depends on x. Does your dx contain the path through ρ?",
             {"dx = direct + through_rho": "dx = direct"},
         ),
         Mistake(
@@ -70,7 +70,7 @@ EXERCISE = Exercise(
         Mistake(
             "dw is a mean over the tokens",
             "Repeat every token and its dy. dw should double, because the contributions of the tokens are "
-            "added. Does yours?",
+            "added. Does your dw double?",
             {DW: "share.reshape(-1, d).mean(axis=0)"},
         ),
         Mistake(
@@ -80,7 +80,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "dw leaves out rho",
-            "y = w x ρ, so the derivative of y with respect to w has two factors. Which one is missing in your dw?",
+            "y = w x ρ, so the derivative of y with respect to w has two factors. Which of them is missing in your dw?",
             {"share = dy * x * rho": "share = dy * x"},
         ),
         Mistake(
@@ -96,7 +96,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "w is missing in the direct path",
-            "Hold ρ fixed. Then y_i is x_i times two factors. Which one is missing in your direct path?",
+            "Hold ρ fixed. Then y_i is x_i times two factors. Which of the two factors is missing in your direct path?",
             {DIRECT: "direct = rho * dy"},
         ),
         Mistake(
@@ -106,7 +106,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "w multiplies the inner sum from outside",
-            "In the sum over the outputs i, each term has its own factor w_i. In yours, one factor w_j "
+            "In the sum over the outputs i, each term has its own factor w_i. In your code, one factor w_j "
             "multiplies the whole sum.",
             {"g = dy * w": "g = dy", "dx = direct + through_rho": "dx = w * (direct + through_rho)"},
         ),
@@ -123,66 +123,68 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "rho is squared in the second term",
-            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Compare it "
-            "with your power.",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Compare this power "
+            "with the power in your code.",
             {SECOND: "-x * rho**2 * dot / d"},
         ),
         Mistake(
             "rho has the power 1 in the second term",
-            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Which power is it?",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Which power of ρ "
+            "does your second term have?",
             {SECOND: "-x * rho * dot / d"},
         ),
         Mistake(
             "the second term is doubled",
-            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² a factor 2. Which of "
-            "the two is in your second term?",
+            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² a factor 2. Which of the "
+            "two factors is in your second term?",
             {SECOND: "-2 * x * rho**3 * dot / d"},
         ),
         Mistake(
             "the second term is halved",
             "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² contains another "
-            "factor. Which one is missing?",
+            "factor. Which of the two factors is missing?",
             {SECOND: "-0.5 * x * rho**3 * dot / d"},
         ),
         Mistake(
             "epsilon is left out",
-            "Try x = 0. In the equation ρ is finite there. What is yours?",
+            "Try x = 0. In the equation ρ is finite for this x. What is your ρ?",
             {"mean_square + eps": "mean_square"},
         ),
         Mistake(
             "the mean runs over the tokens",
-            "Change one token. The dx of the other tokens should stay the same. Does it? Over which axis is your mean?",
+            "Change one token. The dx of the other tokens should stay the same. Does your dx? Over which axis is "
+            "your mean?",
             {MEAN: "np.mean(x * x, axis=0, keepdims=True)"},
             {MEAN: "np.mean(x * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
             "the mean runs over all tokens and features",
-            "Every token has its own ρ. Print the shape of yours for three tokens.",
+            "Every token has its own ρ. Print the shape of your ρ for three tokens.",
             {MEAN: "np.mean(x * x)"},
         ),
         Mistake(
             "rho contains the sum of the squares instead of their mean",
-            "Let all features be 1, d = 4 and ε = 0. Then ρ is 1. What is yours?",
+            "Let all features be 1, d = 4 and ε = 0. Then ρ is 1. What is your ρ?",
             {MEAN: "np.sum(x * x, axis=-1, keepdims=True)"},
         ),
         Mistake(
             "rho lacks the square root",
-            "Let all features be 2 and ε = 0. Then ρ is 1/2. What is yours?",
+            "Let all features be 2 and ε = 0. Then ρ is 1/2. What is your ρ?",
             {"np.sqrt(mean_square + eps)": "(mean_square + eps)"},
         ),
         Mistake(
             "rho is not inverted",
-            "Multiply x by 10. In the equation ρ becomes smaller. What does yours do?",
+            "Multiply x by 10. In the equation ρ becomes smaller. By what factor does your ρ change?",
             {"1 / np.sqrt(mean_square + eps)": "np.sqrt(mean_square + eps)"},
         ),
         Mistake(
             "epsilon is outside the root",
-            "Let x be 0 and ε be 0.01. Then ρ is 10. What is yours?",
+            "Let x be 0 and ε be 0.01. Then ρ is 10. What is your ρ?",
             {"np.sqrt(mean_square + eps)": "(np.sqrt(mean_square) + eps)"},
         ),
         Mistake(
-            "it is LayerNorm's backward pass",
-            "LayerNorm subtracts the mean of a token's features; the equation here does not. Which of your "
+            "the function is LayerNorm's backward pass",
+            "LayerNorm subtracts the mean of a token's features; the equation of RMSNorm does not. Which of your "
             "lines takes a mean over features that is not a mean of squares?",
             {DIRECT: CENTRED},
             {MEAN: f"{MEAN}\n    {MOVED}".replace("x * x", "(x - x.mean(-1, keepdims=True)) ** 2"), DIRECT: CENTRED},
@@ -201,13 +203,14 @@ EXERCISE = Exercise(
             {DOT: "np.sum(g * x, axis=-1)"},
         ),
         Mistake(
-            "the inner sum is not summed",
-            "x_j changes every output y_i through ρ. Your second term has only i = j. What is done with the other i?",
+            "the inner sum has only one term",
+            "x_j changes every output y_i through ρ. Your second term has only the part with i = j. Where are the "
+            "parts with the other i?",
             {DOT: "g * x"},
         ),
         Mistake(
             "the inner sum runs over the tokens",
-            "ρ belongs to one token. Which outputs contain this ρ? Sum over these only.",
+            "ρ belongs to one token. Which outputs contain this ρ? Sum over these outputs only.",
             {DOT: "np.sum(g * x, axis=0, keepdims=True)"},
             {DOT: "np.sum(g * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),

@@ -86,28 +86,32 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the merged weight contains the scaling twice",
-            "If the scaling doubles, the change of W should double. By what factor does yours grow?",
+            "If the scaling doubles, the change of W should double. By what factor does your change of W grow?",
             {DELTA: 'layer["scaling"] ** 2 * product'},
         ),
         Mistake(
             "only one of merging and unmerging uses the scaling",
-            "Write down what you add to W in merging and what you subtract in unmerging. The two must be equal.",
+            "Write down what you add to W in merging and what you subtract in unmerging. These two terms must be "
+            "equal.",
             {SUBTRACT: 'layer["W"] -= product'},
             {ADD: 'layer["W"] += product'},
         ),
         Mistake(
             "the layer's state is not read",
-            'Call your function twice with merged=True. The second call must not change W. Which line reads layer["merged"]?',
+            "Call your function twice with merged=True. The second call must not change W. Which line reads "
+            'layer["merged"]?',
             {GUARD: "pass"},
         ),
         Mistake(
-            "a layer that is merged already is merged again",
-            "Call your function twice with merged=True, and print W after each call. The second call must not change W.",
+            "an already merged layer is merged again",
+            "Call your function twice with merged=True, and print W after each call. The second call must not "
+            "change W.",
             {LOOK: 'if not layer["merged"] and not merged:'},
         ),
         Mistake(
-            "a layer that is not merged is unmerged",
-            "Call your function with merged=False on a new layer, which is not merged. W must not change. Does it?",
+            "an unmerged layer is unmerged again",
+            "Call your function with merged=False on a new layer, which is not merged. W must not change. Does your "
+            "W change?",
             {LOOK: 'if layer["merged"] and merged:'},
         ),
         Mistake(
@@ -123,19 +127,20 @@ EXERCISE = Exercise(
             {NOTE: 'layer["merged"] = layer["merged"] or merged'},
         ),
         Mistake(
-            "unmerging adds the bypass once more",
-            "Merge and then unmerge. W should be as at the start. Follow one entry of W through your two branches.",
+            "unmerging adds the bypass a second time",
+            "Merge and then unmerge. W should be the same as at the start. Follow one entry of W through your two "
+            "branches.",
             {SUBTRACT: 'layer["W"] += delta'},
         ),
         Mistake(
             "merging subtracts and unmerging adds",
-            "Set W to zero and merge. What should W be then, and what is it in yours?",
+            "Set W to zero and merge. What should W be after this merge, and what is your W?",
             {"    if merged:": "    if not merged:"},
         ),
         Mistake(
             "unmerging leaves the bypass in W",
-            "Print W at the start, after merging and after unmerging. The first and the third should be "
-            "equal. Are they?",
+            "Print W at the start, after merging and after unmerging. W after unmerging should equal W at the "
+            "start. Does it?",
             {SUBTRACT: "pass"},
         ),
         Mistake(
@@ -157,22 +162,22 @@ EXERCISE = Exercise(
         Mistake(
             "the sum is not stored in the layer",
             'Print layer["W"] after merging. Which of your lines changes the array, and which line only '
-            "creates a new one?",
+            "creates a new array?",
             {ADD: 'W = layer["W"] + delta', SUBTRACT: 'W = layer["W"] - delta'},
         ),
         Mistake(
             "the bypass of the first merge is used again",
-            "Merge, unmerge, change A, and merge again. W should contain the new A. Which one does yours contain?",
+            "Merge, unmerge, change A, and merge again. W should contain the new A. Which A does your W contain?",
             {f"delta = {DELTA}": f'delta = layer.setdefault("delta", {DELTA})'},
         ),
         Mistake(
             "A is transposed in the merged weight",
-            "This runs only if r equals in. Write the shapes of your two factors for r = 2 and in = 3.",
+            "Your code runs only if r equals in. Write the shapes of your two factors for r = 2 and in = 3.",
             {'@ layer["A"]': '@ layer["A"].T'},
         ),
         Mistake(
             "B is transposed in the merged weight",
-            "This runs only if r equals out. Write the shapes of your two factors for r = 2 and out = 3.",
+            "Your code runs only if r equals out. Write the shapes of your two factors for r = 2 and out = 3.",
             {'layer["B"] @': 'layer["B"].T @'},
         ),
         Mistake(
@@ -182,7 +187,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the product of A and B is transposed",
-            "This runs only if W is square. Write the shapes of W and of your product for in = 3 and out = 2.",
+            "Your code runs only if W is square. Write the shapes of W and of your product for in = 3 and out = 2.",
             {PRODUCT: 'product = (layer["B"] @ layer["A"]).T'},
         ),
     ),

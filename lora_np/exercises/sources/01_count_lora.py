@@ -1,7 +1,7 @@
 # %% [markdown]
 # # How many numbers LoRA trains
 #
-# LoRA freezes a matrix $W$ and learns a change $\Delta W$ of the same shape. $\Delta W$ is the product of two narrow factors, $B$ and $A$. Only the factors are trained and stored, so an adapter is small, although $\Delta W$ is as large as $W$.
+# LoRA freezes a matrix $W$ and learns a change $\Delta W$ of the same shape. The change $\Delta W$ is the product of two narrow factors, $B$ and $A$. Only the factors are trained and stored, so an adapter is small, although $\Delta W$ is as large as $W$.
 #
 # LoRA adapts many matrices of a model at once. These matrices need not be square: with grouped-query attention, `k_proj` and `v_proj` have fewer outputs than inputs.
 #
@@ -42,11 +42,11 @@ r = 2
 check(count_lora)
 
 # %% [markdown]
-# **Explain.** With the same rank, LoRA trains a smaller share of a large model than of a small one. Why? Can LoRA train more numbers than $W$ has? If it can, from which rank on? Are the additional numbers useful?
+# **Explain.** With the same rank, LoRA trains a smaller share of a large model than of a small model. Why? From which rank on does LoRA train more numbers than a square $W$ has? Are the additional numbers useful?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$. For a square matrix of width $d$ the share is $2dr / d^2 = 2r/d$. This share falls as $d$ grows.
+# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$ numbers. For a square matrix of width $d$ the share is $2dr / d^2 = 2r/d$. This share falls as $d$ grows.
 #
 # For $r > d/2$ the factors have more numbers than $W$. The additional numbers are of little use: at $r = d$ the product can already be any matrix. Many pairs of factors give the same product, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
 # END SOLUTION

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The forward pass of LoRA
 #
-# A frozen weight $W$ keeps what the model has learned. Beside it, a narrow bypass learns what is new. The bypass multiplies the input with $A$, which gives $r$ features, then with $B$, which gives $out$ features, and then with the scaling $\alpha/r$. Both paths read the same input $x$, and their outputs are added.
+# A frozen weight $W$ keeps what the model has learned. Beside $W$, a narrow bypass learns what is new. The bypass multiplies the input with $A$, which gives $r$ features, then with $B$, which gives $out$ features, and then with the scaling $\alpha/r$. Both paths read the same input $x$, and their outputs are added.
 #
 # $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
 
@@ -46,5 +46,5 @@ check(lora_forward)
 # BEGIN SOLUTION
 # For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then it multiplies $x$ with this matrix, which costs $n \cdot in \cdot out$ multiplications, as many as the frozen path. If $r$ is far below $in$ and $out$, the first form is much cheaper.
 #
-# You would compute $BA$ once to merge the adapter: $\frac{\alpha}{r} BA$ is added to $W$, and then the bypass costs nothing.
+# You would compute $BA$ once to merge the adapter. Merging adds $\frac{\alpha}{r} BA$ to $W$, and then the bypass costs nothing.
 # END SOLUTION

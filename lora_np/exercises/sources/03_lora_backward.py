@@ -3,7 +3,7 @@
 #
 # Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives this derivative, product by product, from the loss back to the factors. The frozen $W$ gets no gradient. The layers below need $dx$, which is a sum of two parts, one from the frozen path and one from the bypass.
 #
-# The new gradients are *added* to the gradients of earlier calls, because the same $A$ and $B$ can be used in several calls, and each call contributes.
+# The new gradients are *added* to the gradients of earlier calls, because several calls can use the same $A$ and $B$.
 #
 # $$y = x W^\top + s\,(x A^\top)\,B^\top \qquad\qquad L = \frac1n \sum_{t=1}^{n} \tfrac12\, \lVert y_t - target_t \rVert^2$$
 #

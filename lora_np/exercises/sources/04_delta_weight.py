@@ -3,7 +3,7 @@
 #
 # The bypass computes the same output as a matrix $\Delta W$ beside $W$. Two pairs of factors with the same product are the same adapter.
 #
-# The scaling $s$ contains $\alpha$ and the rank $r$. The scaling should make the best learning rate independent of $r$, so that you need not search for a new learning rate at each rank. LoRA divides by $r$. According to the paper on rsLoRA, this is too much: at a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides by the square root of $r$ instead.
+# The scaling $s$ contains $\alpha$ and the rank $r$. The scaling should make the best learning rate independent of $r$, so that you need not search for a new learning rate at each rank. LoRA divides by $r$. According to the paper on rsLoRA, dividing by $r$ is too much: at a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides by the square root of $r$ instead.
 #
 # $$\Delta W = s\,B A \qquad\qquad s = \frac{\alpha}{r} \quad\text{or, with rsLoRA,}\quad s = \frac{\alpha}{\sqrt r}$$
 
@@ -40,11 +40,11 @@ alpha = 6.0
 check(delta_weight)
 
 # %% [markdown]
-# **Explain.** At the start $B = 0$. With the learning rate $\eta$, the first step of gradient descent gives $B = -\eta\, s\, dW A^\top$, where $dW$ is the gradient of $W$. How does this step change $\Delta W$? How does the change grow with $r$ and with $s$? Why does this speak for dividing by the square root of $r$?
+# **Explain.** At the start $B = 0$. With the learning rate $\eta$, the first step of gradient descent gives $B = -\eta\, s\, dW A^\top$, where $dW$ is the gradient of $W$. How does this step change $\Delta W$? How does this change of $\Delta W$ grow with $r$ and with $s$? Why is this growth a reason to divide by the square root of $r$?
 
 # %% [markdown]
 # BEGIN SOLUTION
 # After the step, $\Delta W = s\,B A = -\eta\, s^2\, dW\,(A^\top A)$. One $s$ comes from the gradient and one from the product. $A^\top A$ is a sum over the $r$ rows of $A$. The numbers on the diagonal of $A^\top A$ are sums of $r$ squares, which cannot cancel, so $A^\top A$ grows in proportion to $r$. The change of $\Delta W$ is therefore proportional to $s^2 r$.
 #
-# With $s = \alpha/r$ the product $s^2 r$ is $\alpha^2/r$: the higher the rank, the smaller the change from a step with the same learning rate. With $s = \alpha/\sqrt r$ the product $s^2 r$ is $\alpha^2$, the same for every rank.
+# With $s = \alpha/r$ the product $s^2 r$ is $\alpha^2/r$. So at a higher rank, a step with the same learning rate changes $\Delta W$ less. With $s = \alpha/\sqrt r$ the product $s^2 r$ is $\alpha^2$, the same for every rank.
 # END SOLUTION

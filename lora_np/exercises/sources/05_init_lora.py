@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Where A and B start
 #
-# Before its first step an adapter must not change the model, and the adapter must be able to learn. So $B$ starts at zero, and $A$ starts at small random numbers. The size of these random numbers follows He et al. (“Kaiming” initialisation): the numbers of $x A^\top$ then have about the same size in a narrow layer as in a wide layer. The *fan-in* is the number of terms in the sum that gives one number of $x A^\top$.
+# Before its first step an adapter must not change the model, and the adapter must be able to learn. So $B$ starts at zero, and $A$ starts at small random numbers. The size of these random numbers follows He et al. (“Kaiming” initialisation). The numbers of $x A^\top$ then have about the same size in a narrow layer and in a wide layer. The *fan-in* is the number of terms in the sum that gives one number of $x A^\top$.
 #
 # $$A_{ij} \sim U(-b,\, b) \qquad b = \sqrt{\frac{6}{(1 + a^2)\cdot \text{fan-in}}} \quad\text{with } a = \sqrt 5 \qquad\qquad B = 0$$
 
@@ -41,7 +41,7 @@ check(init_lora)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# If neither is zero, the adapted model differs from the base by a random $\Delta W$ before it has learned anything. If both are zero, both gradients are zero, so no step ever changes $A$ or $B$, and the adapter cannot learn.
+# If neither factor is zero, the adapted model differs from the base by a random $\Delta W$ before the adapter has learned anything. If both factors are zero, both gradients are zero, so no step ever changes $A$ or $B$, and the adapter cannot learn.
 #
-# With $B = 0$ and a random $A$, the gradient $dA$ is zero in the first step, and $dB = s\,dW A^\top$ is not. The first step changes only $B$. From the second step on, $dA = s\,B^\top dW$ is not zero either. The rows of $A$ are different, so the $r$ columns of $B$ get different gradients. If all rows of $A$ were equal, the columns of $B$ would stay equal, and $\Delta W$ would have rank one.
+# With $B = 0$ and a random $A$, the gradient $dA$ is zero in the first step, and $dB = s\,dW A^\top$ is not zero. The first step changes only $B$. From the second step on, $dA = s\,B^\top dW$ is not zero either. The rows of $A$ are different, so the $r$ columns of $B$ get different gradients. If all rows of $A$ were equal, the columns of $B$ would stay equal, and $\Delta W$ would have rank one.
 # END SOLUTION

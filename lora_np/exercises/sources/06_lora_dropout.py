@@ -52,7 +52,7 @@ dy = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
 check(lora_dropout)
 
 # %% [markdown]
-# **Explain.** An adapter that was trained with dropout is merged into $W$ without a factor that depends on $p$. Why is this right? Why must the backward pass use the mask of the forward pass, and not a new random mask?
+# **Explain.** An adapter that was trained with dropout is merged into $W$ without a factor that depends on $p$. Why is no such factor needed? Why must the backward pass use the mask of the forward pass, and not a new random mask?
 
 # %% [markdown]
 # BEGIN SOLUTION

@@ -53,7 +53,7 @@ check(rms_norm_backward)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# It is 0. If a token is multiplied by a positive number, $\rho$ is divided by the same number, and $y$ does not change. So the loss does not change, and its derivative in the direction of $x$ is zero. This derivative is $\sum_j dx_j\, x_j$.
+# The sum is 0. If a token is multiplied by a positive number, $\rho$ is divided by the same number, and $y$ does not change. So the loss does not change, and the derivative of the loss in the direction of $x$ is zero. This derivative is $\sum_j dx_j\, x_j$.
 #
-# The direct path alone would give $\rho \sum_j g_j x_j$ with $g = dy \circ w$, which is not zero in general. The second path removes exactly the part of the gradient in the direction of $x$. With $\varepsilon > 0$ the length of $x$ has a small influence on $y$, and the sum is $\varepsilon \rho^3 \sum_j g_j x_j$ instead of 0.
+# The direct path alone would give $\rho \sum_j g_j x_j$ with $g = dy \circ w$, which is not zero in general. The second path removes exactly the part of the gradient in the direction of $x$. With $\varepsilon > 0$ the length of $x$ has a small influence on $y$. Then the sum is $\varepsilon \rho^3 \sum_j g_j x_j$ instead of 0.
 # END SOLUTION

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # AdamW on two factors
 #
-# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of its gradients, so that numbers with small and with large gradients learn at the same pace. For every number Adam keeps two running averages: $m$ averages the gradient, and $v$ averages the square of the gradient. Both averages start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects this. The W in AdamW stands for weight decay: each step subtracts a fixed share of the weight, separately from the gradient.
+# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of this number's gradients. So numbers with small gradients learn as fast as numbers with large gradients. For every number Adam keeps two running averages: $m$ averages the gradient, and $v$ averages the square of the gradient. Both averages start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects the averages. The W in AdamW stands for weight decay: each step subtracts a fixed share of the weight, separately from the gradient.
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1)\,g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\,g^2 \qquad
 # \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
@@ -59,5 +59,5 @@ check(adamw_step)
 # BEGIN SOLUTION
 # After one step both averages contain one gradient. After the correction, $\hat m = g$ and $\hat v = g^2$, so the step is $\eta\, g / |g|$. The length of the step is $\eta$ (if $|g|$ is far above $\varepsilon$).
 #
-# LoRA starts with $B = 0$, so the first gradient of $A$ is 0, and the step of $A$ is $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero, but $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$, and likewise $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
+# LoRA starts with $B = 0$, so the first gradient of $A$ is 0. The step of $A$ is then $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero. But $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$. In the same way, $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
 # END SOLUTION

@@ -37,11 +37,11 @@ def quantize_block(w, values):
 check(quantize_block)
 
 # %% [markdown]
-# **Explain.** NF4 uses blocks of 64 weights. Why not one scale for the whole matrix? Why not one scale for every four weights?
+# **Explain.** NF4 uses blocks of 64 weights. Why does NF4 not use one scale for the whole matrix? Why does NF4 not use one scale for every four weights?
 
 # %% [markdown]
 # BEGIN SOLUTION
 # The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. After division by the largest outlier, nearly all weights are close to zero, where only a few of the sixteen values are. So most of the sixteen values are hardly used. In a smaller block fewer weights share a scale with an outlier.
 #
-# But each scale needs 32 bits. In blocks of 64 this is half a bit per weight; in blocks of four it is eight bits per weight, twice as much as the four-bit numbers themselves. (Double quantisation stores the scales in 8 bits. Then blocks of 64 need an eighth of a bit per weight.)
+# But each scale needs 32 bits. In blocks of 64 the scale takes half a bit per weight. In blocks of four the scale takes eight bits per weight, twice as much as the four-bit numbers themselves. (Double quantisation stores the scales in 8 bits. Then blocks of 64 need an eighth of a bit per weight.)
 # END SOLUTION

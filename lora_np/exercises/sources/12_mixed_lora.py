@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A mixed batch
 #
-# Many adapters can share one base. Each row of a batch can then use a different adapter, or none. The frozen weight is the same for all rows, so the product with it is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ: each row needs the products of its own adapter, and the rows must keep their order.
+# Many adapters can share one base. Each row of a batch can then use a different adapter, or no adapter. The frozen weight is the same for all rows, so the product with the frozen weight is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ: each row needs the products of its own adapter, and the rows must keep their order.
 #
 # $$y_i = x_i W^\top + s_{k}\,(x_i A_{k}^\top)\,B_{k}^\top \qquad k = \text{the adapter of row } i$$
 #
@@ -39,11 +39,11 @@ def mixed_lora(x, W, adapters, names):
 check(mixed_lora)
 
 # %% [markdown]
-# **Explain.** A server computes one token for each of 32 rows at a time (t = 1). Why does this take hardly longer with 32 adapters than with one? Why would 32 merged models take much longer?
+# **Explain.** A server computes one token for each of 32 rows at a time (t = 1). Why does a step take hardly longer with 32 adapters than with one adapter? Why would 32 merged models take much longer?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# With one token per row there is little to compute, and most of the time is spent on loading weights from memory. $W$ has $out \cdot in$ numbers and is loaded once for the whole batch. An adapter has $r\,(in + out)$ numbers. With a small rank and a wide layer this is a few thousandths of $W$, so even 32 adapters add little.
+# With one token per row there is little to compute, and most of the time is spent on loading weights from memory. The matrix $W$ has $out \cdot in$ numbers and is loaded once for the whole batch. An adapter has $r\,(in + out)$ numbers. With a small rank and a wide layer, an adapter has a few thousandths of the numbers of $W$, so even 32 adapters add little.
 #
-# Each merged model has its own $W$: 32 whole matrices must be loaded, each for one row, and all 32 must be kept in memory. (Many small calls take time too. So the rows of one adapter are computed together, and small products are stacked into one product.)
+# Each merged model has its own $W$. So 32 whole matrices must be loaded, each for one row, and all 32 matrices must be kept in memory. (Many small calls take time too. So the rows of one adapter are computed together, and small products are stacked into one product.)
 # END SOLUTION

@@ -70,7 +70,7 @@ ANSWERS = {
         c1="c1 = 1 - beta2**t",
         c2="c2 = 1 - beta1**t",
     ),
-    "the state is overwritten instead of averaged": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
+    "the new averages leave out the old averages": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
     "the new averages are not stored": answer(keep=""),
     "the new weights are not stored in factors": answer(new="p = p - lr * (step + weight_decay * p)"),
     "the step goes in the direction of the gradient": answer(new="factors[key] = p + lr * (step - weight_decay * p)"),

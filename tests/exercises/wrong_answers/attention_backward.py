@@ -24,8 +24,8 @@ def answer(**changed: str) -> str:
 ANSWERS = {
     "the softmax's derivative lacks its second term": answer(dz="dz = dp * p"),
     "the softmax's derivative lacks its outer factor p": answer(dz="dz = dp - (dp * p).sum(1)[:, None]"),
-    "a token does not see itself": answer(mask="z = np.where(np.tri(t, k=-1, dtype=bool), z, -1e30)"),
-    "a token sees one token ahead": answer(mask="z = np.where(np.tri(t, k=1, dtype=bool), z, -1e30)"),
+    "a token does not attend to itself": answer(mask="z = np.where(np.tri(t, k=-1, dtype=bool), z, -1e30)"),
+    "a token attends to the next token too": answer(mask="z = np.where(np.tri(t, k=1, dtype=bool), z, -1e30)"),
     "there is no causal mask": answer(mask=""),
     "the mask hides the past and shows the future": answer(mask="z = np.where(np.tri(t, dtype=bool).T, z, -np.inf)"),
     "the mask comes after the softmax": answer(mask="", shares="p = np.tri(t) * p / np.sum(p, axis=1)[:, None]"),
@@ -33,7 +33,7 @@ ANSWERS = {
     "the backward pass leaves the scaling out of dq and dk": answer(dq="dq = dz @ k", dk="dk = (q.T @ dz).T"),
     "the backward pass leaves the scaling out of dq": answer(dq="dq = np.dot(dz, k)"),
     "the backward pass leaves the scaling out of dk": answer(dk="dk = (q.T @ dz).T"),
-    "there is no scaling at all": HEAD
+    "the scaling is missing in both passes": HEAD
     + "    t, d = q.shape\n"
     + "".join(LINES[name] for name in LINES if name != "scale").replace(" * s\n", "\n"),
     "the forward pass leaves the scaling out of the scores": answer(scores="z = np.inner(q, k)"),
@@ -48,12 +48,12 @@ ANSWERS = {
         exp="p = np.exp(z - np.max(z, axis=0)[None, :])",
         shares="p = p / np.sum(p, axis=0)[None, :]",
     ),
-    "the softmax's sum has lost its axis": answer(shares="p = p / np.sum(p, axis=1)"),
+    "the softmax's sum has lost its last axis": answer(shares="p = p / np.sum(p, axis=1)"),
     "the derivative's inner sum runs over the queries": answer(dz="dz = p * dp - p * np.einsum('tu,tu->u', p, dp)"),
-    "the derivative's inner sum has lost its axis": answer(dz="dz = p * dp - p * np.einsum('tu,tu->t', p, dp)"),
+    "the derivative's inner sum has lost its last axis": answer(dz="dz = p * dp - p * np.einsum('tu,tu->t', p, dp)"),
     "the derivative's inner sum runs over the whole matrix": answer(dz="dz = p * dp - p * np.vdot(p, dp)"),
     "dq and dk are swapped": answer(dq="dq = (q.T @ dz).T * s", dk="dk = dz @ k * s"),
-    "dv is returned first": answer(out="return dv, dq, dk"),
+    "the arrays are returned with dv first": answer(out="return dv, dq, dk"),
     "dp is transposed": answer(dp="dp = np.einsum('tc,uc->ut', do, v)"),
     "the maximum includes masked scores": answer(mask="", exp="p = np.tri(t) * np.exp(z - np.max(z, axis=1)[:, None])"),
     "the mask is too weak": answer(mask="z = z - 50 * (1 - np.tri(t))"),

@@ -13,7 +13,7 @@ def with_rslora(scaling):
 
 
 ANSWERS = {
-    "there is no scaling at all": HEAD + "    return np.einsum('or,ri->oi', B, A)\n",
+    "ΔW has no scaling": HEAD + "    return np.einsum('or,ri->oi', B, A)\n",
     "alpha alone is the scaling": HEAD + "    return (alpha * B) @ A\n",
     "alpha is left out": HEAD + "    r = len(A)\n    return B @ A / (math.sqrt(r) if use_rslora else r)\n",
     "alpha is multiplied by the rank": HEAD
@@ -22,7 +22,7 @@ ANSWERS = {
     + "    r = len(A)\n    if use_rslora:\n        return (B @ A) * r**0.5 / alpha\n    return (B @ A) * r / alpha\n",
     "the scaling divides by the rank twice": PLAIN + "    return s / r * np.dot(B, A)\n",
     "the scaling enters twice": PLAIN + "    return (s * B) @ (s * A)\n",
-    "the division drops the remainder": HEAD
+    "the division is rounded down": HEAD
     + "    r = len(A)\n    s = alpha / math.sqrt(r) if use_rslora else int(alpha / r)\n    return s * B @ A\n",
     "rsLoRA is ignored": HEAD + "    return sum(np.outer(b, a) for b, a in zip(B.T, A)) * alpha / len(A)\n",
     "rsLoRA is always on": HEAD + "    return alpha * len(A) ** -0.5 * B.dot(A)\n",
@@ -30,8 +30,8 @@ ANSWERS = {
     + "    r = len(A)\n    s = alpha / r\n    if not use_rslora:\n        s = alpha / math.sqrt(r)\n    return s * (B @ A)\n",
     "the root is taken of alpha too": with_rslora("math.sqrt(s)"),
     "the root is taken of alpha instead of the rank": with_rslora("alpha**0.5 / r"),
-    "the rank is squared instead of rooted": with_rslora("alpha / (r * r)"),
-    "half the rank is used instead of its root": with_rslora("2 * alpha / r"),
+    "the square of the rank is used instead of its root": with_rslora("alpha / (r * r)"),
+    "half the rank is used instead of its square root": with_rslora("2 * alpha / r"),
     "the power 1/2 lacks its brackets": with_rslora("s / 2"),
     "the root is rounded down": with_rslora("alpha / math.isqrt(r)"),
     "the rank is read from the wrong axis": HEAD

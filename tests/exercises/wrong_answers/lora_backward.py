@@ -34,7 +34,7 @@ ANSWERS = {
     "the scaling enters dA and dx twice": HEAD
     + "    s = scaling\n    dy = error / len(x)\n    dh = s * dy @ B\n    grads['A'] += s * dh.T @ x\n"
     + "    grads['B'] += s * np.einsum('no,nr->or', dy, x @ A.T)\n    return dy @ W + s * (dh @ A)\n",
-    "the scaling is in dy already": answer(dy="s * error / len(error)"),
+    "dy already contains the scaling": answer(dy="s * error / len(error)"),
     "the scaling enters dB twice": answer(dB="s * (dy.T @ (s * x @ A.T))"),
     "the scaling enters dx twice": answer(dx="dy @ (W + (s * B) @ (s * A))"),
     "A and B are swapped in the backward pass": answer(dA="s * A @ dW", dB="s * dW @ B"),
@@ -49,7 +49,7 @@ ANSWERS = {
     "A is transposed in dx": answer(dx="dy @ (W + s * B @ A.T)"),
     "the gradients are overwritten": answer(add='grads["A"][:] = dA\n    grads["B"][:] = dB\n    return dx'),
     "dA and dB are not stored in grads": answer(add="return (dx, dA, dB)"),
-    "there is a gradient for W too": answer(
+    "a gradient is computed for W too": answer(
         add='grads["A"] += dA\n    grads["B"] += dB\n    grads["W"] = grads.get("W", 0) + dW\n    return dx'
     ),
     "dx is not returned": answer(add='grads["A"] += dA\n    grads["B"] += dB'),
@@ -60,11 +60,11 @@ ANSWERS = {
     "the mean over the tokens is forgotten in dx": answer(dx="len(x) * dy @ (W + s * B @ A)"),
     "the mean over the tokens is taken twice": answer(dA="s * B.T @ dW / len(x)", dB="s * dW @ A.T / len(x)"),
     "the mean is taken over all numbers of the error": answer(dy="error * np.mean(np.ones_like(error)) / error.size"),
-    "the mean is taken over the features out": answer(dy="error / W.shape[0]"),
+    "the mean is taken over the output features": answer(dy="error / W.shape[0]"),
     "all gradients are twice as large as they should be": answer(dy="(error + error) / len(error)"),
     "all gradients are half as large as they should be": answer(dy="0.5 * error / len(error)"),
     "all signs are reversed": answer(dy="(0 - error) / len(error)"),
-    "dA and dB are subtracted": answer(add='grads["A"] -= dA\n    grads["B"] -= dB\n    return dx'),
+    "dA and dB are subtracted from grads": answer(add='grads["A"] -= dA\n    grads["B"] -= dB\n    return dx'),
 }
 
 UNKNOWN = [

@@ -18,7 +18,7 @@ ANSWERS = {
     "a row of the base gets an adapter": EACH.format(
         "        y = y + through(row, *adapters.get(name, list(adapters.values())[0]))\n"
     ),
-    "rows of the base stay zero": HEAD
+    "the output of a row of the base stays zero": HEAD
     + ONE
     + "    y = np.zeros((*x.shape[:2], len(W)))\n    for i, name in enumerate(names):\n"
     + "        if name != '__base__':\n            y[i] = x[i] @ W.T + through(x[i], *adapters[name])\n    return y\n",
@@ -35,7 +35,7 @@ ANSWERS = {
     + "    y = x @ W.T\n    for name in set(names) - {'__base__'}:\n        A, B, s = adapters[name]\n"
     + "        i = names.index(name)\n"
     + "        y[i] += s * x[i] @ A.T @ B.T\n    return y\n",
-    "the rows are returned in the order of the adapters": HEAD
+    "the output rows are in the order of the adapters": HEAD
     + ONE
     + "    parts = []\n    for name in [*adapters, '__base__']:\n        for i in range(len(names)):\n"
     + "            if names[i] == name:\n                y = x[i] @ W.T\n"

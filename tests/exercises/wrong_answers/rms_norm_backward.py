@@ -55,7 +55,7 @@ ANSWERS = {
     "rho lacks the square root": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
     "rho is not inverted": rho("((x**2).mean(-1, keepdims=True) + eps) ** 0.5"),
     "epsilon is outside the root": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
-    "it is LayerNorm's backward pass": HEAD
+    "the function is LayerNorm's backward pass": HEAD
     + "    h = x - x.mean(-1, keepdims=True)\n    rho = ((h**2).mean(-1, keepdims=True) + eps) ** -0.5\n    h = h * rho\n"
     + "    dw = (dy * h).reshape(-1, len(w)).sum(0)\n    g = dy * w\n"
     + "    dx = rho * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))\n"
@@ -64,7 +64,7 @@ ANSWERS = {
     "dw is not returned": HEAD + RHO + DX + "    return dx\n",
     "the mean of the squares has lost its last axis": rho("1 / ((x**2).mean(-1) + eps) ** 0.5"),
     "the inner sum has lost its last axis": dx("w * dy * rho - x * rho**3 * np.mean(w * dy * x, axis=-1)"),
-    "the inner sum is not summed": dx("w * dy * rho * (1 - x**2 * rho**2 / n)"),
+    "the inner sum has only one term": dx("w * dy * rho * (1 - x**2 * rho**2 / n)"),
     "the inner sum runs over the tokens": dx("w * dy * rho - x * rho**3 / n * np.einsum('n...,n...->...', w * dy, x)"),
     "the inner sum runs over all tokens and features": dx("w * dy * rho - x * rho**3 / n * np.vdot(w * dy, x)"),
     "dx and dw are returned in the wrong order": HEAD + RHO + DW + DX + "    return dw, dx\n",

@@ -17,10 +17,10 @@ ANSWERS = {
     "the layer's state is not read": HEAD
     + FIVE
     + "    W += s * B @ A if merged else -s * B @ A\n    layer['merged'] = merged\n",
-    "a layer that is merged already is merged again": HEAD
+    "an already merged layer is merged again": HEAD
     + FIVE
     + "    if merged:\n        W += s * B @ A\n    elif now:\n        W -= s * B @ A\n    layer['merged'] = merged\n",
-    "a layer that is not merged is unmerged": HEAD
+    "an unmerged layer is unmerged again": HEAD
     + FIVE
     + "    if merged and not now:\n        W += s * B @ A\n"
     + "    elif not merged:\n        W -= s * B @ A\n"
@@ -31,7 +31,7 @@ ANSWERS = {
     "the new state is not stored in the layer": HEAD
     + FIVE
     + "    if now == merged:\n        return\n    W += (s if merged else -s) * (B @ A)\n    now = merged\n",
-    "unmerging adds the bypass once more": HEAD
+    "unmerging adds the bypass a second time": HEAD
     + FIVE
     + "    if now is not merged:\n        np.add(W, s * B @ A, out=W)\n    layer['merged'] = merged\n",
     "merging subtracts and unmerging adds": HEAD
