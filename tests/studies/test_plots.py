@@ -736,7 +736,7 @@ def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
         plots.dropout_chart(tables.dropouts())
     )
     above = plots.dropout_chart(overfitted())
-    assert "by 0.020" in title(above) and "end above the base" in above.texts[1].get_text()
+    assert "by 0.020" in title(above) and "ends with a higher loss than the base" in above.texts[1].get_text()
     assert title(plots.batch_size_chart(tables.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
     assert title(plots.rank_scaling_chart(tables.scaled())).startswith("At r = 128, α/r has the lowest loss")
     assert "0.000 at the best rates" in title(plots.alpha_chart(tables.alphas()))

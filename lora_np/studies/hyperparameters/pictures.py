@@ -175,7 +175,9 @@ def dropout_chart(table: Table) -> Figure:
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
     title, above = _dropout_title(settings, kept, own), min(v.min() for v in kept.values()) > base
     rate = f"the learning rate η = {settings['fixed_lr']:g}"
-    first = f"at {rate}, all runs on little text end above the base" if above else f"green: {rate}"
+    first = (
+        f"{rate}: with little text, every model ends with a higher loss than the base" if above else f"green: {rate}"
+    )
     figure = new_figure(9, 4.6, title, f"{first}\n{measured(table)}")
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]

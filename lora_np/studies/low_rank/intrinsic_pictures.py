@@ -46,7 +46,9 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     ]
     title = f"{wanted} of the gain needs {', '.join(shares)}"
     subtitle = "points and lines: seeds and their mean, each d at its best learning rate"
-    trained = semicolons("trained: the d numbers z in θ = θ₀ + P z, with random P", runs_and_time(table))
+    trained = semicolons(
+        "training changes only the d numbers z in θ = θ₀ + P z, where P is random", runs_and_time(table)
+    )
     title = title if shares else f"No d that was tried reaches {wanted} of the gain"
     figure = new_figure(9, 4.7, title, f"{subtitle}\n{trained}")
     ax = axes_at(figure, 0.85, 0.7, 7.9, 2.9, xscale="log")

@@ -268,7 +268,7 @@ def photograph(table: Table) -> Figure:
     high = min(2.4, (9 - 0.44 - gaps) / across * height / width)
     wide, pitch = high * width / height, high + 0.72
     tall = 0.85 + down * pitch + 0.1
-    subtitle = f"below: the share of the {height} × {width} numbers that are needed, and the relative error"
+    subtitle = f"below: numbers in B and A, as a share of {height} × {width}, and relative error"
     figure = new_figure(
         max(6.0, 0.44 + across * wide + gaps), tall, "A photograph cut to its top r singular directions", subtitle
     )

@@ -53,8 +53,10 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     spans = {of: sorted(medians[of, i] for i in range(len(pairs))) for of in OF}
     shared = {of: f"{percent(each[0]).removesuffix(' %')} to {percent(each[-1])}" for of, each in spans.items()}
     d = first["d"]
-    measured = f"φ(i, j): overlap of the top i directions of one run with the top j of another run, in {module}"
-    counted = f"title: medians of φ({least}, {least}); φ({least}, {least}) by chance: {percent(least / d)}"
+    measured = (
+        f"φ(i, j): overlap of the top i directions of one run with the top j directions of another run, in {module}"
+    )
+    counted = f"the title gives medians of φ({least}, {least}); by chance, φ({least}, {least}) is {percent(least / d)}"
     counted = semicolons(counted, runs_and_time(table))
     title = f"Two runs share {shared['B']} of the directions of B, {shared['A']} of the directions of A"
     figure = new_figure(9, 5.15, title, f"{measured}\n{counted}")
@@ -114,7 +116,7 @@ def amplification_chart(table: Table) -> Figure:
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(inside.values()), max(inside.values()))))
-    norms = "size of W: ‖Uᵀ W V‖ of r directions U and V, divided by ‖Uᵀ W V‖ of random directions; title: medians"
+    norms = "the size of W is ‖Uᵀ W V‖, for r directions in the columns of U and of V; the title gives medians"
     marks = semicolons("points and lines: mean and range over layers and seeds", runs_and_time(table))
     title = f"In ΔW's directions, W is {times} times as large as in random directions"
     figure = new_figure(9, 4.4, title, f"{norms}\n{marks}")

@@ -88,8 +88,8 @@ def combinations_chart(table: Table) -> Figure:
     kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
     losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
     subtitle = (
-        "dots: types of combining two adapters, each at its best scale of the weights (in brackets)\n"
-        "squares: the base and the single adapters; line: cat with other weights"
+        "dots: ways to combine two adapters; in brackets: the best common factor of their two weights\n"
+        "squares: the base and the single adapters; line: the type cat with other pairs of weights"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
@@ -182,7 +182,7 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"each panel gives adapters (r = {settings['r']}) to {settings['rows']} rows of {settings['model']} in another way\n"
+        f"each panel distributes the adapters (r = {settings['r']}) over the {settings['rows']} rows of a batch in another way\n"
         "grey: one merged model per adapter instead of one base\n"
         f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
