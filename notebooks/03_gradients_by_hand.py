@@ -279,7 +279,7 @@ def errors_of(forward, backward, **inputs):
             V = rng.standard_normal(X.shape)
             stepped = inputs | {name: X + 1j * h * V}
             stepped_y, _ = forward(*stepped.values())
-            derivative = (dy * stepped_y).sum().imag / h  # Im L(X + ihV) / h, with L = Σ dy ∘ y
+            derivative = (dy * stepped_y).sum().imag / h  # Im L(X + ihV) / h, L = Σ dy ∘ y
             size = max(np.linalg.norm(dX), abs(derivative)) or 1  # 1 if both are zero
             errors[name] = max(errors[name], abs(derivative - (dX * V).sum()) / size)
     return errors

@@ -88,7 +88,7 @@ plots.decomposition_2d(decomposition);
 
 # %%
 def kept(matrix, r):
-    """Return what a product of rank r needs: its share of the matrix's numbers, and of its energy."""
+    """Return a rank-r product's shares of the matrix's numbers and of its energy."""
     sigma = np.linalg.svd(matrix, compute_uv=False)
     numbers = r * sum(matrix.shape) / matrix.size
     return numbers, (sigma[:r] ** 2).sum() / (sigma**2).sum()

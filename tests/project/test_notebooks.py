@@ -59,6 +59,21 @@ def test_no_output_is_an_error_a_widget_or_a_path_of_some_machine(source):
 NOTEBOOKS = sorted(FOLDER.rglob("[0-9]*.ipynb"))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_every_line_of_code_and_output_fits_the_window(path):
+    """A laptop's window shows 95 characters. Outputs that are shown as HTML or Markdown wrap by themselves."""
+    lines = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            lines += "".join(cell["source"]).splitlines()
+            for output in cell["outputs"]:
+                data = output.get("data", {})
+                wraps = data.keys() & {"text/html", "text/markdown", "image/png"}
+                lines += "".join(output.get("text", [] if wraps else data.get("text/plain", []))).splitlines()
+    long = [line for line in lines if len(line) > 95]
+    assert not long, "longer than 95 characters:\n" + "\n".join(long)
+
+
 def without_version(text: str) -> str:
     """Return the text without the Python version, which JupyterLab replaces by its own."""
     return re.sub(r'("pygments_lexer": "ipython3",\n +"version": )"[\d.]+"', r"\1…", text)
