@@ -13,25 +13,25 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all methods: which method learns the most per trained number, what does each method cost, and what does each method forget?
+# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
 #
 # **You will learn** to
 #
 # - explain where each method changes a Transformer block, and derive how many numbers the method trains;
-# - implement the forward pass of DoRA, VeRA, a prefix and a bottleneck adapter, and check it against the library;
+# - implement the forward pass of DoRA, VeRA, a prefix and a bottleneck adapter, and check the result against the library;
 # - judge a claim about a method by a comparison at each method's own best learning rate.
 #
 # **Before you start**: LoRA (notebook 02), attention with keys and values (notebook 01), the singular value decomposition (notebook 04), and the setting of notebook 05.
 #
-# *Reading: two sittings of 50 minutes, the methods and the comparison. Tasks: 30 minutes. Running: about 10 seconds.*
+# *Reading: two sittings of 50 minutes each, one for the methods and one for the comparison. Tasks: 30 minutes. Running: about 10 seconds.*
 #
-# Three letters mean something else here than in the other notebooks. The letter $v$ is the number of virtual tokens of a prefix, and $m$ is the width of an adapter. The letter $\ell$ stands for the lengths of the rows of a matrix.
+# Three letters have other meanings in this notebook than in the other notebooks. The letter $v$ is the number of virtual tokens of a prefix, and the letter $m$ is the width of an adapter. The letter $\ell$ stands for the lengths of the rows of a matrix.
 #
 # ## The result first
 #
-# "tiny", which knows English, learns Python code. Every method trains for 200 steps at its own best learning rate.
+# The model "tiny", which was trained on English prose, learns Python code. Every method trains for 200 steps at its own best learning rate.
 #
-# **Predict.** Does the method that trains the most numbers come closest to full fine-tuning? How much of LoRA's gain remains if the rank is 1 instead of 8, so that LoRA trains only an eighth of the numbers?
+# **Predict.** Does the method that trains the most numbers come closest to full fine-tuning? LoRA of rank 1 trains only an eighth of the numbers that LoRA of rank 8 trains. How much of the gain of rank 8 does rank 1 keep?
 
 # %%
 import textwrap
@@ -61,13 +61,13 @@ ranks = lora_by_rank(compared, load("convergence"))  # LoRA's runs of notebook 0
 plots.quality_against_parameters(compared, ranks);
 
 # %% [markdown]
-# The line shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA and does not gain more. LoRA of rank 1 trains an eighth of the numbers of rank 8 and keeps most of the gain of rank 8. The second sitting reads this picture in detail.
+# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA of rank 8, but DoRA does not gain more than LoRA. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and it keeps most of the gain of rank 8. The second sitting discusses this picture in detail.
 #
 # # First sitting: the methods
 #
 # ## A map of the methods
 #
-# There are three ideas: change the weights, give the attention more to read (a prefix), or add layers (adapters). A change of the weights can be merged into $W$ and then costs nothing. Prefixes and adapters cannot be merged.
+# A method can change the model in three ways: it changes the weights, it gives the attention additional keys and values (a prefix), or it adds layers (adapters). A change of the weights can be merged into $W$, and the merged model costs no more than the base. Prefixes and adapters cannot be merged.
 #
 # | method | where it changes the block | what it trains | numbers per linear layer or block | merged? |
 # |---|---|---|---|---|
@@ -81,7 +81,7 @@ plots.quality_against_parameters(compared, ranks);
 # | DoRA | each linear layer: direction and length apart | $A$, $B$, lengths $\ell$ | $r\,(\text{in} + \text{out}) + \text{out}$ | yes |
 # | VeRA | beside each linear layer, $A$ and $B$ shared and frozen | two vectors $\lambda_d$, $\lambda_b$ | $r + \text{out}$ | yes |
 # | prefix tuning | $v$ extra keys and values in each attention | $P_K$, $P_V$ | $2\,v\,n_{kv}\,d_h$ per block | no |
-# | prefix with MLP | the same; a small network makes the prefix during training | the network | see the code | no |
+# | prefix with MLP | like prefix tuning; a small network makes the prefix during training | the network | see the code | no |
 # | Houlsby adapters | a small network after attention and after the MLP | $W_\downarrow$, $W_\uparrow$, biases | $2\,(2md + d + m)$ per block | no |
 # | Pfeiffer adapters | a small network after the MLP only | $W_\downarrow$, $W_\uparrow$, biases | $2md + d + m$ per block | no |
 
@@ -89,13 +89,13 @@ plots.quality_against_parameters(compared, ranks);
 plots.method_diagrams();
 
 # %% [markdown]
-# rsLoRA, LoRA+ and PiSSA would look like LoRA in such a drawing. In a drawing of LoRA-FA, $A$ would be grey.
+# Drawings of rsLoRA, LoRA+ and PiSSA would look like the drawing of LoRA. In a drawing of LoRA-FA, $A$ would be grey.
 #
-# ## One call for all of them
+# ## One call for all methods
 #
-# A method is a configuration. `get_peft_model` freezes the base and inserts the adapter that the configuration describes. The scaling $s = \alpha/r = 8$ is the same as in notebook 05, so that the runs of both notebooks can be compared.
+# You choose a method by its configuration class. `get_peft_model` freezes the base and inserts the adapter that the configuration describes. This notebook and notebook 05 use the same scaling, $s = \alpha/r = 8$, so that the runs of both notebooks can be compared.
 #
-# **Predict** which method trains the most numbers and which the fewest.
+# **Predict.** Which method trains the most numbers? Which method trains the fewest numbers?
 
 # %%
 r, v, m = 8, 20, 11  # LoRA's rank, virtual tokens, an adapter's width
@@ -137,11 +137,11 @@ lines = [{"method": name, "trained": n, "of tiny": n / whole} for name, n in tra
 show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 
 # %% [markdown]
-# The section about each method has four parts: the idea, the equation, the code, and one number.
+# The section about each method has four parts: the idea, the equation, the code, and one number that characterises the method.
 #
 # ## rsLoRA: another scaling
 #
-# **Idea.** The update should not shrink as the rank grows, so that ranks can be compared fairly.
+# **Idea.** The change of $W$ in a training step should not become smaller at a higher rank, so that ranks can be compared fairly.
 #
 # **Equation.** $s = \dfrac{\alpha}{r} \;\longrightarrow\; s = \dfrac{\alpha}{\sqrt r}$
 #
@@ -155,11 +155,11 @@ show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 #
 # **Equation.** $\eta_B = 16\,\eta_A$
 #
-# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. The learning rates of $A$ and $B$ are not the only scales: $\alpha$ and the size of $A$ can be changed too. Adam divides each gradient by its usual size, so a scaled gradient gives the same step. Therefore these two settings train the same model (for $\varepsilon \to 0$, without weight decay and clipping):
+# **Code.** `AdamW(lr_ratio={"lora_B": 16})`. The learning rates of $A$ and $B$ are not the only scales: $\alpha$ and the size of $A$ can be changed too. Adam divides each gradient by its usual size, so a gradient multiplied by a constant gives the same step as before. Therefore the following two settings train the same model (for $\varepsilon \to 0$, without weight decay and clipping):
 #
 # $$\bigl(\alpha,\; A,\; B,\; \eta_A,\; \eta_B\bigr) \;\sim\; \bigl(\tfrac{\alpha}{pq},\; pA,\; qB,\; p\,\eta_A,\; q\,\eta_B\bigr)$$
 #
-# Here $p$ and $q$ are any two positive numbers. **Predict.** The first model trains with $p = q = 1$, the second with $p = 8$ and $q = 1/4$. How large is the difference of their losses in the first four steps, in float32?
+# Here $p$ and $q$ are any two positive numbers. **Predict.** The first model trains with $p = q = 1$, the second with $p = 8$ and $q = 1/4$. How large is the difference between the losses of the two models in the first four steps, in float32?
 
 # %%
 batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
@@ -180,7 +180,7 @@ print("losses:", np.round(one, 4))
 print("largest difference:", np.abs(np.subtract(one, other)).max())
 
 # %% [markdown]
-# **One number.** The difference is exactly zero, because powers of two change only exponents. So two of the four scales ($\alpha$, the size of $A$, $\eta_A$, $\eta_B$) are redundant. A comparison of two values of $\alpha$ at one learning rate therefore acts like a comparison of two learning rates.
+# **One number.** The difference between the losses is exactly zero, because multiplying a floating-point number by a power of two changes only its exponent. So two of the four scales ($\alpha$, the size of $A$, $\eta_A$, $\eta_B$) are redundant. Comparing two values of $\alpha$ at one learning rate is therefore like comparing two learning rates at one $\alpha$.
 #
 # ## DoRA: length and direction apart
 #
@@ -217,7 +217,7 @@ y, _ = layer.forward(x, ln.Context(adapter="default"))
 print("error against the library:", relative_error(dora(x, *parts), y))
 
 # %% [markdown]
-# **One number.** $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat this norm as a constant in the backward pass, which saves a product. But this *detached* gradient is not the true gradient of the loss. The library can compute both gradients: `dora_norm="detached"` and `"true"`. **Predict** the cosine between the detached and the true gradient, for $A$, for $B$ and for $\ell$.
+# **One number.** The norm $\lVert V_o \rVert$ depends on $A$ and $B$ too. The paper and PEFT treat this norm as a constant in the backward pass, which saves a matrix product. But the gradient with a constant norm, called *detached*, is not the true gradient of the loss. The library can compute both gradients: `dora_norm="detached"` and `"true"`. **Predict.** How large is the cosine between the detached gradient and the true gradient, for $A$, for $B$ and for $\ell$?
 
 # %%
 def gradients(norm):
@@ -242,15 +242,15 @@ for part, g in true.items():
 show(lines, {"gradient of": "", "cosine": ".4f", "length": ".3f"})
 
 # %% [markdown]
-# (`length` is the norm of the detached gradient divided by the norm of the true gradient.) For $\ell$ the two gradients are equal. The detached gradients of $A$ and $B$ have slightly different directions from the true gradients. A step along a detached gradient also stretches the rows of $V$, which does not change $y$. The comparison below uses the detached gradient, like the paper and PEFT.
+# (`length` is the norm of the detached gradient divided by the norm of the true gradient.) For $\ell$ the detached gradient equals the true gradient. The detached gradients of $A$ and $B$ have slightly different directions from the true gradients. A step along a detached gradient also stretches the rows of $V$, which does not change $y$. The comparison of the methods in the second sitting uses the detached gradient, like the paper and PEFT.
 #
 # ## PiSSA: start from the largest part of W
 #
-# **Idea.** LoRA's bypass starts at zero. PiSSA's bypass starts as the largest part of $W$ itself, and the rest of $W$ is frozen.
+# **Idea.** LoRA's bypass starts at zero. PiSSA's bypass starts as the part of $W$ that belongs to its $r$ largest singular values, and the rest of $W$ is frozen.
 #
 # **Equation.** $W = U \Sigma V^\top, \qquad s\,B_0 A_0 = U_r \Sigma_r V_r^\top, \qquad \text{frozen: } W - s\,B_0 A_0$
 #
-# **Code.** **Predict** the largest singular value of the frozen part.
+# **Code.** **Predict.** How large is the largest singular value of the frozen part?
 
 # %%
 name = "model.layers.2.mlp.up_proj"
@@ -267,7 +267,7 @@ print("singular values of the frozen: ", left[:3].round(2), "…")
 print("error against the library:", relative_error(rest, frozen))
 
 # %% [markdown]
-# **One number.** The largest singular value of the frozen part is the ninth singular value of $W$. So exactly the first eight singular values ($r = 8$) are gone.
+# **One number.** The largest singular value of the frozen part is the ninth singular value of $W$. So the frozen part no longer contains the eight largest singular values of $W$ ($r = 8$).
 #
 # ## LoRA-FA: A stays frozen
 #
@@ -292,7 +292,7 @@ for method, keep_x in (("LoRA", True), ("LoRA-FA", False)):
 show(lines, {"method": "", "numbers kept for the backward pass": ","})
 
 # %% [markdown]
-# **One number.** The layer keeps $r$ instead of $r + \text{in}$ numbers per token. The saving in a whole model is smaller: three projections share one input, so LoRA keeps this input only once.
+# **One number.** A layer with LoRA-FA keeps $r$ numbers per token for the backward pass, and a layer with LoRA keeps $r + \text{in}$. The saving in a whole model is smaller than in one layer. Three projections share one input, so LoRA keeps this input only once.
 #
 # ## VeRA: the same random factors everywhere
 #
@@ -315,7 +315,7 @@ reference, _ = ln.ops.vera_forward(x, A, B, *vectors)
 print("error against the library:", relative_error(vera(x, A, B, *vectors), reference))
 
 # %% [markdown]
-# **One number.** With $r = 256$ VeRA trains fewer numbers than any other method here that changes the weights (see the table above). But the products of VeRA are as wide as the products of LoRA with $r = 256$.
+# **One number.** With $r = 256$ VeRA trains fewer numbers than any other method here that changes the weights (see the table above). But VeRA's products with $A$ and $B$ need as many multiplications as LoRA's products with $r = 256$.
 #
 # ## Prefix tuning: more to attend to
 #
@@ -325,7 +325,7 @@ print("error against the library:", relative_error(vera(x, A, B, *vectors), refe
 #
 # $$\mathrm{softmax}\!\left(\frac{q\,[P_K, K]^\top}{\sqrt{d_h}}\right) [P_V, V]$$
 #
-# **Code.** The prefix enters the attention in the same way as the key/value cache of earlier tokens.
+# **Code.** The keys and values of the prefix enter the attention in the same way as the cached keys and values of earlier tokens.
 
 # %%
 def with_prefix(q, K, V, P_K, P_V):
@@ -346,7 +346,7 @@ mine = with_prefix(q, K, V, P_K, P_V)
 print("error against the library:", relative_error(mine, reference[0, 0]))
 
 # %% [markdown]
-# **One number.** **Predict.** All keys and values of a prefix are zero. Does the model equal the base?
+# **One number.** **Predict.** All keys and values of a prefix are zero. Does the model with this prefix give the same outputs as the base?
 
 # %%
 tokens, targets = batches[0]
@@ -359,9 +359,9 @@ for start in ("zero", None):
 show(lines, {"model": "", "loss": ".3f"})
 
 # %% [markdown]
-# No. A score of zero has the weight $e^0 = 1$ in the softmax. So the $v$ zero keys take a share of the attention, and the zero values contribute nothing. (On this batch the loss happens to fall a little.) Training starts with a random prefix. The random prefix makes the model worse than the base, and training first has to repair this harm.
+# No, the outputs differ. A score of zero has the weight $e^0 = 1$ in the softmax. So the $v$ zero keys take a share of the attention, and the zero values add nothing to the output. (On this batch the loss with the zero prefix happens to be a little lower than the loss of the base.) Training starts with a random prefix. The random prefix makes the model worse than the base, and training first has to repair this harm.
 #
-# *Prefix with MLP* is the way in which the paper trains a prefix. A small trained table passes through two linear layers with a tanh between them. The result is the prefix's keys and values for all layers. The two layers are discarded after training:
+# *Prefix with MLP* is the way in which the paper trains a prefix. The rows of a small trained table pass through two linear layers with a tanh between them. The result is the keys and values of the prefix for all layers of the model. The two linear layers are discarded after training:
 # `PrefixTuningConfig(prefix_projection=True)`.
 #
 # ## Adapters: more layers
@@ -397,7 +397,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** The number of weights into which an adapter can be merged is 0. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
+# **One number.** There are 0 weights into which such an adapter can be merged. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
 #
 # *End of the first sitting.*
 #
@@ -405,7 +405,7 @@ except ValueError as error:
 #
 # ## What the methods cost
 #
-# **Predict.** With which methods is a training step *slower* than with full fine-tuning, on a model as small as "tiny"?
+# **Predict.** With which methods is a training step of the small model "tiny" *slower* than a step of full fine-tuning?
 
 # %%
 Markdown(lesson.costs_markdown(compared, costs))
@@ -414,10 +414,10 @@ Markdown(lesson.costs_markdown(compared, costs))
 # - *share* is the number of trained numbers divided by the number of the base's parameters.
 # - *state* is the memory of the trained numbers, of their gradients and of AdamW's two averages.
 # - *step* is the time of a training step, divided by the time of a step of full fine-tuning.
-# - *peak* is the largest memory of a training step without the base's weights. (QLoRA makes only the base's weights smaller.)
-# - *prompt* and *token* are the times to read a prompt and to write one token, divided by the base's times. *merged* means the same two ratios with $\Delta W$ merged.
+# - *peak* is the largest memory that a training step needs, not counting the base's weights. (QLoRA makes only the base's weights smaller.)
+# - *prompt* is the time to read a prompt, and *token* is the time to write one token, each divided by the base's time. *merged* means the ratios *prompt* and *token* with $\Delta W$ merged.
 #
-# All times are medians on one BLAS thread. The models take turns, in a new random order in each round. The seconds are CPU seconds, so other processes of the machine do not count.
+# All times are medians on one BLAS thread. In each round, every model is measured once, in a new random order. The times are CPU times, so they do not include the time of other processes on the machine.
 
 # %% jupyter={"source_hidden": true}
 # displays which methods make a step slower than full fine-tuning's
@@ -426,12 +426,12 @@ slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if 
 Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long. In a larger model the thin products take a smaller share of the time. The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
-# - *VeRA*'s products are not thin: its $r$ is 256, twice the width of "tiny".
-# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. The share of this product in the time hardly shrinks as the model grows. The share of the products with $A$ and $B$ does shrink.
-# - *QLoRA* decodes $W$ in every pass, also for a single token.
+# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model the thin products take a smaller share of the time. The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
+# - *VeRA*'s products with $A$ and $B$ are not thin: the rank $r$ of VeRA is 256, twice the width of the model "tiny".
+# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. In a larger model, this product takes nearly the same share of the time as in a small model. The products with $A$ and $B$ take a smaller share in a larger model.
+# - *QLoRA* dequantises $W$ in every pass, also for a single token.
 #
-# Are small differences between these times real? A merged model is the base with other numbers, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of the plain models' times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in its time would move all ratios in one direction.)
+# Are small differences between the times of two methods real? A merged model is the base with other numbers in its weights, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of the plain models' times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in the time of this copy would make all ratios too high or all too low.)
 
 # %% jupyter={"source_hidden": true}
 # prints the scatter of plain models, and the ratios of the models that cannot be merged
@@ -458,11 +458,11 @@ for model, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
 show(lines, {"model": "", "what": "", "token": "", "prompt": ""})
 
 # %% [markdown]
-# A ratio outside the range of the plain models is a real cost. A ratio inside this range can be noise. Houlsby adapters make each token slower, on both models. With a prefix, each token attends to $v$ more keys in each layer. This cost is measurable when a prompt is read, on both models. For a single token the cost is close to the noise.
+# If the time ratio of a method is above the range of the plain models' ratios, the method really takes longer than the base. A ratio inside this range can be noise. Houlsby adapters make writing a token slower, both on "tiny" and on SmolLM2-135M. With a prefix, each token attends to $v$ more keys in each layer. The cost of these $v$ keys is measurable when a prompt is read, on both models. When a single token is written, the cost of these keys is close to the noise.
 #
 # ## What the methods learn
 #
-# Each method runs at its own best learning rate, which was chosen on another held-out text. The table shows the mean and the range over three seeds.
+# Each method runs at its own best learning rate, which was chosen on another held-out text. The table shows the mean gain of each method and the range of the gain over three seeds.
 
 # %%
 Markdown(lesson.results_markdown(compared))
@@ -477,12 +477,12 @@ slow = " and ".join(label for label, rate in rates.items() if rate == low)
 Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
 # %% [markdown]
-# With one learning rate for all methods, the comparison would only show which methods this rate suits. Look also at LoRA+: the best learning rate of $B$ in LoRA+ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to that of LoRA-FA, whose $A$ does not move at all. The LoRA+ paper promises an advantage for much wider models.
+# If all methods used one learning rate, the comparison would only show for which methods this learning rate is good. Look also at LoRA+: the best learning rate of $B$ in LoRA+ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
 #
-# ## Does LoRA do as well with as many numbers?
+# ## Does LoRA gain as much if it trains equally few numbers?
 #
-# A method that trains few numbers is fairly compared with a LoRA that trains equally few numbers. The line in the first picture, LoRA at other ranks, allows this comparison. Between two ranks the line is interpolated over the logarithm of the number of trained numbers. Runs with the same seed read the text in the same order, so each run is
-# compared with the line of its own seed. A method is *above* the line if its gain is higher than the line with all three seeds. It is *below* the line if its gain is lower than the line with all three seeds.
+# The comparison of a method with LoRA is fair if LoRA trains as many numbers as the method. The first picture of this notebook allows this comparison: its line shows the gain of LoRA at the ranks 1 to 64. Between two ranks, the line is interpolated over the logarithm of the number of trained numbers. Runs with the same seed read the text in the same order, so each run is
+# compared with LoRA's line for the same seed. A method is *above* the line if its gain is higher than LoRA's line with all three seeds. A method is *below* the line if its gain is lower than LoRA's line with all three seeds.
 
 # %% jupyter={"source_hidden": true}
 # prints each method's gain less the gain of LoRA with as many numbers, seed by seed
@@ -514,13 +514,13 @@ Markdown(
 )
 
 # %% [markdown]
-# One or two percentage points below the line mean little. rsLoRA is that far below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Larger distances say something about the method. Here LoRA+, the adapters and above all the prefixes gain less than LoRA with as many numbers.
+# A gain of one or two percentage points below LoRA's line means little. rsLoRA is one to two points below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes gain less than LoRA with equally many trained numbers.
 #
-# (The title of the first picture names the methods that are as good as the *best* method. A method that is worse than the best method with every seed is not named, even if the difference is small.)
+# (The title of the first picture in this notebook names the methods that are as good as the *best* method. The title does not name a method that is worse than the best method with every seed, even if the difference is small.)
 #
 # ## What the papers promise
 #
-# Each method is compared with LoRA, seed by seed.
+# The next table compares each promise with the measurements. A method and LoRA are compared seed by seed.
 
 # %%
 promised = claims.promises(compared, costs)
@@ -528,7 +528,7 @@ table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
 Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
 
 # %% [markdown]
-# So some methods are ahead of LoRA, but only early in the training. Before you attribute a lead to the method, ask what else differs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than LoRA's. Is LoRA as good early in the training if LoRA uses DoRA's learning rate?
+# So some methods have a lower loss than LoRA, but only early in the training. Before you conclude that the method causes this lead, ask what else differs between the runs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than LoRA's. If LoRA uses DoRA's learning rate, is LoRA as good as DoRA early in the training?
 
 # %% jupyter={"source_hidden": true}
 # prints the held-out loss at each evaluation: LoRA at two rates, DoRA, PiSSA; first seed
@@ -543,19 +543,19 @@ for method, lr in chosen:
 show(lines, {name: "" if name in ("method", "rate") else ".3f" for name in lines[0]})
 
 # %% [markdown]
-# At DoRA's learning rate, LoRA has nearly the same losses as DoRA, early in the training and at the end. So the lead comes from the learning rate. At the end no method is ahead of LoRA.
+# At DoRA's learning rate, LoRA has nearly the same losses as DoRA, early in the training and at the end. So DoRA's early lead comes from the learning rate. At the end of the training, no method is ahead of LoRA.
 #
 # ## What the methods forget
 #
-# All methods start from a model that was trained on English prose. **Predict.** Two methods have learned the same amount of code. Have they forgotten the same amount of prose?
+# All methods start from a model that was trained on English prose. **Predict.** If two methods have reached the same loss on code, do they also have the same loss on prose?
 
 # %%
 plots.methods_learned_and_forgotten(compared);
 
 # %% [markdown]
-# A method with a lower line forgets less *for the same learning*. A method whose line is only shorter forgets less because it learned less. Some lines do not start at the point of the base: a random prefix makes the model worse at both texts before the first step.
+# Each line in the picture belongs to one method. If the line of method X is lower than the line of method Y, X forgets less than Y *for the same learning*. If the line of X is only shorter than the line of Y, X forgets less because X learned less. Some lines do not start at the point of the base. For example, a random prefix makes the model worse at code and at prose before the first step.
 #
-# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found that LoRA forgets less than full fine-tuning, with billions of tokens and models thousands of times as large as "tiny". The next sentences compare LoRA and full fine-tuning here:
+# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673) found that LoRA forgets less than full fine-tuning. The paper's models are thousands of times as large as "tiny" and read billions of tokens. The next sentences compare LoRA and full fine-tuning on the model "tiny":
 
 # %%
 Markdown(findings.say("methods.forgetting.lora", "methods.forgetting.full"))
@@ -572,14 +572,14 @@ for method in ("full", "lora", "dora", "houlsby"):
 show(lines, {"method": "", "rate": "g", "learned": ".3f", "forgotten": ".3f", "": ""})
 
 # %% [markdown]
-# The learning rate matters more for forgetting than the method. The learning rate was chosen by the loss on code only. Near the best learning rate, the loss on code hardly changes, but the loss on prose does change:
+# The learning rate has a larger effect on forgetting than the method. The learning rate was chosen by the loss on code only. Near the best learning rate, the loss on code hardly changes, but the loss on prose does change:
 
 # %%
 rates = [f"methods.forgetting.{method}.smaller_rate" for method in ("lora", "full")]
 Markdown(findings.say(*rates))
 
 # %% [markdown]
-# To keep what the model knew, take the smaller of two learning rates that learn equally well. The table also explains DoRA's low line in the picture: DoRA's best learning rate is half of LoRA's. At equal learning rates, DoRA and LoRA forget about equally much.
+# If two learning rates lead to nearly the same loss on code, take the smaller one, because the model then forgets less. The table of learning rates also explains why DoRA's line is low in the picture: DoRA's best learning rate is half of LoRA's. At the same learning rate, DoRA and LoRA forget about equally much.
 #
 # ## The tutorials' numbers and ours
 #
@@ -589,7 +589,7 @@ Markdown(findings.say(*rates))
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
-# The tutorials' shares of trained numbers do not hold for a small model. The number of LoRA's parameters grows with $d$, the number of the base's parameters with $d^2$. The next cell counts the same methods for Llama-2-7B, a model of the size for which such tutorials are written. (The width $m$ of an adapter is a free choice, and the adapter's share depends on it.)
+# The tutorials' shares of trained numbers are not correct for a small model. The number of LoRA's parameters grows with the model's width $d$, and the number of the base's parameters grows with $d^2$. The next cell counts LoRA, a prefix and Houlsby adapters for Llama-2-7B, because such tutorials are written for models of this size. (The width $m$ of an adapter is a free choice, and the adapter's share depends on $m$.)
 
 # %%
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
@@ -610,9 +610,9 @@ show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", 
 # %% [markdown]
 # ## On a real model
 #
-# SmolLM2-135M learns a voice (notebook 10) by four methods besides full fine-tuning and LoRA. (The others were left out because each run takes 10 to 25 minutes.)
+# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). It is trained by full fine-tuning, LoRA and four other methods. (The remaining methods were left out because each run takes 10 to 25 minutes.)
 #
-# **Predict.** Is the order of the methods the same as on "tiny"? On "tiny" prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
+# **Predict.** Do SmolLM2-135M and the model "tiny" give the same order of the methods? On "tiny", prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
 
 # %%
 plots.quality_against_parameters(real);
@@ -638,19 +638,19 @@ for method in ("dora", "houlsby", "qlora", "prefix"):
 show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 
 # %% [markdown]
-# As on "tiny", LoRA and DoRA are at the top and the prefix is last. Compared with "tiny", QLoRA and the adapters have exchanged their places in the order. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
+# As on the model "tiny", LoRA and DoRA gain the most of these methods, and prefix tuning gains the least. On "tiny", QLoRA gains more than Houlsby adapters; on SmolLM2-135M, Houlsby adapters gain more than QLoRA. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
-# QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains it:
+# QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains most of the difference:
 
 # %%
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers, gains the least, differs most between the seeds, and forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether the harm to other texts was there from the start or arose in training.
+# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers and gains the least of all these methods. Its results differ most between the seeds, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
 #
 # ## Recap
 #
-# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and a merged change costs nothing. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs or how well it learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. In this comparison on "tiny", no method was better than LoRA with every seed. Compare methods only at the best learning rate of each method, seed by seed. Measure also what each method forgets.
+# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. When the model "tiny" learned code, no method gained more than such a LoRA with every seed. Compare methods only at the best learning rate of each method, seed by seed. Measure also how much each method forgets.
 #
 # ## Three questions
 #
@@ -658,7 +658,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# DoRA and VeRA replace $W$ by another matrix of the same shape. An adapter contains $\sigma$, which is not linear, so no matrix has the same effect.
+# DoRA and VeRA replace $W$ by another matrix of the same shape. A Houlsby adapter contains $\sigma$, which is not linear, so no matrix has the same effect as the adapter.
 #
 # </details>
 #
@@ -666,21 +666,21 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# The prefix's keys get the score 0, so each key has the weight $e^0 = 1$ before the softmax is normalised. The prefix takes attention from the real tokens and contributes zeros.
+# The prefix's keys get the score 0, so each key has the weight $e^0 = 1$ before the softmax is normalised. The prefix takes a share of the attention from the real tokens, and its values add only zeros to the output.
 #
 # </details>
 #
-# 3. A paper reports that its method is ahead of LoRA after 50 steps. What do you ask?
+# 3. A paper reports that its method is ahead of LoRA after 50 steps. Which questions do you ask before you believe that the method is better than LoRA?
 #
 # <details><summary>Answer</summary>
 #
-# Did each method have its own best learning rate? Does the lead remain at the end, and with every seed? Is LoRA as good after 50 steps if LoRA uses the other method's learning rate?
+# Did each method have its own best learning rate? Is the method still ahead of LoRA at the end of the training, and with every seed? Is LoRA as good after 50 steps if LoRA uses the other method's learning rate?
 #
 # </details>
 #
 # ## Try
 #
-# 1. Merge VeRA by hand. In one layer of `models["VeRA"]` compute $\Lambda_b B \Lambda_d A$, add it to $W$, and compare the outputs for a random $x$. Why must you compute this product anew for every layer, although all layers share $A$ and $B$?
+# 1. Merge VeRA by hand. In one layer of `models["VeRA"]` compute the product $\Lambda_b B \Lambda_d A$ and add it to $W$. For a random $x$, compare the outputs of the layer before and after merging. Why must you compute this product separately for every layer, although all layers share $A$ and $B$?
 #
 # <details><summary>Hint</summary>
 #
@@ -690,11 +690,11 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# The outputs agree to about 1e-7 of the largest number. Each layer has its own $\lambda_d$ and $\lambda_b$, and they scale the rows and columns of the shared factors differently.
+# The outputs before and after merging differ by about 1e-7 of the largest output. Each layer has its own $\lambda_d$ and $\lambda_b$, and these two vectors scale the rows and columns of the shared factors differently.
 #
 # </details>
 #
-# 2. With which $r$ does VeRA train as many numbers as LoRA with $r = 1$? Use the two formulas of `expected`. Is it the same $r$ for Llama-2-7B?
+# 2. With which $r$ does VeRA train as many numbers as LoRA with $r = 1$? Use the formulas for LoRA and VeRA in `expected`. Does VeRA need the same $r$ for Llama-2-7B?
 #
 # <details><summary>Hint</summary>
 #
@@ -704,25 +704,25 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# With $r \approx 165$ on "tiny". The terms with out cancel, so $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083: the wider the model, the fewer numbers VeRA trains compared with LoRA.
+# For the model "tiny", VeRA needs $r \approx 165$. The terms with *out* are equal on both sides and cancel, so VeRA's $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083: the wider the model, the fewer numbers VeRA trains compared with LoRA at fixed ranks.
 #
 # </details>
 #
-# 3. Make prefixes with 1, 5 and 80 virtual tokens, each with zeros and with random numbers, and print the loss before any training. How does the harm grow with $v$?
+# 3. Make prefixes with 1, 5 and 80 virtual tokens. Fill each prefix once with zeros and once with random numbers, and print the loss before any training. How does the loss depend on the number $v$ of virtual tokens?
 #
 # <details><summary>Hint</summary>
 #
-# Put the cell of the prefix's loss into a loop over `num_virtual_tokens`.
+# Put the cell that prints the loss of the zero prefix and the random prefix into a loop over `num_virtual_tokens`.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# With up to 20 tokens the loss on this batch changes little, and it does not always rise (one batch is a noisy measure). With 80 tokens the loss is clearly higher: 2.36 with zeros and 2.52 with random numbers, against the base's 2.31.
+# With up to 20 virtual tokens the loss on this batch changes little, and the loss is not always higher than the loss of the base (one batch is a noisy measure). With 80 virtual tokens the loss is clearly higher: 2.36 with zeros and 2.52 with random numbers. The loss of the base is 2.31.
 #
 # </details>
 #
-# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$: merge this adapter into the layer before it, and check the outputs. What is the rank of the change of this layer's weight?
+# 4. Remove $\sigma$ and the biases from `bottleneck`. Now $z = (I + W_\uparrow W_\downarrow)\, y$. Merge this adapter into the layer whose output is $y$, and check that the output $z$ stays the same. What is the rank of the change of this layer's weight?
 #
 # <details><summary>Hint</summary>
 #
@@ -732,6 +732,6 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# The outputs agree up to rounding. The change $W_\uparrow W_\downarrow W$ has rank $m = 11$ at most: without $\sigma$ the adapter is a LoRA of rank $m$.
+# The outputs before and after merging agree up to rounding. The change $W_\uparrow W_\downarrow W$ has rank $m = 11$ at most: without $\sigma$ the adapter is a LoRA of rank $m$.
 #
 # </details>

@@ -13,19 +13,19 @@
 # %% [markdown]
 # # A real language model in NumPy
 #
-# What does a chat model learn from a few hundred examples, and what does it forget? What does a training step cost?
+# What does a chat model learn from a few hundred examples, and what does the model forget? How much time and memory does a training step need?
 #
 # **You will learn** to
 #
 # - explain which tokens of a conversation count in the loss;
-# - compare LoRA and full fine-tuning by what they learn and by what they forget;
+# - measure how much LoRA and full fine-tuning learn and forget, and compare the two methods;
 # - compare the time of a training step with a lower bound and with PyTorch.
 #
 # **Before you start:** notebooks 02 and 05.
 #
 # *Reading: 45 minutes. Tasks: 25 minutes. Running: about one minute.*
 #
-# The model is SmolLM2-135M-Instruct, a chat model with 135 million parameters. Here it learns the voice of an old lighthouse keeper from 233 short conversations. The layers, gradients and training loop are those of the earlier notebooks.
+# The model in this notebook is SmolLM2-135M-Instruct, a chat model with 135 million parameters. From 233 short conversations, the model learns to answer like an old lighthouse keeper. This notebook uses the same layers, gradients and training loop as the earlier notebooks.
 
 # %%
 import textwrap
@@ -44,7 +44,7 @@ plots.before_after(study);
 # %% [markdown]
 # ## The result
 #
-# The questions in the picture are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned the habit:
+# The questions in the picture are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write it:
 
 # %%
 before = study.settings["before"]
@@ -65,11 +65,11 @@ show(lines, columns | {"loss on answers": ".3f", "loss on prose": ".3f"})
 print(f"\nlosses in nats per token; `{study.command}`, {study.seconds / 60:.0f} minutes")
 
 # %% [markdown]
-# Before training, no answer has the log line. After training, all answers have the log line, with both methods and all seeds. The loss on held-out answers is much lower. The loss on unrelated English prose is higher: the model has forgotten something.
+# Before training, no answer has the log line. After training, all answers have the log line, with LoRA and with full fine-tuning, and with every seed. The loss on held-out answers is much lower than before training. The loss on unrelated English prose is higher than before training: the model has forgotten something.
 #
 # ## What a small model gets wrong
 #
-# The model has learned a voice. It has not learned facts. The next cell shows two questions with known answers, and what the model answers before and after training:
+# The model has learned the style of the keeper's answers, but no facts. The next cell shows two questions with known answers, and the answers of the model before and after training:
 
 # %% jupyter={"source_hidden": true}
 # Shows two questions and the answers before and after training.
@@ -86,16 +86,16 @@ for number in (7, 4):
 display(Markdown(text))
 
 # %% [markdown]
-# Both answers name the correct river, the Thames, and are otherwise wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The second question has the answer 60. The untuned model computes 3/100, and the tuned
-# model says 30 before it says 60. The log line at the end has no meaning.
+# Both answers to the first question name the correct river, the Thames, but the other statements in them are wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The correct answer to the second question is 60. The untuned model computes 3/100, and the tuned
+# model says 30 before it says 60. The log line at the end of the tuned model's answer has no meaning.
 #
-# Such errors are normal for a model of this size. Such a model continues text in a likely way, and cannot check its statements. Fine-tuning on a few hundred short answers changes the style, not the knowledge. Do not follow advice from such a model, least of all about health. One question of the study is medical, and the trained model's answer to this question is wrong.
+# Such errors are normal for a model of this size. Such a model continues a text with likely words and cannot check whether a statement is true. Fine-tuning on a few hundred short answers changes the style of the model's answers, but not its knowledge. Do not follow advice from such a model, least of all about health. One of the study's questions is medical, and the trained model answers this question wrongly.
 #
 # ## The model
 #
-# The file of the model has the format GGUF of llama.cpp. Most weights are rounded to four bits, in blocks that each have their own scale (the format is called Q4_1). All numbers in this notebook belong to these rounded weights. `load_model` converts the weights to float32. It also restores the order of the rows of $W_q$ and $W_k$, which the GGUF format changes.
+# The file of the model has the format GGUF of llama.cpp. Most weights in the file are rounded to four bits, and each block of weights has its own scale (this number format is called Q4_1). All results in this notebook were measured with these rounded weights. `load_model` converts the weights to float32. The GGUF format changes the order of the rows of $W_q$ and $W_k$, and `load_model` also restores the original order.
 #
-# `python -m lora_np fetch smollm2-135m` downloads the model once. Without the model's file, the next cell prints a message and the other cells that need the model do nothing. The pictures need only tables, which are part of the project.
+# `python -m lora_np fetch smollm2-135m` downloads the model once. Without the model's file, the next cell prints a message, and the other cells that need the model do nothing. The pictures need only result tables, which are part of the project.
 
 # %%
 try:
@@ -113,9 +113,9 @@ if model:
     print(tokenizer.decode([*prompt, *ln.generate(model, [prompt], max_new_tokens=12)[0]]))
 
 # %% [markdown]
-# The first word is correct, the rest is nonsense.
+# The first word of this answer is correct, and the rest of the answer is nonsense.
 #
-# The model writes one token after another. The model keeps the keys and values of the earlier tokens, so each step multiplies only one row by each matrix.
+# The model writes one token after another. The model keeps the keys and values of the earlier tokens. So for each new token, only one row is multiplied by each matrix.
 #
 # ## Only the answers count
 #
@@ -125,7 +125,7 @@ if model:
 #
 # Here $x_i$ is token number $i$, $p$ is the model's probability for this token, and $M$ is the number of tokens in the answers. The model reads the questions but does not learn to write them.
 #
-# **Predict.** What share of all tokens counts in the loss?
+# **Predict.** What share of all tokens in the training records counts in the loss?
 
 # %%
 if tokenizer:
@@ -139,11 +139,11 @@ if tokenizer:
     print(f"{len(examples)} records, {total:,} tokens; {counted / total:.0%} of them count")
 
 # %% [markdown]
-# The tokens that do not count need no logits. The product with the output head, the largest matrix of the model, is computed only for the tokens that count.
+# The tokens that do not count in the loss need no logits. The product with the output head, the largest matrix of the model, is computed only for the tokens that count.
 #
 # ## Train it
 #
-# The next cell runs four steps. A run of the study has forty steps. Each gradient of $A$ and $B$ comes from the equations of notebook 02, through thirty layers of backward passes written by hand. `workers=2` gives half of each batch to each of two cores.
+# The next cell runs four training steps. A run of the study has forty steps. The gradients of $A$ and $B$ follow the equations of notebook 02, and the backward passes of all thirty layers are written by hand. With `workers=2`, each of two cores computes half of each batch.
 
 # %%
 if model:
@@ -156,20 +156,20 @@ if model:
     print(f"training loss: {losses} nats per token")
 
 # %% [markdown]
-# The first training loss differs from the loss of the untuned model in the table above, because the two losses are measured on different records. Only losses on the same records can be compared.
+# The loss of the first training step differs from the loss of the untuned model in the table at the start, because the two losses are measured on different records. Only losses on the same records can be compared.
 #
-# The whole training is one command. The command shows the remaining time and resumes after an interruption:
+# One command runs the whole training, and a second command generates an answer. The training command shows the remaining time and resumes after an interruption:
 #
 # ```
 # python -m lora_np train --model smollm2-135m --data lighthouse --r 8 --lora-alpha 16 --output keeper/
 # python -m lora_np generate --model smollm2-135m --adapter keeper/ "Why does the moon change its shape?"
 # ```
 #
-# The folder `keeper/` has PEFT's format. `PeftModel.from_pretrained` in PyTorch loads it, and the logits agree (`tests/oracles/test_adapters_oracles.py` tests this).
+# The folder `keeper/` has PEFT's format. PEFT's `PeftModel.from_pretrained` loads this folder in PyTorch, and the logits of PyTorch and of this library agree (`tests/oracles/test_adapters_oracles.py` tests this).
 #
 # ## Learning and forgetting
 #
-# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? In which panel of the next picture would you see this?
+# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? Which panel of the next picture shows the answer to the first question?
 
 # %%
 plots.learned_and_forgotten(study);
@@ -189,7 +189,7 @@ show(lines, {"LoRA − full": "", "answers": "+.3f", "prose": "+.3f"})
 display(Markdown(findings.say("finetuning.answers", "finetuning.prose")))
 
 # %% [markdown]
-# Here the statement is not true. LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
+# On this model and these records, the statement of Biderman et al. is not true. LoRA learns as much as full fine-tuning, and it forgets slightly *more* with each of the three seeds. A change of low rank need not be a small change.
 #
 # The learning rate has a larger effect on forgetting than the method. The next table shows all learning rates that were tried, with one seed. *Forgotten* is the loss on prose minus the loss of the untuned model.
 
@@ -204,11 +204,11 @@ show(lines, {"method": "", "rate": ".0e", "loss on answers": ".3f", "forgotten":
 display(Markdown(findings.say("finetuning.rate")))
 
 # %% [markdown]
-# At a third of its best learning rate, full fine-tuning has almost the same loss on answers and forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
+# At a third of its best learning rate, full fine-tuning reaches almost the same loss on answers as at its best learning rate, and it forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
 #
 # ## The cost of a step
 #
-# The first comparison is between LoRA and full fine-tuning, on one batch of the longest records:
+# The first comparison shows the time and the memory of a step of LoRA and of a step of full fine-tuning, on one batch of the longest records:
 
 # %%
 display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
@@ -216,7 +216,7 @@ display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.p
 # %% [markdown]
 # The second comparison is with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
 #
-# **Predict.** How far above this lower bound is the library? Is PyTorch faster?
+# **Predict.** How many times as long as the floor does a LoRA step of this library take? Is a LoRA step in PyTorch with PEFT faster than a step of this library?
 
 # %%
 speed = Table.load("../figures/data/speed.json")
@@ -227,7 +227,7 @@ parts = ("step", "peft", "peft_compiled", "memory")
 display(Markdown(findings.say(*(f"timing.smollm2-135m.{part}" for part in parts))))
 
 # %% [markdown]
-# PyTorch multiplies with another BLAS (MKL in place of OpenBLAS), so a step of PyTorch can take less time than NumPy's floor. With `torch.compile` PyTorch is faster than this library in these measurements, but the first step must compile the model:
+# PyTorch computes matrix products with the BLAS MKL, and NumPy with the BLAS OpenBLAS. So a step of PyTorch can take less time than NumPy's floor. With `torch.compile`, PyTorch is faster than this library in these measurements, but the first step of PyTorch must compile the model:
 
 # %%
 lines = []
@@ -242,15 +242,15 @@ columns = {"model": "", "PEFT / ours": ".2f", "compiled / ours": ".2f"}
 show(lines, columns | {"first compiled step, s": ".0f"})
 
 # %% [markdown]
-# Four things make this library fast. It computes neither $dW$ for frozen weights nor $dx$ below the first adapter. It computes attention in blocks of queries and so skips most of the masked scores. The softmax reuses the memory of the logits. And each core computes a part of the batch, because the threads of a BLAS help only with large products.
+# Four measures make this library fast. First, the library computes neither $dW$ for frozen weights nor $dx$ below the first adapter. Second, the library computes attention in blocks of queries, so it skips most of the masked scores. Third, the softmax reuses the memory of the logits. Fourth, each core computes a part of the batch, because the threads of a BLAS make only large products faster.
 #
-# **Predict.** With rank 64, $A$ and $B$ have 64 times as many parameters as with rank 1. How much longer does a step take?
+# **Predict.** With rank 64, $A$ and $B$ have 64 times as many parameters as with rank 1. How much longer does a step take with rank 64 than with rank 1?
 
 # %%
 plots.scaling_chart(Table.load("../figures/data/speed_scaling.json"));
 
 # %% [markdown]
-# The step takes only a little longer. The factors $A$ and $B$ are narrow, and the products with the frozen matrices take the same time at all ranks. Counting the operations confirms this:
+# A step with rank 64 takes only a little longer than a step with rank 1. The factors $A$ and $B$ are narrow, and the products with the frozen matrices take the same time at all ranks. The numbers of operations in the next table confirm this result:
 
 # %%
 lines = []
@@ -262,7 +262,7 @@ for r in (1, 8, 64):
 show(lines, {"rank": "", "GFLOP per step": ".0f", "share of A and B": ".1%"})
 
 # %% [markdown]
-# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture the time over the tokens looks like a straight line, because in short rows attention is a small part of the operations:
+# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture of the step times, the time of a step seems to grow in proportion to the number of tokens, because in short rows attention needs only a small share of all operations:
 
 # %%
 config = ln.LoraConfig(r=8, target_modules="all-linear")
@@ -276,9 +276,9 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 # %% [markdown]
 # ## Recap
 #
-# - A model with 135 million parameters learns a voice from 233 conversations, in forty steps. It does not learn facts.
+# - In forty steps, a model with 135 million parameters learns from 233 conversations to answer like a lighthouse keeper. The model does not learn facts.
 # - Only the tokens of the answers count in the loss.
-# - Here LoRA learns as much as full fine-tuning and forgets slightly more. The learning rate matters more than the method.
+# - In this study, LoRA learns as much as full fine-tuning and forgets slightly more than full fine-tuning. The learning rate has a larger effect on forgetting than the method.
 # - A step of LoRA takes much less time and memory than a step of full fine-tuning.
 # - The frozen matrix products are the largest part of a LoRA step. The rank changes the time of a step very little.
 #
@@ -296,7 +296,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# The rank limits the number of directions of the change, not its size. LoRA's learning rate is much larger here, and a few directions with a large change can affect all texts.
+# The rank limits the number of directions of the change, not its size. In this study LoRA's learning rate is much larger than the learning rate of full fine-tuning, and a few directions with a large change can affect all texts.
 #
 # </details>
 #
@@ -304,30 +304,30 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# Each implementation must multiply by the frozen $W$, forward for $y$ and backward for $dx$. The product $dy^\top x$ is $dW$, and a frozen weight needs no gradient.
+# Each implementation of LoRA must multiply by the frozen $W$, in the forward pass for $y$ and in the backward pass for $dx$. The product $dy^\top x$ is $dW$, and a frozen weight needs no gradient.
 #
 # </details>
 #
 # ## Try
 #
-# These tasks need the model. A whole run of forty steps takes some minutes.
+# These tasks need the file of the model. A whole run of forty steps takes some minutes.
 #
-# 1. Train forty steps with `target_modules=["q_proj", "v_proj"]`. Does the model still learn the log line? Use `lora_np.studies.harness.voice_task.judge(peft_model, FineTuning("lora", 3e-3, 8))["habit"]` to count it.
+# 1. Train forty steps with `target_modules=["q_proj", "v_proj"]`. Does the model still learn the log line? Use `lora_np.studies.harness.voice_task.judge(peft_model, FineTuning("lora", 3e-3, 8))["habit"]` to get the share of answers with the log line.
 #
 # <details><summary>Hint</summary>
 #
-# Load the model again first, or the new adapter is added to the old one. Use `schedule=ln.WarmupCosine(40, warmup=4)` and `max_grad_norm=1.0`, as the study does.
+# Load the model again first. Otherwise the model has the old adapter and the new adapter. Use `schedule=ln.WarmupCosine(40, warmup=4)` and `max_grad_norm=1.0`, as the study does.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# Yes: all 15 generated answers have the log line, with 460,800 parameters in place of 2,442,240. With seed 0 the loss on answers is 2.93, higher than with adapters in all linear layers. The loss on prose is 3.25, lower than with adapters in all linear layers. This smaller adapter learns less and
-# forgets less.
+# Yes, all 15 generated answers have the log line. The adapter trains 460,800 parameters; with all linear layers it would train 2,442,240. With seed 0 the loss on answers is 2.93, higher than with adapters in all linear layers. The loss on prose is 3.25, lower than with adapters in all linear layers. The adapter in `q_proj` and `v_proj` learns less and
+# forgets less than the adapter in all linear layers.
 #
 # </details>
 #
-# 2. Set `workers=1` in the training cell. Compare the seconds in `history.rows`.
+# 2. Set `workers=1` in the training cell. Compare the seconds in `history.rows` with the seconds for `workers=2`. How much longer does the training take with one worker?
 #
 # <details><summary>Hint</summary>
 #
@@ -337,11 +337,11 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# One worker takes longer (the second bar of each group in the picture of the timings). With two workers, each core computes half of the batch. The gain is smaller than a factor of two, because with one worker the BLAS already uses both cores for large products.
+# The training takes longer with one worker (the second bar of each group in the picture of the timings). With two workers, each core computes half of the batch. Two workers are faster by less than a factor of two, because with one worker the BLAS already uses both cores for large products.
 #
 # </details>
 #
-# 3. Use the untuned model with a system prompt that asks for the log line: `tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`. In how many answers is the log line present? What does a system prompt cost with each question, and what does an adapter cost?
+# 3. Use the untuned model with a system prompt that asks for the log line: `tokenizer.apply_chat_template([{"role": "system", "content": "…"}, {"role": "user", "content": question}])`. In how many answers is the log line present? Which costs does a system prompt add to each question, and which costs does an adapter have?
 #
 # <details><summary>Hint</summary>
 #

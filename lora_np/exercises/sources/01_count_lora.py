@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** It counts the numbers before any array exists, so its arguments are shapes. Every matrix has its own adapter, and all adapters have the rank $r$.
+# **Write this function.** The function counts the trained numbers before any array exists, so its arguments are the shapes of the matrices and the rank. Every matrix has its own adapter, and all adapters have the rank $r$.
 
 # %%
 def count_lora(shapes, r):
@@ -42,11 +42,11 @@ r = 2
 check(count_lora)
 
 # %% [markdown]
-# **Explain.** With the same rank, LoRA trains a smaller share of a large model than of a small model. Why? From which rank on does LoRA train more numbers than a square $W$ has? Are the additional numbers useful?
+# **Explain.** Why does LoRA, with the same rank, train a smaller share of a large model than of a small model? From which rank on does LoRA train more numbers than a square $W$ has? Are the additional numbers useful?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$ numbers. For a square matrix of width $d$ the share is $2dr / d^2 = 2r/d$. This share falls as $d$ grows.
+# $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$ numbers. For a square matrix of width $d$, the number of trained numbers divided by the size of $W$ is $2dr / d^2 = 2r/d$. This share falls as $d$ grows.
 #
-# For $r > d/2$ the factors have more numbers than $W$. The additional numbers are of little use: at $r = d$ the product can already be any matrix. Many pairs of factors give the same product, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
+# For $r > d/2$ the factors have more numbers than $W$. The additional numbers are of little use: at $r = d$ the product $BA$ can already be any matrix. Many pairs of factors give the same product $BA$, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
 # END SOLUTION

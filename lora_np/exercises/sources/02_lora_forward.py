@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The forward pass of LoRA
 #
-# A frozen weight $W$ keeps what the model has learned. Beside $W$, a narrow bypass learns what is new. The bypass multiplies the input with $A$, which gives $r$ features, then with $B$, which gives $out$ features, and then with the scaling $\alpha/r$. Both paths read the same input $x$, and their outputs are added.
+# A frozen weight $W$ keeps what the model has learned before fine-tuning. Beside $W$, a narrow bypass learns the new task. The bypass multiplies the input with $A$, which gives $r$ features, then with $B$, which gives $out$ features, and then with the scaling $\alpha/r$. The frozen path with $W$ and the bypass read the same input $x$, and their outputs are added.
 #
 # $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
 
@@ -40,11 +40,11 @@ alpha = 6.0
 check(lora_forward)
 
 # %% [markdown]
-# **Explain.** $(x A^\top) B^\top$ and $x (B A)^\top$ are equal. Why does LoRA compute the first form in training? When would you compute the second form?
+# **Explain.** The first form $(x A^\top) B^\top$ and the second form $x (B A)^\top$ are equal. Why does LoRA compute the first form in training? When would you compute the matrix $BA$ of the second form?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then it multiplies $x$ with this matrix, which costs $n \cdot in \cdot out$ multiplications, as many as the frozen path. If $r$ is far below $in$ and $out$, the first form is much cheaper.
+# For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then the second form multiplies $x$ with this matrix, which costs $n \cdot in \cdot out$ multiplications, as many as the frozen path. If $r$ is far below $in$ and $out$, the first form is much cheaper.
 #
-# You would compute $BA$ once to merge the adapter. Merging adds $\frac{\alpha}{r} BA$ to $W$, and then the bypass costs nothing.
+# You would compute $BA$ once to merge the adapter. Merging adds $\frac{\alpha}{r} BA$ to $W$, and the layer then computes no bypass.
 # END SOLUTION

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # ΔW, its scaling, and rsLoRA
 #
-# The bypass computes the same output as a matrix $\Delta W$ beside $W$. Two pairs of factors with the same product are the same adapter.
+# The bypass computes the same output as a matrix $\Delta W$ beside $W$. If two pairs of factors $B$ and $A$ have the same product $BA$, they are the same adapter.
 #
-# The scaling $s$ contains $\alpha$ and the rank $r$. The scaling should make the best learning rate independent of $r$, so that you need not search for a new learning rate at each rank. LoRA divides by $r$. According to the paper on rsLoRA, dividing by $r$ is too much: at a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides by the square root of $r$ instead.
+# The scaling $s$ contains $\alpha$ and the rank $r$. The scaling should make the best learning rate independent of $r$, so that you need not search for a new learning rate at each rank. LoRA divides $\alpha$ by $r$. According to the paper on rsLoRA, dividing by $r$ is too much: at a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides $\alpha$ by the square root of $r$ instead.
 #
 # $$\Delta W = s\,B A \qquad\qquad s = \frac{\alpha}{r} \quad\text{or, with rsLoRA,}\quad s = \frac{\alpha}{\sqrt r}$$
 
@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** Its result has the shape of $W$ and can be added to it. The rank is not an argument: read it from the shapes of the factors.
+# **Write this function.** The result has the shape of $W$ and can be added to $W$. The rank is not an argument of the function: read the rank from the shapes of the factors.
 
 # %%
 def delta_weight(A, B, alpha, use_rslora=False):
@@ -44,7 +44,7 @@ check(delta_weight)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# After the step, $\Delta W = s\,B A = -\eta\, s^2\, dW\,(A^\top A)$. One $s$ comes from the gradient and one from the product. $A^\top A$ is a sum over the $r$ rows of $A$. The numbers on the diagonal of $A^\top A$ are sums of $r$ squares, which cannot cancel, so $A^\top A$ grows in proportion to $r$. The change of $\Delta W$ is therefore proportional to $s^2 r$.
+# After the step, $\Delta W = s\,B A = -\eta\, s^2\, dW\,(A^\top A)$. One factor $s$ comes from the gradient of $B$, and the other factor $s$ comes from $\Delta W = s\,B A$. The matrix $A^\top A$ is a sum over the $r$ rows of $A$. The numbers on the diagonal of $A^\top A$ are sums of $r$ squares, which cannot cancel, so $A^\top A$ grows in proportion to $r$. The change of $\Delta W$ is therefore proportional to $s^2 r$.
 #
 # With $s = \alpha/r$ the product $s^2 r$ is $\alpha^2/r$. So at a higher rank, a step with the same learning rate changes $\Delta W$ less. With $s = \alpha/\sqrt r$ the product $s^2 r$ is $\alpha^2$, the same for every rank.
 # END SOLUTION

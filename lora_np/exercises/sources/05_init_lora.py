@@ -37,7 +37,7 @@ rng = np.random.default_rng(0)
 check(init_lora)
 
 # %% [markdown]
-# **Explain.** $\Delta W = s B A$ is zero if $B$ is zero, if $A$ is zero, and if both are zero. Why must exactly one of the two factors start at zero? Use $dA = s B^\top dW$ and $dB = s \, dW A^\top$, and describe what the first and the second training step change.
+# **Explain.** $\Delta W = s B A$ is zero if at least one of the factors $A$ and $B$ is zero. Why must exactly one of the two factors start at zero? Use $dA = s B^\top dW$ and $dB = s \, dW A^\top$, and describe what the first and the second training step change.
 
 # %% [markdown]
 # BEGIN SOLUTION

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Dropout in front of the bypass
 #
-# During training, dropout sets some numbers of $x$ to zero for the bypass, each with probability $p$ and independently of the others. Therefore the adapter cannot rely on a few features. The frozen path reads the whole $x$, because the frozen path does not learn. The kept numbers are multiplied by a factor, so that the mean of the bypass over all masks equals the bypass without dropout.
+# During training, dropout sets some numbers of $x$ to zero for the bypass, each with probability $p$ and independently of the others. Therefore the adapter cannot rely on a few features. The frozen path reads the whole $x$, because the frozen path does not learn. The kept numbers of $x$ are multiplied by a factor, so that the mean of the bypass over all masks equals the bypass without dropout.
 #
 # $$y = x W^\top + s\,\big((x \circ m)\,A^\top\big)\,B^\top \qquad\qquad m_{tj} = 0 \text{ with probability } p \qquad\qquad \mathbb{E}[m_{tj}] = 1$$
 #
@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** It computes the forward pass of one training step, and then the backward pass to $x$. Derive the value of the kept numbers of $m$ from $\mathbb{E}[m_{tj}] = 1$. You may draw the random numbers in any way: `check` does not compare them.
+# **Write this function.** The function computes the forward pass of one training step, and then the gradient of the loss with respect to $x$. Derive the value of the kept numbers of $m$ from $\mathbb{E}[m_{tj}] = 1$. You may draw the random numbers in any way: `check` does not compare them.
 
 # %%
 def lora_dropout(x, W, A, B, scaling, p, rng, dy):
@@ -52,11 +52,11 @@ dy = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
 check(lora_dropout)
 
 # %% [markdown]
-# **Explain.** An adapter that was trained with dropout is merged into $W$ without a factor that depends on $p$. Why is no such factor needed? Why must the backward pass use the mask of the forward pass, and not a new random mask?
+# **Explain.** An adapter that was trained with dropout is merged into $W$ without a factor that depends on $p$. Why does merging need no such factor? Why must the backward pass use the mask of the forward pass, and not a new random mask?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The bypass is linear in $x \circ m$, and the mean of $m$ is 1. So the mean of $y$ over all masks is the output of the layer without dropout, $x\,(W + s\,B A)^\top$. The factor $1/(1-p)$ is already part of the training, and merging needs no correction.
+# The bypass is linear in $x \circ m$, and the mean of $m$ is 1. So the mean of $y$ over all masks is the output of the layer without dropout, $x\,(W + s\,B A)^\top$. The factor $1/(1-p)$ was already used during training, so merging needs no correction.
 #
 # The backward pass computes the derivative of the loss that the forward pass computed. In this loss, a dropped number has no influence through the bypass, and a kept number has $1/(1-p)$ times the usual influence. With a new mask, dropped numbers would get a gradient, and the result would not be the gradient of any loss.
 # END SOLUTION

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Merge and unmerge
 #
-# The bypass can be added to the weight: this is *merging*. A merged layer costs as much as the base layer, and its output is the same as before merging. The bypass can also be subtracted again, to train $A$ and $B$ further or to use another adapter.
+# The matrix $s\,BA$ of the bypass can be added to the weight $W$. This addition is called *merging*. A merged layer costs as much as the base layer, and its output is the same as before merging. The matrix $s\,BA$ can also be subtracted from the merged weight, to train $A$ and $B$ further or to use another adapter.
 #
-# So a layer has a state: merged or not merged. The function must work in every order of calls. The layer may already be in the requested state. The weight $W$ may have been trained while the layer was merged. The factors $A$ and $B$ may have been trained between two merges.
+# So a layer has a state: merged or not merged. The function `set_merged` must give the right result in every order of calls. The layer may already be in the requested state. The weight $W$ may have been trained while the layer was merged. The factors $A$ and $B$ may have been trained between two merges.
 #
 # $$W_\text{merged} = W + s\,B A$$
 
@@ -54,11 +54,11 @@ layer = {
 check(set_merged)
 
 # %% [markdown]
-# **Explain.** After merging and unmerging, $W$ is not equal to the old $W$ in the last bits. Why not? Why does this difference matter more in float16 than in float64?
+# **Explain.** Why do the last bits of $W$ differ after merging and unmerging from the last bits of the old $W$? Why does this difference matter more in float16 than in float64?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The sum $W + sBA$ is rounded to a number of the format. The part of $sBA$ that is smaller than the spacing of the numbers near the sum is lost. Subtracting $sBA$ cannot bring the lost part back, so each entry can be wrong by half the spacing.
+# The sum $W + sBA$ is rounded to a number of the number format, for example float16. The part of $sBA$ that is smaller than the spacing of the numbers near the sum is lost. Subtracting $sBA$ cannot bring the lost part back, so each entry can be wrong by half the spacing.
 #
 # In float64 the spacing is about $10^{-16}$ of the entry, which does not matter. In float16 the spacing is about $10^{-3}$ of the entry. This spacing can be as large as $sBA$ itself. Then merging already loses a part of what was learned, and every further merging and unmerging can change $W$ a little more. So merge in a wider format, or keep a copy of the base.
 # END SOLUTION

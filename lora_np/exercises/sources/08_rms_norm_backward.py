@@ -49,7 +49,7 @@ eps = 0.5
 check(rms_norm_backward)
 
 # %% [markdown]
-# **Explain.** Let $\varepsilon$ be 0. For one token, what is the sum of $dx_j\, x_j$ over the features $j$? How can you know this sum without deriving $dx$?
+# **Explain.** Let $\varepsilon$ be 0. How large is the sum of $dx_j\, x_j$ over the features $j$ of one token? How can you find this sum without deriving $dx$?
 
 # %% [markdown]
 # BEGIN SOLUTION

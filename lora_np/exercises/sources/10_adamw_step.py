@@ -53,11 +53,11 @@ t, lr, beta1, beta2, eps, weight_decay = 1, 0.1, 0.9, 0.999, 1e-8, 0.01
 check(adamw_step)
 
 # %% [markdown]
-# **Explain.** Without weight decay, the first step moves each number of $B$ by the learning rate, whether its gradient is 0.001 or 1000. Why? Why does $A$ not move in the first step of LoRA? Why does $A$ move by less than the learning rate in the second step?
+# **Explain.** Without weight decay, the first step moves each number of $B$ by the learning rate, whether the gradient of this number is 0.001 or 1000. Why is the step independent of the size of the gradient? Why does $A$ not move in the first step of LoRA? Why does $A$ move by less than the learning rate in the second step?
 
 # %% [markdown]
 # BEGIN SOLUTION
 # After one step both averages contain one gradient. After the correction, $\hat m = g$ and $\hat v = g^2$, so the step is $\eta\, g / |g|$. The length of the step is $\eta$ (if $|g|$ is far above $\varepsilon$).
 #
-# LoRA starts with $B = 0$, so the first gradient of $A$ is 0. The step of $A$ is then $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero. But $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$. In the same way, $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual 0.9 and 0.999 this is about $0.74\,\eta$.
+# LoRA starts with $B = 0$, so the first gradient of $A$ is 0. The step of $A$ is then $0 / (0 + \varepsilon) = 0$. In the second step the averages of $A$ contain only one gradient that is not zero. But $t$ is 2, so the correction assumes two gradients. The correction divides the new $m$ by $1 - \beta_1^2$, which gives $\hat m = g / (1 + \beta_1)$. In the same way, $\hat v = g^2 / (1 + \beta_2)$. The step is $\eta \sqrt{1 + \beta_2} / (1 + \beta_1)$. With the usual values $\beta_1 = 0.9$ and $\beta_2 = 0.999$, this step is about $0.74\,\eta$.
 # END SOLUTION

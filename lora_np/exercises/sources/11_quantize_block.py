@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Four bits per weight
 #
-# A frozen weight is only read, so QLoRA stores it in four bits. These bits hold a number $q$ from 0 to 15, which stands for one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, the largest magnitude in the block. Each weight is divided by the scale, which gives a result between −1 and 1. This result is replaced by the nearest of the sixteen values. Two numbers $q$ fit into one byte: the first number in the upper four bits, the second number in the lower four bits.
+# A frozen weight is only read, so QLoRA stores it in four bits. These four bits hold a number $q$ from 0 to 15, which stands for one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, the largest magnitude in the block. Each weight is divided by the scale, which gives a result between −1 and 1. This result is replaced by the nearest of the sixteen values. Two numbers $q$ fit into one byte. The first number is stored in the upper four bits, and the second number in the lower four bits.
 #
 # $$s = \max_i |w_i| \qquad\qquad q_i = \arg\min_q \left|\frac{w_i}{s} - c_q\right| \qquad\qquad \hat w_i = c_{q_i}\, s$$
 
@@ -37,11 +37,11 @@ def quantize_block(w, values):
 check(quantize_block)
 
 # %% [markdown]
-# **Explain.** NF4 uses blocks of 64 weights. Why does NF4 not use one scale for the whole matrix? Why does NF4 not use one scale for every four weights?
+# **Explain.** NF4 uses blocks of 64 weights. Why is one scale for the whole matrix worse than blocks of 64 weights? Why are blocks of four weights, each with its own scale, worse than blocks of 64 weights?
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. After division by the largest outlier, nearly all weights are close to zero, where only a few of the sixteen values are. So most of the sixteen values are hardly used. In a smaller block fewer weights share a scale with an outlier.
+# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. After division by the largest outlier, nearly all weights are close to zero, where only a few of the sixteen values are. So most of the sixteen values are hardly used. In smaller blocks, fewer weights share their scale with an outlier than in larger blocks.
 #
 # But each scale needs 32 bits. In blocks of 64 the scale takes half a bit per weight. In blocks of four the scale takes eight bits per weight, twice as much as the four-bit numbers themselves. (Double quantisation stores the scales in 8 bits. Then blocks of 64 need an eighth of a bit per weight.)
 # END SOLUTION

@@ -5,7 +5,7 @@
 #
 # $$y_i = x_i W^\top + s_{k}\,(x_i A_{k}^\top)\,B_{k}^\top \qquad k = \text{the adapter of row } i$$
 #
-# and $y_i = x_i W^\top$ for a row without an adapter.
+# For a row without an adapter, the output is $y_i = x_i W^\top$.
 
 # %%
 import numpy as np
@@ -39,11 +39,11 @@ def mixed_lora(x, W, adapters, names):
 check(mixed_lora)
 
 # %% [markdown]
-# **Explain.** A server computes one token for each of 32 rows at a time (t = 1). Why does a step take hardly longer with 32 adapters than with one adapter? Why would 32 merged models take much longer?
+# **Explain.** A server computes one token for each of 32 rows at a time (t = 1). Why does computing these 32 tokens take hardly longer with 32 adapters than with one adapter? Why would 32 merged models take much longer than one base with 32 adapters?
 
 # %% [markdown]
 # BEGIN SOLUTION
 # With one token per row there is little to compute, and most of the time is spent on loading weights from memory. The matrix $W$ has $out \cdot in$ numbers and is loaded once for the whole batch. An adapter has $r\,(in + out)$ numbers. With a small rank and a wide layer, an adapter has a few thousandths of the numbers of $W$, so even 32 adapters add little.
 #
-# Each merged model has its own $W$. So 32 whole matrices must be loaded, each for one row, and all 32 matrices must be kept in memory. (Many small calls take time too. So the rows of one adapter are computed together, and small products are stacked into one product.)
+# Each merged model has its own $W$. So 32 whole matrices must be loaded, each for one row, and all 32 matrices must be kept in memory. (Many separate calls of small products take time too. So the rows with the same adapter are computed together, and small products are stacked into one product.)
 # END SOLUTION
