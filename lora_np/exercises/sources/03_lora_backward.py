@@ -22,7 +22,7 @@ from lora_np.exercises import check
 
 # %%
 def lora_backward(error, x, W, A, B, scaling, grads):
-    """error = y − target (n, out), x (n, in), W (out, in), A (r, in), B (out, r), the scaling s
+    """error = y − target (n, out), x (n, in), W (out, in), A (r, in), B (out, r), scaling s
     → dx (n, in).
 
     grads is a dict with the gradients so far, "A" (r, in) and "B" (out, r).
