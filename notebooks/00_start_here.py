@@ -18,18 +18,18 @@
 # **You will learn** to
 #
 # - check that your installation works;
-# - train an adapter on a small language model and compare its text before and after;
+# - train an adapter on a small language model, and compare the text that the model writes before and after the training;
 # - find the notebooks, the notation and the exercises of the course.
 #
 # **Before you start:** you can read Python code. You need no knowledge of machine learning for this notebook.
 #
 # *Reading: 15 minutes. Tasks: 10 minutes. Running: about 15 seconds.*
 #
-# A language model is fine-tuned by changing its weight matrices. LoRA (low-rank adaptation) leaves the weight matrices unchanged. LoRA trains two small matrices beside each weight matrix. The model then computes with the weight matrix plus the product of the two small matrices. All small matrices together are the *adapter*. In this course you
+# Fine-tuning a language model changes the weight matrices of the model. LoRA (low-rank adaptation) leaves the weight matrices unchanged. LoRA trains two small matrices beside each weight matrix. The model then computes with the weight matrix plus the product of the two small matrices. All small matrices together are the *adapter*. In this course you
 # build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code uses NumPy, without automatic differentiation.
 # An ordinary computer is enough for the course.
 #
-# `make lab` opens a copy of the course without outputs. The copy is in the folder `my-course`, and you can change it as you like. If you see outputs below, you are reading a notebook that was already run. In this case, write down each prediction before you look at the next output.
+# The command `make lab` opens a copy of the course in which no cell has an output. The copy is in the folder `my-course`, and you can change it as you like. If you see outputs below, you are reading a notebook that was already run. In this case, write down each prediction before you look at the next output.
 #
 # Run the next cell: click it, then press Shift+Enter.
 
@@ -59,11 +59,11 @@ else:
 # %% [markdown]
 # ## A first adapter
 #
-# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. In training, tiny saw little Python code.
+# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
 #
 # The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the same three beginnings. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #
-# **Predict.** What will change in tiny's text: the grammar, the vocabulary, the meaning?
+# **Predict.** What will the training change in the text that tiny writes: the grammar, the vocabulary or the meaning?
 
 # %%
 base = ln.load_model("tiny")
@@ -112,7 +112,7 @@ with model.disable_adapter():
     print([continued(model, text) for text in beginnings] == before)
 
 # %% [markdown]
-# The adapter has almost a tenth as many parameters as tiny. This share is large because tiny is small. In a larger model the adapter has a smaller share of the parameters (notebook 02 explains why).
+# The adapter has almost a tenth as many parameters as the model tiny. This ratio is smaller for a larger model, and notebook 02 explains why.
 #
 # ## The course
 #
@@ -131,11 +131,11 @@ with model.disable_adapter():
 # | [09 Other PEFT methods](09_other_peft_methods.ipynb) | Which other methods train few parameters? | 100 + 30 | 02, 05 |
 # | [10 A real language model](10_a_real_language_model.ipynb) | What does a chat model learn and forget? | 45 + 25 | 02, 05 |
 #
-# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. In the column "minutes", the first number is the time for reading the notebook, with the predictions and the three questions. The second number is the time for the tasks at the end ("Try"). The minutes are estimates. Most notebooks run in less than half a minute.
+# Each notebook shows a result before its derivation. **Predict** asks you to write down a guess before you look at the next output. In the column "minutes", the first number is the time for reading the notebook, including the predictions and the three questions. The second number is the time for the tasks at the end ("Try"). The minutes are estimates. Most notebooks run in less than half a minute.
 #
 # ## Notation
 #
-# These letters have the same meaning in all notebooks. Only $z$ and $v$ have two meanings in the table. You meet the letters one by one, so you need not learn them now. If a notebook uses another letter or another meaning, the notebook says so.
+# Each letter in the table has the same meaning in all notebooks, with few exceptions. Only two letters, $z$ and $v$, have two meanings in the table. The notebooks introduce the letters one by one, so you need not learn the table now. If a notebook uses another letter, or a letter of the table with another meaning, the notebook says so.
 #
 # | letter | meaning | shape |
 # |---|---|---|
@@ -176,7 +176,7 @@ with model.disable_adapter():
 #
 # ## The code
 #
-# The code is part of the course. `lora_np/micro.py` is LoRA in one file. Read this file up to the function `merge` with notebook 02, and the rest after notebook 03b. Each file of `lora_np/ops/` has the forward pass, the backward pass and the derivation of one kind of layer. `lora_np/peft/lora/layer.py` adds LoRA to a
+# The code is part of the course. `lora_np/micro.py` is LoRA in one file. Read this file up to the function `merge` with notebook 02, and read the rest of the file after notebook 03b. Each file of `lora_np/ops/` has the forward pass, the backward pass and the derivation of one kind of layer. `lora_np/peft/lora/layer.py` adds LoRA to a
 # linear layer of a model. `lora_np/gradient_check.py` tests gradients. The file `README.md` lists the other parts of the code.
 #
 # ## Recap
@@ -199,7 +199,7 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# The adapter was trained on Python code. The base model knows letters, words and the order of words in a sentence. The adapter makes bytes that continue code more probable.
+# The adapter was trained on Python code. The base model knows letters, words and the order of words in a sentence. With the adapter, the model gives a higher probability to bytes that continue Python code.
 #
 # </details>
 #
@@ -207,28 +207,28 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# A loss of 1.0 means a better model. The loss is the mean of $-\ln p$, where $p$ is the probability of the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$; a loss of 1.5 means $e^{-1.5} \approx 0.22$.
+# A loss of 1.0 nats per byte means a better model than a loss of 1.5 nats per byte. The loss is the mean of $-\ln p$, where $p$ is the probability of the correct byte. A loss of 1.0 means that the correct byte has a typical probability of $e^{-1.0} \approx 0.37$. With a loss of 1.5, this probability is $e^{-1.5} \approx 0.22$.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Train for 5 steps and for 300 steps (`steps` and the first argument of `WarmupCosine`) and compare the three lines that the model writes.
+# 1. Train the adapter for 5 steps, and then train a new adapter for 300 steps. Compare the three lines that the model writes after each training.
 #
 # <details><summary>Hint</summary>
 #
-# Change both numbers 60 in the cell under "A first adapter" and run the cell again. The cell loads tiny again, so nothing of the old adapter is left.
+# In the cell under "A first adapter", change the number 60 in both places: `steps` and the first argument of `WarmupCosine`. Then run the cell again. The cell loads tiny again, so nothing of the old adapter is left.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# After 5 steps the lines are still English. The learning rate is small in the first steps (the warm-up), so the adapter has hardly changed. After 300 steps the lines are Python code, but hardly better than the code
-# after 60 steps: the size of tiny limits the result.
+# After 5 steps the lines are still English. The learning rate is small in the first steps (the warm-up), so the adapter has hardly changed. After 300 steps the lines are Python code, but this code is hardly better
+# than the code after 60 steps. The reason is that tiny is a very small model.
 #
 # </details>
 #
-# 2. Set `temperature` to 0.1 and to 2.0 in the cell with the longer text. What changes?
+# 2. Set `temperature` to 0.1 and to 2.0 in the cell with the longer text. How does each temperature change the text?
 #
 # <details><summary>Hint</summary>
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # The fine-tuning problem
 #
-# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model. Even a GPU with 80 GB is too small for fine-tuning this model. Why is fine-tuning so expensive, and what do LoRA and QLoRA change?
+# A GPU with 24 GB of memory can run a language model with seven billion parameters. The same GPU cannot fine-tune this model. Even a GPU with 80 GB has too little memory to fine-tune this model. Why does fine-tuning need so much memory, and which part of this memory do LoRA and QLoRA save?
 #
 # **You will learn** to
 #
@@ -21,8 +21,8 @@
 # - explain which parts become smaller with LoRA, with gradient checkpointing and with QLoRA, and which parts do not;
 # - decide which method fits into the memory of a given GPU.
 #
-# **Before you start:** the matrix product and the idea of a gradient. The parts of a language model are drawn below; notebooks 03 and 03b derive them. If you have not seen LoRA, you may read
-# [notebook 02](02_lora_from_one_equation.ipynb) first. Here you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
+# **Before you start:** the matrix product and the idea of a gradient. A picture in this notebook shows the parts of a language model. Notebooks 03 and 03b explain how each part computes its gradients. If you have not seen LoRA, you may read
+# [notebook 02](02_lora_from_one_equation.ipynb) first. For this notebook you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
 #
 # *Reading: 60 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
 
@@ -51,7 +51,7 @@ print(f"In 16 bits (2 bytes) per parameter they take {2 * seven.parameters / GB:
 # %% [markdown]
 # ## The result: six parts of memory
 #
-# The weights of the 7B model take 13.5 GB. This memory is enough to *use* the model. **Predict.** How many times this memory is needed to *train* all parameters of the model: two, four or eight times?
+# The weights of the 7B model take 13.5 GB. A GPU that can hold the weights can *use* the model. **Predict.** How much memory is needed to *train* all parameters of the model: two, four or eight times the memory of the weights?
 
 # %%
 bill = memory.memory_bill()
@@ -67,19 +67,19 @@ for method, name in NAMES.items():
 show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
-# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show this memory for each model. LoRA needs the same memory for the weights (grey) and saves almost all other memory. QLoRA makes
-# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. Here LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as in full fine-tuning.
+# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show the memory of full fine-tuning for each model. LoRA needs as much memory for the weights (grey) as full fine-tuning, and saves almost all other memory. QLoRA makes
+# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
 #
-# The vertical lines show the memory of three sizes of graphics cards (GPUs): 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, the training step fits into the memory of this card.
+# The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
 #
-# The rest of this notebook explains each part. The notebook computes the size of each part from the shapes of tiny, a model with a million parameters. Then it *measures* the same size. The formulas also give the sizes for models
+# The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the size of the part. The formulas also give the sizes of the parts for models
 # that are too large to train on an ordinary computer.
 #
 # ## What fine-tuning does
 #
 # A training step computes the loss $L$ on a batch and the gradient $\partial L / \partial \theta$ for each parameter $\theta$ of the model. Then the step changes each parameter a little, in the direction opposite to the gradient.
 #
-# **Predict.** How many of tiny's parameters does one step change?
+# **Predict.** How many parameters of the model tiny does one training step change?
 
 # %%
 model = ln.load_model("tiny", device="numpy")
@@ -94,11 +94,11 @@ size = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# One step changes all parameters. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
+# One training step changes all parameters of tiny. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
 #
 # ## Part 1: the weights
 #
-# tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through equal *blocks*. At the end, the *output head* computes one number, the *logit*, for each token of
+# The model tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through equal *blocks*. At the end, the *output head* computes one number, the *logit*, for each token of
 # the vocabulary. The next picture shows one block:
 
 # %%
@@ -142,7 +142,7 @@ show(lines, {"model": "", "by the formula": ",", "in the model": ","})
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
 #
-# where $\hat m$ and $\hat v$ are $m$ and $v$ corrected for their start at zero. The next step needs $m$ and $v$ again, so both stay in memory. **Predict.** tiny's weights are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ of tiny take together?
+# where $\hat m$ and $\hat v$ are $m$ and $v$ corrected for their start at zero. The next step needs $m$ and $v$ again, so both stay in memory. **Predict.** The weights of tiny are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ of tiny take together?
 
 # %%
 optimizer = ln.AdamW(lr=1e-3)
@@ -163,7 +163,7 @@ lines = [
 show(lines, {"part": "", "MB": ".2f", "bytes per parameter": ".0f"})
 
 # %% [markdown]
-# Weights, gradients, $m$ and $v$ take sixteen bytes per parameter. Large models are trained with numbers of 16 bits instead of 32 bits. Does training in 16 bits halve the memory?
+# The weights, the gradients, $m$ and $v$ of tiny take sixteen bytes per parameter. Large models are trained with numbers of 16 bits instead of 32 bits. Does training in 16 bits halve the memory?
 #
 # ## Part 4: the master copy
 #
@@ -180,17 +180,17 @@ for format in (np.float32, np.float16, bfloat16):
 show(lines, {"format": "", "result": ".4f", "gap above 1": ".1e"})
 
 # %% [markdown]
-# In 16 bits the weight does not change, because each sum is rounded back to 1. The last column shows the gap between 1 and the next larger number of the format. In the 16-bit formats this gap is much larger than 0.0001.
+# In 16 bits the weight does not change, because each sum of the weight and 0.0001 is rounded to 1. The last column shows the gap between 1 and the next larger number of the format. In the 16-bit formats this gap is much larger than 0.0001.
 #
-# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits. The optimizer adds the updates to a copy of the weights in 32 bits, the *master copy*. The total memory per parameter is again
+# The solution is *mixed precision* ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). The model computes with weights in 16 bits. The optimizer adds the updates to a copy of the weights in 32 bits, the *master copy*. With the master copy, a parameter again takes as many bytes as a parameter in float32 training:
 #
 # $$\underbrace{2}_{\text{weight}} + \underbrace{2}_{\text{gradient}} + \underbrace{4 + 4}_{m,\;v} + \underbrace{4}_{\text{master copy}} \;=\; 16 \text{ bytes per parameter}$$
 #
-# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs have no master copy and accept the rounding. The next table shows the memory of parts 1 to 4 for three recipes:
+# ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), section 3.1). Some programs have no master copy and accept the rounding errors. The next table shows the memory of parts 1 to 4 for three recipes. A recipe says which arrays are stored in which format:
 #
-# - *float32:* all numbers are float32. This is the recipe of tiny.
-# - *mixed:* mixed precision, as in the sum above.
-# - *16-bit:* mixed precision without the master copy. Weights and gradients have 16 bits. AdamW's $m$ and $v$ are float32 numbers here too, so a parameter takes $2 + 2 + 4 + 4 = 12$ bytes.
+# - *float32:* all numbers are float32. The model tiny is trained with this recipe.
+# - *mixed:* mixed precision with a master copy, 16 bytes per parameter as in the sum above.
+# - *16-bit:* mixed precision without the master copy. Weights and gradients have 16 bits. In this recipe, too, AdamW's $m$ and $v$ are float32 numbers, so a parameter takes $2 + 2 + 4 + 4 = 12$ bytes.
 #
 # The table does not include the activations (part 5):
 
@@ -204,11 +204,11 @@ for name, recipe in ln.costs.PRECISIONS.items():
 show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 
 # %% [markdown]
-# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row of the table, for the recipe "16-bit" without a master copy, agrees with this number.
+# [Dettmers et al. (2023)](https://arxiv.org/abs/2305.14314), the QLoRA paper, write that fine-tuning a 65B model in 16 bits takes "more than 780 GB". The last row of the table shows the recipe "16-bit", without a master copy. In this row, the memory of the 65B model agrees with the 780 GB of the paper.
 #
 # ## Part 5: the activations
 #
-# Parts 1 to 4 depend only on the model. Part 5 depends on the batch. The gradient of a linear layer $y = xW^\top$ is
+# The sizes of parts 1 to 4 depend only on the model and the recipe. The size of part 5, the activations, also depends on the batch. The gradient of a linear layer $y = xW^\top$ is
 #
 # $$\underset{\text{(out, in)}}{dW} = \underset{\text{(out, N)}}{dy^\top}\;\underset{\text{(N, in)}}{x}$$
 #
@@ -217,7 +217,7 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 #
 # <details><summary>All activations of a block</summary>
 #
-# There are $N = b \cdot t$ tokens. If several layers read the same $x$, this $x$ is stored once.
+# The batch has $N = b \cdot t$ tokens. If several layers read the same input $x$, this $x$ is stored once.
 #
 # | kept array | attention | MLP |
 # |---|---|---|
@@ -227,13 +227,13 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 # | attention weights, sums of the softmax, output of attention | about $\tfrac12 N t\,n$, $N n$ and $N d_q$ | – |
 # | $x$ of the last layer | $N d_q$ | $N f$ |
 #
-# Outside the blocks, the model keeps arrays for the last norm, the $x$ of the head and the logits ($N \cdot$ vocabulary). It also keeps two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` computes all these sizes.
+# Outside the blocks, the model keeps arrays for the last norm, the input $x$ of the output head, and the logits ($N \cdot$ vocabulary). The model also keeps two numbers per token for the loss, and a small table of rotary angles. `lora_np/costs/activations.py` computes all these sizes.
 #
 # </details>
 #
 # **Predict.** In training, tiny's weights, gradients and optimizer state take 16 bytes for each of the million parameters. Do the activations of 4 × 128 tokens take less memory than these 16 bytes per parameter, about as much, or more?
 #
-# `ln.costs.memory` computes the activations from shapes. `tracemalloc`, a module of Python's standard library, measures all arrays that NumPy creates.
+# The function `ln.costs.memory` computes the size of the activations from the shapes of the arrays. `tracemalloc`, a module of Python's standard library, measures the memory of all arrays that NumPy creates.
 
 # %%
 def kept(model, tokens, targets):
@@ -256,14 +256,14 @@ show(lines, {"tokens": "", "from shapes": ".1f", "measured": ".1f"})
 print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
 
 # %% [markdown]
-# The activations of 4 × 128 tokens take more memory than parts 1 to 3. The activations of twice as many tokens take twice the memory. In a small model the activations take most of the memory. In a large model with few tokens, parts 1 to 4 (sixteen bytes per parameter) take most of the memory. The reason is that the number of parameters grows with $d^2$, but the activations grow with $d$.
+# The activations of 4 × 128 tokens take more memory than parts 1 to 3 together. If the number of tokens doubles, the memory of the activations doubles too. In a small model the activations take most of the memory. In a large model with few tokens, parts 1 to 4 (sixteen bytes per parameter) take most of the memory. The reason is that the number of parameters grows with $d^2$, but the number of activations grows with $d$.
 #
 # ## Part 6: temporary arrays, and the peak
 #
-# Temporary arrays exist only for a part of the training step. Examples are the gradients that the backward pass hands from layer to layer, and products before they are added. The memory of an array that is no longer needed is used for later arrays. So the memory of a training step is its *peak*: the largest total size of the arrays that exist at the same time.
-# `lora_np/costs/temporaries.py` computes the temporary arrays.
+# Temporary arrays exist only for a part of the training step. Examples are the gradients that the backward pass hands from layer to layer, and products that are soon added to another array. The memory of an array that is no longer needed is used for later arrays. So the memory that a training step needs is the *peak*: the largest total size of the arrays that exist at the same time.
+# The file `lora_np/costs/temporaries.py` computes the sizes of the temporary arrays.
 #
-# The next cell computes all parts for tiny from shapes. Then it compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
+# The next cell computes the sizes of all parts for tiny from the shapes of the arrays. Then the cell compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
 
 # %%
 full = ln.costs.memory(model, batch=rows, seq=length)
@@ -275,7 +275,7 @@ show(lines, {"part": "", "MB": ".2f"})
 print(f"\nmeasured / computed - 1 = {peak / full.total - 1:+.1%}")
 
 # %% [markdown]
-# The sum computed from shapes differs from the measured peak by at most about one percent. Now we can use the formulas for models that we cannot train here.
+# The sum computed from shapes differs from the measured peak by at most about one percent. So we can now use the formulas for models that are too large to train in this notebook.
 #
 # ## What LoRA changes
 #
@@ -301,14 +301,14 @@ lines.append({"MB": "measured"} | {name: n / MB for name, n in peaks.items()})
 show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 
 # %% [markdown]
-# - The **weights** take the same memory as in full fine-tuning, because the frozen model is still used. The matrices of the adapter take a little memory in addition.
+# - The **weights** take as much memory as in full fine-tuning, because the forward pass still uses the frozen weights. The matrices of the adapter take a little memory in addition.
 # - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
-# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. Here $h = xA^\top$ is the output of $A$, and $dh$ is the gradient with respect to $h$. The gradient $dB$ needs $h$ in addition. A frozen linear layer without an adapter does not need its $x$.
-#   - *Adapters on all linear layers:* only the frozen output head keeps no $x$. On tiny, the $x$ of the head takes less memory than the $h$ of all layers together. So the activations are slightly *larger* than in full fine-tuning.
-#   - *Adapters on queries and values only:* most layers have no adapter and keep no $x$. So the activations become smaller, as the last column shows.
-# - The **temporary arrays** take slightly more memory than in full fine-tuning. The bypass computes its own $dx$, which is then added to the $dx$ of the frozen path.
+# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. In this equation, $dh$ is the gradient with respect to $h = xA^\top$, the output of $A$. To compute $dB$, LoRA also keeps $h$. A frozen linear layer without an adapter does not keep its input $x$.
+#   - *Adapters on all linear layers:* only the frozen output head does not keep its input $x$. In the model tiny, the $x$ of the head takes less memory than the $h$ of all layers together. So the activations are slightly *larger* than in full fine-tuning.
+#   - *Adapters on queries and values only:* most layers have no adapter and do not keep their $x$. So the activations become smaller, as the last column of the table shows.
+# - The **temporary arrays** take slightly more memory than in full fine-tuning. The reason is that LoRA computes two gradients $dx$ and then adds them: one for the path through $W$ and one for the path through $A$ and $B$.
 #
-# On tiny the activations take most of the memory, so LoRA on all linear layers saves little. On a 7B model in mixed precision LoRA saves a much larger share of the memory:
+# In the model tiny the activations take most of the memory, so LoRA on all linear layers saves little memory. On a 7B model in mixed precision, LoRA saves a much larger share of the memory than on tiny:
 
 # %%
 methods = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -325,11 +325,11 @@ columns = {"tokens": "", "full": ".0f", "LoRA": ".0f", "LoRA / full": ".0%"}
 show(lines, columns | {"LoRA's activations": ".1f"})
 
 # %% [markdown]
-# With few tokens LoRA needs only a small share of the memory of full fine-tuning. With many tokens the activations take most of LoRA's memory, and LoRA on all linear layers hardly changes the activations. Gradient checkpointing, the method of the next section, makes the activations smaller.
+# With few tokens in the batch, LoRA needs only a small share of the memory of full fine-tuning. With many tokens, the activations take most of LoRA's memory, and LoRA on all linear layers hardly changes the activations. Gradient checkpointing, the method of the next section, makes the activations smaller.
 #
 # ## Gradient checkpointing
 #
-# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass. The arrays of the block that is computed again count as temporary arrays, not as activations.
+# Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass. The arrays that this second forward pass creates count as temporary arrays, not as activations.
 #
 # **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass then adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third?
 
@@ -349,16 +349,16 @@ columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
 show(lines, columns | {"added operations": ".0%"})
 
 # %% [markdown]
-# With LoRA the second forward pass adds more than one third to the operations of a step: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step.
+# With LoRA the second forward pass adds more than one third to the operations of a step: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step than of a full fine-tuning step.
 #
-# The activations of both methods are almost equal in this table. LoRA keeps $h$ in addition, but it does not keep the $x$ of the frozen output head. In this model, all $h$ together have about the same size as this $x$. With checkpointing, no $h$ is kept either, so LoRA's activations are a little smaller than those of full fine-tuning.
+# Without checkpointing, the activations of LoRA and of full fine-tuning have almost the same size in this table. Only LoRA keeps $h$, and only full fine-tuning keeps the input $x$ of the output head. In this model, the arrays $h$ of all layers together have about the same size as the $x$ of the output head. With checkpointing, LoRA keeps neither $h$ nor the $x$ of the output head. So with checkpointing the activations of LoRA are a little smaller than the activations of full fine-tuning.
 #
-# The first picture of this notebook assumes checkpointing, and its hollow bars show how much memory checkpointing saves.
+# The first picture of this notebook shows the memory with checkpointing. The hollow parts of its bars show how much memory checkpointing saves.
 #
 # ## What QLoRA changes
 #
 # With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*. For each weight, four bits select one of sixteen values. Each block of 64 weights
-# has a scale, a float32 number. *Double quantisation* replaces each scale by a number of 8 bits. Notebook 07 explains both methods.
+# has a scale, a float32 number. *Double quantisation* replaces each scale by a number of 8 bits. Notebook 07 explains NF4 and double quantisation.
 
 # %%
 display(Markdown(findings.say("memory.nf4.bits")))
@@ -384,7 +384,7 @@ show(lines, columns | {"GPU with 48 GB": ""})
 #
 # ## Two more problems of full fine-tuning
 #
-# **One copy per task.** A fully fine-tuned model is a complete new model. An adapter is a small file, and all tasks share one base. **Predict.** How much disk space do a thousand tasks on a 7B base take with full copies, and how much with adapters?
+# **One copy per task.** Full fine-tuning gives a complete new model for each task. LoRA gives a small file for each task, the adapter, and all tasks share one base. **Predict.** A 7B model is fine-tuned for a thousand tasks. How much disk space do a thousand complete models take? How much disk space do one base and a thousand adapters take?
 
 # %%
 adapter = ln.costs.count(seven, lora).trainable
@@ -409,7 +409,7 @@ with TemporaryDirectory() as folder:
 show(lines, {"file": "", "MB": ".2f"})
 
 # %% [markdown]
-# tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$) the adapter's share is $2r/d$, which falls as $d$ grows. Notebook 08 serves many adapters on one base.
+# tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$), the adapter has $2r/d$ times as many parameters as the matrix. This ratio falls as $d$ grows. Notebook 08 shows how many adapters can share one base.
 #
 # **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was run three times, each time with another *seed*. The seed is a number that fixes all random choices, for example the order of the batches. *Other prose* is text that does not have the voice of the lighthouse keeper:
 
@@ -417,7 +417,7 @@ show(lines, {"file": "", "MB": ".2f"})
 display(Markdown(findings.say("finetuning.prose")))
 
 # %% [markdown]
-# The model forgets with both methods. In this study it forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists: without the adapter, the model equals the old model bit for bit. After full fine-tuning, the old model exists only if you have kept a copy.
+# The model forgets with both methods, LoRA and full fine-tuning. In this study the model forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists: without the adapter, the model equals the base bit for bit. After full fine-tuning, the base exists only if you have kept a copy.
 #
 # ## Recap
 #
@@ -440,11 +440,11 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 2. Which of parts 1 to 5 doubles if the batch size is doubled?
+# 2. Which of the parts 1 to 5 of the memory takes twice as much memory if the batch has twice as many rows?
 #
 # <details><summary>Answer</summary>
 #
-# The activations double. Weights, gradients, optimizer state and master copy depend only on the model.
+# The activations (part 5) take twice as much memory. The sizes of the weights, the gradients, the optimizer state and the master copy do not depend on the batch.
 #
 # </details>
 #
@@ -452,7 +452,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$. Only the frozen output head does not keep its $x$, and $h$ is kept in addition.
+# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$. Only the frozen output head does not keep its $x$. In addition, LoRA keeps $h$ in each layer with an adapter.
 #
 # </details>
 #
@@ -460,25 +460,25 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # `python -m lora_np memory --help` explains the command that tasks 1 and 2 use. Run this command in a terminal.
 #
-# 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the parts and the sum for full fine-tuning of the 7B model. Is the sum below 80 GB with `--precision 16-bit`, which has no master copy? Which other value of `--method` brings the sum below 24 GB?
+# 1. `python -m lora_np memory --model llama-2-7b --method full --precision mixed` prints the parts and the sum for full fine-tuning of the 7B model. Is the sum below 80 GB with `--precision 16-bit`, which has no master copy? Which other values of `--method` bring the sum below 24 GB?
 #
 # <details><summary>Hint</summary>
 #
-# First multiply the number of parameters by the recipe's bytes per parameter. Then change `--method`.
+# First multiply the number of parameters of the model by the bytes per parameter of the recipe "16-bit". Then run the command with other values of `--method`.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No: without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings the sum to 14 GB, and `--method qlora` brings the sum to less than 5 GB. With both methods, gradients, optimizer state and master copy exist only for the adapter.
+# No: without the master copy the sum is 81 GB, slightly more than 80 GB. `--method lora` brings the sum to 14 GB, and `--method qlora` brings the sum to less than 5 GB. With `lora` and with `qlora`, gradients, optimizer state and master copy exist only for the adapter.
 #
 # </details>
 #
-# 2. `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`: increase `--seq`, the number of tokens per row, until the sum reaches 24 GB. Then do the same with `--no-checkpointing`. Which part is the largest in each case?
+# 2. Run `python -m lora_np memory --model llama-2-7b --method qlora --seq 512`. Increase `--seq`, the number of tokens per row, until the sum reaches 24 GB. Then add `--no-checkpointing`, and find again the `--seq` at which the sum reaches 24 GB. Which part of the memory is the largest with checkpointing, and which is the largest without checkpointing?
 #
 # <details><summary>Hint</summary>
 #
-# Double `--seq` each time, and look for the part that grows most.
+# Double `--seq` each time, and look for the part of the memory that grows most.
 #
 # </details>
 #
@@ -489,7 +489,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores no number (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of these two optimizers? Why is AdamW used although it stores two numbers?
+# 3. The optimizer SGD with momentum stores one number per parameter (`slots=1` in `ln.costs.memory`), and plain SGD stores no number (`slots=0`). How many GB does full fine-tuning of the 7B model take with each of these two optimizers? Why is AdamW used, although AdamW stores two numbers per parameter?
 #
 # <details><summary>Hint</summary>
 #
@@ -499,22 +499,22 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With momentum the sum is 81 GB (12 bytes per parameter). With plain SGD the sum is 54 GB (8 bytes per parameter). Each number that the optimizer stores takes 4 bytes, because this recipe stores it in float32. AdamW divides each update by the typical size of the gradient.
-# The gradients of a Transformer's layers have very different sizes, so plain SGD needs many more steps, or fails.
+# Full fine-tuning takes 81 GB with momentum (12 bytes per parameter) and 54 GB with plain SGD (8 bytes per parameter). Each number that the optimizer stores takes 4 bytes, because mixed precision stores the optimizer state in float32. AdamW divides each update by the typical size of the gradient.
+# The gradients of a Transformer's layers have very different sizes, so plain SGD needs many more steps than AdamW, or fails.
 #
 # </details>
 #
-# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. Divide the memory of LoRA on tiny by the memory of full fine-tuning. How does this share change with `rows`, and why?
+# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. Divide the memory of LoRA on all linear layers of tiny by the memory of full fine-tuning. How does this ratio change with `rows`, and why?
 #
 # <details><summary>Hint</summary>
 #
-# Look at the table under "What LoRA changes", and compare the activations with the other parts.
+# Look at the table under "What LoRA changes", and compare the activations with the other parts of the memory.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# With 1 row LoRA takes 56 % of the memory of full fine-tuning, with 4 rows 79 %, with 16 rows 94 %. LoRA makes only the gradients and the optimizer state smaller, and the size of these two parts does not depend on the rows. The activations grow with the rows and are about equal for both methods.
+# LoRA takes 56 % of the memory of full fine-tuning with 1 row, 79 % with 4 rows and 94 % with 16 rows. LoRA makes only the gradients and the optimizer state smaller, and the size of these two parts does not depend on the number of rows. The activations grow with the number of rows, and have about the same size for LoRA and for full fine-tuning.
 #
 # </details>
 #

@@ -21,7 +21,7 @@
 # - compute the number of parameters that LoRA trains;
 # - write LoRA's forward pass in NumPy, train an adapter on a language model, and merge it into the weights.
 #
-# **Before you start:** the matrix product. The section about gradients uses the chain rule; you may skip it.
+# **Before you start:** you know the matrix product. The section about gradients uses the chain rule, but you may skip this section.
 #
 # *Reading: 45 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
 
@@ -53,13 +53,13 @@ plots.bypass_diagram();
 # | $B$ | (out, r) | projects *r* features to *out* features |
 # | $s$ | number | scaling: `lora_alpha` divided by the rank |
 #
-# The sum of both terms is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$. The change $\Delta W$ has the shape of $W$, but its rank is at most $r$. The reason is that each row of $BA$ is a weighted sum of the $r$ rows of $A$. This low rank gives LoRA its name: *Lo*w-*R*ank *A*daptation.
+# The sum of the two terms of $y$ is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$. The change $\Delta W$ has the shape of $W$, but its rank is at most $r$. The reason is that each row of $BA$ is a weighted sum of the $r$ rows of $A$. This low rank gives LoRA its name: *Lo*w-*R*ank *A*daptation.
 #
 # Notebook 04 shows why a change of low rank is enough. Notebook 06 shows what $\alpha$ does. In short: a larger $\alpha$ acts like a larger learning rate.
 #
 # ## LoRA in 200 lines
 #
-# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. The rest needs the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
+# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. The rest of the file uses the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
 
 # %%
 def source(function):
@@ -82,7 +82,7 @@ source(micro.init_lora)
 # Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
 # probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
 #
-# **Predict.** tiny knows English but not Python. Is tiny's loss on Python code closer to 5.5 or to 1? By how much do forty steps of training reduce this loss?
+# **Predict.** The model tiny knows English but not Python. Is tiny's loss on Python code closer to 5.5 or to 1? By how much do forty steps of training reduce this loss?
 
 # %%
 config, W = micro.load()
@@ -102,7 +102,7 @@ for step in range(1, 41):
 show(lines, {"step": "", "held-out loss": ".3f"})
 
 # %% [markdown]
-# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. (Here the held-out text is 16 short pieces of code. Other cells of the course measure the loss on more pieces, so the same base has slightly different losses there. Compare only losses on the same pieces.)
+# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. In this table the held-out text is 16 short pieces of code. Other cells of the course measure the loss on other pieces, so they print a slightly different loss for the same base. Compare two losses only if both are measured on the same pieces.
 #
 # After training, $s\,BA$ can be added to $W$, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs as much memory and time as the base. The next cell shows the function `merge`:
 
@@ -115,13 +115,13 @@ with_bypass, without = (float(m.loss(*heldout)[0]) for m in (model, merged))
 print(f"loss with the bypass {with_bypass:.6f}, merged {without:.6f}")
 
 # %% [markdown]
-# The two losses agree in all printed digits. The two models still differ a little. A later section shows the difference, which is too small to be visible in these digits.
+# The two losses agree in all printed digits. But the outputs of the two models are not exactly equal. The section "LoRA with the library" shows how much the outputs differ, and why.
 #
-# The functions above are a complete LoRA. The rest of the notebook explains each part in more detail, with the library `lora_np` instead of the file `micro.py`.
+# The functions `linear`, `init_lora` and `merge` are the core of LoRA. The rest of the notebook explains each part in more detail, with the library `lora_np` instead of the file `micro.py`.
 #
 # ## How many parameters does LoRA train?
 #
-# **Predict.** $W$ is 4096 × 4096, as in a 7B model, and $r = 8$. Full fine-tuning trains all parameters of $W$, and LoRA trains $A$ and $B$. How many times as many parameters does full fine-tuning train as LoRA: about 10, about 50, or about 250?
+# **Predict.** $W$ is 4096 × 4096, as in a 7B model, and $r = 8$. Full fine-tuning trains all parameters of $W$, and LoRA trains $A$ and $B$. Divide the number of parameters of $W$ by the number of parameters of $A$ and $B$ together. Is the quotient about 10, about 50 or about 250?
 
 # %%
 one_matrix = parameters.one_matrix(4096)
@@ -130,7 +130,7 @@ plots.one_matrix_chart(one_matrix);
 # %% [markdown]
 # The coral square is $W$, which full fine-tuning trains. The cyan strips are $A$ and $B$, which LoRA trains instead. $A$ and $B$ are separate matrices, not parts of $W$.
 #
-# $W$ has $\text{out} \cdot \text{in}$ parameters. $A$ and $B$ together have $r \cdot \text{in} + \text{out} \cdot r = r\,(\text{in} + \text{out})$ parameters. For a square matrix with $d$ features the ratio of the two numbers is $d^2 / (2dr) = d / (2r)$. This ratio grows with $d$: the larger the model, the more LoRA saves.
+# $W$ has $\text{out} \cdot \text{in}$ parameters. $A$ and $B$ together have $r \cdot \text{in} + \text{out} \cdot r = r\,(\text{in} + \text{out})$ parameters. For a square matrix with $d$ features the ratio of the two numbers is $d^2 / (2dr) = d / (2r)$. This ratio grows with $d$, so in a larger model LoRA trains a smaller share of the parameters.
 
 # %%
 features, r = 4096, 8
@@ -160,7 +160,7 @@ print(f"largest difference from the library: {abs(y - y_library).max():.1e}")
 print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown]
-# The order of the products matters. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ would first compute the product $BA$ and would then take $N \cdot \text{in} \cdot \text{out}$ multiplications. The product of the frozen layer, $xW^\top$, takes as many multiplications.
+# The number of multiplications depends on the order of the products. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ would first compute the product $BA$ and would then take $N \cdot \text{in} \cdot \text{out}$ multiplications. The product of the frozen layer, $xW^\top$, also takes $N \cdot \text{in} \cdot \text{out}$ multiplications.
 #
 # ## The gradients
 #
@@ -195,11 +195,11 @@ print(
 )
 
 # %% [markdown]
-# ## The same in the library
+# ## LoRA with the library
 #
 # `LoraConfig` and `get_peft_model` have the same names in PEFT, the usual LoRA library for PyTorch. `target_modules="all-linear"` means all linear layers except the output head.
 #
-# **Predict.** For a 4096 × 4096 matrix with $r = 8$, full fine-tuning trains 256 times as many parameters as LoRA. tiny has $d = 128$. With $r = 8$, how many parameters does LoRA train, as a share of tiny's parameters?
+# **Predict.** For a 4096 × 4096 matrix with $r = 8$, full fine-tuning trains 256 times as many parameters as LoRA. The model tiny has the hidden size $d = 128$. Divide the number of parameters that LoRA trains with $r = 8$ by the number of parameters of tiny. How large is the quotient?
 
 # %%
 base = ln.load_model("tiny")
@@ -213,7 +213,7 @@ print("logits equal to those of the base, bit for bit:", np.array_equal(logits, 
 model.print_trainable_parameters()
 
 # %% [markdown]
-# LoRA trains almost a tenth as many parameters as tiny has. The printed percentage is a little lower, because it divides by the number of all parameters including the adapter. Divide the number of parameters of $W$ by the number of parameters of $A$ and $B$. This ratio is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for tiny's largest matrices (384 × 128). For square matrices with $d = 4096$ the ratio is 256.
+# LoRA trains almost a tenth as many parameters as tiny has. The printed percentage is a little lower than this ratio, because the number of trained parameters is divided by the number of all parameters, including the adapter. For one matrix, divide the number of parameters of $W$ by the number of parameters of $A$ and $B$ together. The quotient is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for tiny's largest matrices (384 × 128). For square matrices with $d = 4096$ the quotient is 256.
 #
 # The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the name of this matrix in the code, `layers[0]` is the first block and `self_attn.q_proj` is the linear layer for the queries of this block. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
 
@@ -257,8 +257,8 @@ print(f"largest change of a logit, relative to the largest logit: {change:.1e} (
 #
 # ## Whole models
 #
-# The next picture counts $r\,(\text{in} + \text{out})$ for all adapted matrices of published models. The picture shows two adapters for each model. The first adapter has $r = 8$ on queries and values, as in the LoRA paper. The second adapter has $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
-# matrix, `c_attn`.) The share is the number of trained parameters, divided by the number of all parameters with the adapter. PEFT prints the same share.
+# The next picture shows how many parameters LoRA trains in published models. This number is the sum of $r\,(\text{in} + \text{out})$ over all matrices with an adapter. The picture shows two adapters for each model. The first adapter has $r = 8$ on the layers for queries and values, as in the LoRA paper. The second adapter has $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
+# matrix, `c_attn`.) The share in the picture is the number of trained parameters, divided by the number of all parameters with the adapter. PEFT prints the same share.
 
 # %%
 plots.whole_models_chart(parameters.whole_models());
@@ -286,7 +286,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# If both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. All gradients would be zero in every step, and $A$ and $B$ would never change.
+# If $A$ and $B$ both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. All gradients would be zero in every step, and $A$ and $B$ would never change.
 #
 # </details>
 #
@@ -300,7 +300,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # ## Try
 #
-# For each task, change the first cell under "The same in the library" and run this cell. Then run the next cell, which trains the adapter. The first cell loads tiny again, so nothing of the earlier adapter is left.
+# For each task, change the first cell under "LoRA with the library" and run this cell. Then run the next cell, which trains the adapter. The first cell loads the model tiny again, so nothing of the earlier adapter is left.
 #
 # 1. Set `lora_alpha=160`. What happens to the held-out loss? Which other hyperparameter can you change to undo this effect?
 #
@@ -312,25 +312,25 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# After training, the held-out loss is *higher* than the loss of the base, because each step now changes $s\,BA$ ten times as much. With a ten times smaller learning rate, `ln.AdamW(lr=1e-3, weight_decay=0.0)`, the loss is nearly the same as with `lora_alpha=16`.
+# After training, the held-out loss is *higher* than the loss of the base, because each step changes $s\,BA$ about ten times as much as with `lora_alpha=16`. With `lora_alpha=160` and a ten times smaller learning rate, `ln.AdamW(lr=1e-3, weight_decay=0.0)`, the loss is nearly the same as with `lora_alpha=16` and `lr=1e-2`.
 #
 # </details>
 #
-# 2. The LoRA paper adapts only queries and values: `target_modules=["q_proj", "v_proj"]`. How many parameters does LoRA train with this setting? How large is the reduction of the held-out loss, as a share of the reduction with all linear layers?
+# 2. The LoRA paper adapts only queries and values: `target_modules=["q_proj", "v_proj"]`. How many parameters does LoRA train with this setting? Divide the reduction of the held-out loss in this run by the reduction with adapters on all linear layers. How large is the quotient?
 #
 # <details><summary>Hint</summary>
 #
-# The reduction is the first held-out loss minus the last held-out loss. Divide the reduction of the new run by the reduction of the first run.
+# The reduction is the first held-out loss minus the last held-out loss. You need the reduction of the run with adapters on all linear layers, and the reduction of the run with adapters only on queries and values.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# LoRA trains 17,920 parameters, about a fifth of the 97,280 parameters on all linear layers. The reduction of the loss is about two thirds of the reduction with all linear layers.
+# LoRA trains 17,920 parameters, about a fifth of the 97,280 parameters that LoRA trains on all linear layers. The reduction of the loss is about two thirds of the reduction with all linear layers.
 #
 # </details>
 #
-# 3. Set both $A$ and $B$ to zero at the start. Add these lines at the end of the first cell:
+# 3. What does training change if both $A$ and $B$ are zero at the start? Add these lines at the end of the first cell:
 #
 #    ```python
 #    factors = [p for name, p in model.named_parameters() if "lora_" in name]  # all A and B

@@ -86,7 +86,7 @@ print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
 print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
-# Both equations hold: the three lines print `True`. The next picture shows the three gradients. Each entry is one cell. The larger the absolute value of an entry, the darker is its cell. $dW$ is coral, and LoRA's gradients are cyan.
+# Both equations hold: the three lines print `True`. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
 #
 # **Predict.** $dW$ has some dark columns. These columns belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
 
@@ -95,7 +95,7 @@ plots.gradient_shadows(dW, lora_A.grad, lora_B.grad, layer);
 
 # %% [markdown]
 # The dark columns appear again in $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns and leaves each row in its place, so dark rows of $dW$ appear again in $dB$.
-# In the picture one can see only the darkest columns. The next cell compares the lengths (norms) of all columns, and of all rows:
+# The picture shows only the darkest columns clearly. So the next cell compares the lengths (norms) of all columns of $dW$ and $dA$, and of all rows of $dW$ and $dB$:
 
 # %%
 def correlation(axis, gradient):
@@ -113,9 +113,9 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 # ## One rule for all gradients
 #
 # Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$: each entry of $dX$ is the derivative of $L$ with respect to the same entry of $X$.
-# The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. It returns the gradient with respect to each input of the layer.
+# The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. The backward pass returns the gradient with respect to each input of the layer.
 #
-# Write the forward pass with the indices $n$ for the token, $j$ for the input feature and $i$ for the output feature. There are $N = b \cdot t$ tokens.
+# Write the forward pass with three indices: $n$ counts the tokens, $j$ the input features and $i$ the output features. The batch has $N = b \cdot t$ tokens.
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj}$$
 #
@@ -123,11 +123,11 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 #
 # $$dW_{ij} = \sum_n dy_{ni}\, x_{nj}$$
 #
-# **The rule: an index that appears twice in the product is summed. The other indices give the shape.** In $dy_{ni}\,x_{nj}$ the index $n$ appears twice and is summed. The indices $i$ and $j$ are left, so $dW$ has the shape (out, in).
+# **The rule: an index that appears twice in the product is summed. The other indices give the shape of the result.** In $dy_{ni}\,x_{nj}$ the index $n$ appears twice and is summed. The indices $i$ and $j$ are left, so $dW$ has the shape (out, in).
 #
-# A matrix product sums the *last* index of its left factor and the *first* index of its right factor. Here $n$ is the first index of $dy$, so $dy$ must be transposed: $(i,n)\,(n,j) \to (i,j)$, and $dW = dy^\top x$.
+# A matrix product sums over one index, which must be the *last* index of the left factor and the *first* index of the right factor. In $dy_{ni}\,x_{nj}$ the index $n$ is the first index of $dy$, so $dy$ must be transposed: $(i,n)\,(n,j) \to (i,j)$, and $dW = dy^\top x$.
 #
-# `np.einsum` computes a sum directly from its indices, so it can check each matrix product. In the example the four sizes $N$, in, out and $r$ differ, so the shapes of a wrong product do not fit, and NumPy raises an error.
+# `np.einsum` computes a sum directly from its indices, so it can check each matrix product. In the next cell the four sizes $N$, in, out and $r$ differ, so the shapes of a wrong product do not fit, and NumPy raises an error.
 
 # %%
 rng = np.random.default_rng(7)
@@ -175,7 +175,7 @@ print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 #
 # $$dA = s\,(dy\,B)^\top x = s\,B^\top (dy^\top x) \qquad\qquad dB = s\,dy^\top (x A^\top) = s\,(dy^\top x)\,A^\top$$
 #
-# The bracket $(dy^\top x)$ is $dW$. So these are the two equations of the section "The result". LoRA computes $(dy\,B)^\top x$ and $dy^\top (x A^\top)$, so it never computes $dW$.
+# The bracket $(dy^\top x)$ is $dW$. So the right-hand sides are $s\,B^\top dW$ and $s\,dW A^\top$, as in the section "The result". LoRA computes $(dy\,B)^\top x$ and $dy^\top (x A^\top)$, so it never computes $dW$.
 #
 # ## dx: the gradients of two paths are added
 #
@@ -183,9 +183,9 @@ print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 #
 # $$dx_{nj} = \sum_i dy_{ni} W_{ij} + \sum_l dh_{nl} A_{lj} \qquad\Rightarrow\qquad dx = dy\,W + dh\,A$$
 #
-# The same rule holds for a residual connection, $y = x + f(x)$. It also holds for the $x$ of an attention layer, which is the input of three projections.
+# A residual connection, $y = x + f(x)$, uses $x$ twice too, so its backward pass also adds two gradients. An attention layer uses its input $x$ in three projections, so its backward pass adds three gradients.
 #
-# The next cell writes the layer as two functions and compares their gradients with the gradients of the library.
+# The next cell writes the forward pass and the backward pass of the layer as two functions. Then the cell compares the gradients with the gradients of the library.
 
 # %%
 def lora_forward(x, A, B):
@@ -211,7 +211,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 # %% [markdown]
 # ## A derivative without a derivation: the complex step
 #
-# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next, $h$ is a small number, the step. Here $i$ is not an index but the imaginary unit ($i^2 = -1$).
+# Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next section, $h$ is a small number, the step, and $i$ is the imaginary unit ($i^2 = -1$), not an index.
 #
 # The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is rounding, because two nearly equal numbers are subtracted:
 # the smaller $h$ is, the more digits are lost.
@@ -251,18 +251,18 @@ plots.step_sizes(steps, step_errors, subtitle);
 # %% [markdown]
 # Read the picture from right to left.
 #
-# - **Right: the terms that are left out.** The error of the forward difference is proportional to $h$. The errors of the central difference and of the complex step are proportional to $h^2$, and their curves coincide.
-# - **Left: rounding.** When $h$ becomes smaller, the error of both differences grows like $\varepsilon/h$. Here $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the difference is 0 and its relative error is 1.
-# - **The best $h$** makes the two errors about equal. For the forward difference, $\varepsilon/h = h$ gives $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
+# - **Right side: the terms of the Taylor series that are left out.** The error of the forward difference is proportional to $h$. The errors of the central difference and of the complex step are proportional to $h^2$, and their curves coincide.
+# - **Left side: rounding.** When $h$ becomes smaller, the errors of the forward and the central difference grow like $\varepsilon/h$. Here $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the computed difference is 0, and its relative error is 1.
+# - **The best $h$** makes the error of the left-out terms about equal to the rounding error. For the forward difference, $\varepsilon/h = h$ gives $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
 #   For the central difference, $\varepsilon/h = h^2$ gives $h = \varepsilon^{1/3}$. Then the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
 # - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, the derivative is exact up to rounding. We use $h = 10^{-30}$.
 #
 # ## From one number to a matrix
 #
-# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce the check of a layer to this case.
+# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce the check of a layer to the derivative of one number with respect to one number.
 #
-# - **Output.** Draw a random $dy$ and take $L = \sum dy \circ y$. Here $\circ$ multiplies entry by entry, and the sum is over all entries. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
-# - **Input.** Draw a random direction $V$ with the shape of the input $X$. A step along $V$ gives $\operatorname{Im} L(X + ihV)/h = \sum dX \circ V$.
+# - **Output.** Draw a random $dy$ and use the loss $L = \sum dy \circ y$. The sign $\circ$ means multiplication entry by entry, and the sum is over all entries. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
+# - **Input.** Draw a random direction $V$ with the shape of the input $X$. A complex step in the direction $V$ gives the number $\operatorname{Im} L(X + ihV)/h$. If $dX$ is right, this number equals $\sum dX \circ V$.
 #
 # So one forward pass tests all entries of $dX$ together. A wrong entry changes the sum, unless the error of $dX$ is orthogonal to $V$. For a random $V$ this case has probability zero. But $V$ can be *nearly*
 # orthogonal to the error, and then a large mistake looks small. So we draw five directions and take the largest of the five errors.
@@ -301,7 +301,7 @@ report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 #
 # The next cell makes a mistake on purpose: the backward pass in this cell forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a programmer would probably check the gradient at $B = 0$ first.
 #
-# **Predict.** Does the check find the mistake at $B = 0$? Does it find the mistake at a random $B$?
+# **Predict.** Does the check find the mistake at $B = 0$? Does the check find the mistake at a random $B$?
 
 # %%
 def forgot_s(dy, cache):
@@ -313,7 +313,7 @@ report("at B = 0", errors_of(lora_forward, forgot_s, x=x, A=A, B=np.zeros_like(B
 report("at a random B", errors_of(lora_forward, forgot_s, x=x, A=A, B=B))
 
 # %% [markdown]
-# The check finds the mistake only at a random $B$. At $B = 0$ the correct gradient is $dA = s\,B^\top dW = 0$. The wrong gradient also has the factor $B$, so it is zero too. The check compared 0 with 0.
+# The check finds the mistake only at a random $B$. At $B = 0$ the correct gradient is $dA = s\,B^\top dW = 0$. The wrong gradient without the factor $s$ is also zero, because it has the factor $B$. So the check at $B = 0$ compared 0 with 0.
 #
 # Square matrices can hide a mistake too. In the next cell the backward pass of a linear layer has one transposition too many, $dx = dy\,W^\top$:
 
@@ -336,17 +336,17 @@ except ValueError as error:
     print(f"{'W 4 × 6':24}", str(error).partition(",")[0])
 
 # %% [markdown]
-# - If $W$ is not square, the shapes do not fit, and NumPy raises an error.
-# - If $W$ is square, NumPy computes the product without an error. Only the check finds the mistake.
-# - If $W$ is symmetric, like the identity, the wrong formula gives the right numbers. With this $W$ no check can find the mistake.
+# - If $W$ is not square, the shapes of $dy$ and $W^\top$ do not fit, and NumPy raises an error.
+# - If $W$ is square, NumPy computes the product $dy\,W^\top$ without an error. Then only the check finds the mistake.
+# - If $W$ is symmetric, like the identity, the wrong formula gives the right numbers. With a symmetric $W$ no check can find the mistake.
 #
-# **Check a gradient at a general point: no zeros, no equal numbers, no square and no symmetric matrices.**
+# **Check a gradient with general inputs: without zeros, without equal numbers, and without square or symmetric matrices.**
 #
 # ## The first step of LoRA
 #
 # The examples above had a random $B$. In practice LoRA starts with $B = 0$ and a random $A$.
 #
-# **Predict.** At the start, is $dA$ zero, is $dB$ zero, or are both zero? After one step, is one of the two still zero?
+# **Predict.** At the start, is $dA$ zero, is $dB$ zero, or are both zero? After one training step, is $dA$ or $dB$ still zero?
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
@@ -384,8 +384,8 @@ print_largest_gradients("after one step")
 # | $xA^\top$, $\;dh^\top x$, $\;dh\,A$ | sizes N, in and r | | $6N \cdot in \cdot r$ |
 # | $hB^\top$, $\;dy^\top h$, $\;dy\,B$ | sizes N, out and r | | $6N \cdot out \cdot r$ |
 #
-# The sums are $6N \cdot in \cdot out$ for full fine-tuning and $4N \cdot in \cdot out + 6Nr\,(in + out)$ for LoRA. The next cell adds up these numbers over all linear layers of "tiny" and compares the results with
-# `ln.costs.flops`. This function counts every product of a training step. The library's tests compare its result with the products that a real step computes.
+# The sums of the last two columns are $6N \cdot in \cdot out$ for full fine-tuning and $4N \cdot in \cdot out + 6Nr\,(in + out)$ for LoRA. The next cell adds up the operations of all linear layers of "tiny", and compares the results with the results of
+# `ln.costs.flops`. This function counts the operations of every product of a training step. The tests of the library compare this count with the products that a real step computes.
 
 # %%
 N, r = 256, 8
@@ -405,7 +405,7 @@ not_needed = sum(2 * N * in_ * (out + r) for out, in_ in first_three)  # their d
 print(f"dx of the first three layers:                      {not_needed:13,}")
 
 # %% [markdown]
-# For full fine-tuning our number equals the library's number. For LoRA the library's number is smaller than our number. The difference is the cost of $dx$ in the first three linear layers, which the last line prints. Before these layers no parameter is trained, so LoRA does not need their $dx$.
+# For full fine-tuning, the count by hand equals the count of the library. For LoRA, the count of the library is smaller than the count by hand. The difference is the cost of $dx$ in the first three linear layers, which the last line of the output shows. No parameter before these three layers is trained with LoRA, so LoRA does not need their $dx$.
 #
 # Now compare the cost of LoRA with the cost of full fine-tuning, for a square layer with $in = out = d$:
 #
@@ -413,7 +413,7 @@ print(f"dx of the first three layers:                      {not_needed:13,}")
 #
 # ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) count the same products.)
 #
-# **Predict.** From which rank on does LoRA cost *more* than full fine-tuning? Answer for $d = 4096$, as in a 7B model, and for $d = 128$, as in "tiny".
+# **Predict.** From which rank on does LoRA need *more* operations than full fine-tuning? Answer for $d = 4096$, as in a 7B model, and for $d = 128$, as in "tiny".
 
 # %%
 ranks, widths = [2**n for n in range(11)], (4096, 128)
@@ -428,26 +428,26 @@ for d in widths:
 # %% [markdown]
 # So in a square layer, LoRA takes at least two thirds of the operations that full fine-tuning takes. The main advantage of LoRA is the saved memory: LoRA needs no gradients and no optimizer state for the frozen weights.
 #
-# Two thirds is a ratio of operations, not a ratio of times. The count contains only the products of the linear layers. The count leaves out attention, norms and the loss, which cost the same for both methods. It also leaves out the optimizer, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
+# Two thirds is a ratio of operations, not a ratio of times. The operations are counted only for the products of the linear layers. This count leaves out attention, norms and the loss, which cost the same for LoRA and for full fine-tuning. The count also leaves out the optimizer, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
 # So the time of a LoRA step, divided by the time of a full step, can be higher or lower than two thirds. Notebooks 05 and 10 measure both times.
 #
 # ## Recap
 #
 # The gradient of each array follows from one rule: write the forward pass with indices and sum the index that appears twice. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, but LoRA computes them without
-# computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check works only at a general point: at $B = 0$ or with symmetric matrices a mistake
-# can stay hidden. In a square layer, a LoRA step costs two thirds of a full step for $W$, plus $2r/d$ of a full step for the bypass.
+# computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check is reliable only with general inputs: at $B = 0$ or with symmetric matrices a mistake
+# can stay hidden. In a square layer, a LoRA step takes $2/3 + 2r/d$ of the operations of a full fine-tuning step: $2/3$ for the products with $W$, and $2r/d$ for the bypass.
 #
 # ## Three questions
 #
-# 1. Full fine-tuning keeps the input $x$ (N, in) of each linear layer for the backward pass. Which arrays does LoRA keep?
+# 1. Full fine-tuning keeps the input $x$ (N, in) of each linear layer for the backward pass. Which arrays of each linear layer does LoRA keep for the backward pass?
 #
 # <details><summary>Answer</summary>
 #
-# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So the activations of this layer take slightly more memory with LoRA than with full fine-tuning. But LoRA needs no memory for $dW$ and for the optimizer state of $W$. LoRA-FA, a variant of LoRA, also freezes $A$. LoRA-FA does not compute $dA$, so it does not need $x$.
+# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So the activations of a linear layer take slightly more memory with LoRA than with full fine-tuning. But LoRA needs no memory for $dW$ and for the optimizer state of $W$. LoRA-FA, a variant of LoRA, also freezes $A$. LoRA-FA does not compute $dA$, so it does not need $x$.
 #
 # </details>
 #
-# 2. A colleague initialises *both* factors with zero. What happens in training?
+# 2. A colleague initialises *both* factors, $A$ and $B$, with zero. What happens in training?
 #
 # <details><summary>Answer</summary>
 #
@@ -475,7 +475,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# The index $n$ is summed: $db_i = \sum_n dy_{ni}$, in NumPy `dy.sum(axis=0)`. The other three gradients do not change.
+# The index $n$ is summed: $db_i = \sum_n dy_{ni}$, in NumPy `dy.sum(axis=0)`. The gradients $dx$, $dA$ and $dB$ do not change.
 #
 # </details>
 #
@@ -483,7 +483,7 @@ for d in widths:
 #
 # <details><summary>Hint</summary>
 #
-# `mask = (rng.random(x.shape) > p) / (1 - p)`. Each call of `forward` draws a new mask. What does the complex step assume about the function?
+# `mask = (rng.random(x.shape) > p) / (1 - p)`. Each call of `forward` draws a new mask. What does the complex step assume about the function `forward`?
 #
 # </details>
 #
@@ -495,7 +495,7 @@ for d in widths:
 # </details>
 #
 # 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes the weight by $-\eta\,dW$.
-#    Compute the cosine of the angle between these two changes, for random $A$ (r, 384) with $r = 1, 8, 64, 384$. Use the gradient of the model above:
+#    Compute the cosine of the angle between these two changes, for a random $A$ of shape (r, 384) with $r = 1, 8, 64, 384$. Use the gradient $dW$ that this notebook computed for "tiny":
 #    `dW = dict(merged.named_parameters())[f"{layer}.weight"].grad`.
 #
 # <details><summary>Hint</summary>
@@ -508,11 +508,11 @@ for d in widths:
 #
 # The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
 #
-# The formula follows from two mean values. Suppose that the entries of $A$ are independent normal numbers with mean 0 and variance 1. Then the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The quotient is about $\sqrt{r/(r + 385)}$.
+# The formula follows from two mean values. Suppose that the entries of $A$ are independent normal numbers with mean 0 and variance 1. Then the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The cosine is the quotient of these numbers, about $\sqrt{r/(r + 385)}$.
 #
 # </details>
 #
-# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive both gradients from the rule about indices.
+# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy of the exercises. **Close this notebook first**, and derive both gradients from the rule about indices.
 #
 # <details><summary>Hint</summary>
 #
