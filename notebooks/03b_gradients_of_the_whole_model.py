@@ -13,14 +13,14 @@
 # %% [markdown]
 # # Gradients of the whole model
 #
-# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer also has layers of five other kinds, and a loss. This notebook derives the gradients of these layers and of the loss, proves each gradient, and then
+# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer also contains softmax, attention, RMSNorm, rotary embedding and SwiGLU, and its training needs a loss. This notebook derives the gradients of these layers and of the loss, proves each gradient, and then
 # proves the gradient of a whole model.
 #
 # **You will learn to**
 #
 # - derive the backward pass of softmax, attention, RMSNorm, rotary embedding, SwiGLU and cross-entropy,
 # - explain which operations the complex step allows in a forward pass,
-# - find *invariances* of a layer, changes of the input that do not change the output, and check the gradient with an invariance.
+# - find *invariances* of a layer (changes of the input that do not change the output), and check the gradient with an invariance.
 #
 # **Before you start:** [notebook 03](03_gradients_by_hand.ipynb).
 #
@@ -28,13 +28,13 @@
 #
 # ## The block
 #
-# "tiny" is a Transformer with Llama's architecture. "tiny" turns each byte into a vector, changes the vectors in five blocks, and predicts the next byte from the changed vectors:
+# The model tiny is a Transformer with Llama's architecture. This model turns each byte into a vector, changes the vectors in five blocks, and predicts the next byte from the changed vectors:
 #
 # **bytes → embedding → 5 blocks → RMSNorm → output head → softmax: a probability for each next byte**
 #
-# The picture shows one block. Grey boxes are linear layers with LoRA; notebook 03 derived their gradients. White boxes are the layers whose gradients this notebook derives.
+# The picture shows one block. The grey boxes are linear layers with LoRA. Notebook 03 derived the gradients of linear layers with LoRA. The white boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** There are four kinds of white boxes. (Softmax is a part of attention.) In layers of one kind, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer is this?
+# **Predict.** The white boxes show four kinds of layers: RMSNorm, rotary embedding, attention and SwiGLU. (Softmax is a part of attention.) In one of these four kinds of layers, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which of the four kinds is it?
 
 # %%
 import numpy as np
@@ -47,13 +47,13 @@ from lora_np.studies.harness.table import show
 block_diagram();
 
 # %% [markdown]
-# **The answer:** in SwiGLU, each output number depends only on the input numbers with the same indices. Rotary mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
+# **The answer:** in SwiGLU, each output number depends only on the input numbers with the same indices. Rotary embedding mixes pairs of features, RMSNorm mixes all features of a token, and attention mixes tokens.
 #
 # The next table lists all layers of the block:
 #
 # | layer | purpose |
 # |---|---|
-# | linear (`q_proj`, …) | mixes the features of one token; most parameters of the model are here |
+# | linear (`q_proj`, …) | mixes the features of one token; contains most parameters of the model |
 # | RMSNorm | gives the vectors of all tokens the same length, so the numbers keep their size from block to block |
 # | attention | reads from earlier tokens; all other layers work on each token alone |
 # | softmax | inside attention: turns scores into weights that are positive and sum to 1 |
@@ -61,14 +61,14 @@ block_diagram();
 # | SwiGLU | the nonlinearity of the MLP: without SwiGLU, the linear layers before and after it could be replaced by one linear layer |
 # | ⊕ | a *residual* connection: adds the result of attention or of the MLP to $x$, so the gradient also reaches $x$ unchanged |
 #
-# The table leaves out two layers. The output head is a linear layer, and the embedding is a table look-up; `lora_np/ops/embedding.py` has its gradient.
+# The table leaves out two layers outside the blocks: the output head and the embedding. The output head is a linear layer. The embedding looks up the vector of each byte in a table. The file `lora_np/ops/embedding.py` computes the gradient of the embedding.
 #
 # ## The three checks
 #
 # For each layer below we make three checks:
 #
 # 1. Our gradient equals the library's gradient.
-# 2. Our gradient passes the complex step. `ln.gradcheck` is the function `errors_of` of notebook 03.
+# 2. Our gradient passes the check with the complex step. The function `ln.gradcheck` makes this check, like the function `errors_of` of notebook 03.
 # 3. The complex step finds a typical mistake that we put into the gradient.
 
 # %%
@@ -97,7 +97,7 @@ def check(layer, forward, backward, mistake, library, **inputs):
 # %% [markdown]
 # ## Requirements of the complex step
 #
-# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for *holomorphic* functions. These are the functions of a complex variable that have a complex derivative. Every operation of the forward pass must be holomorphic.
+# The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for *holomorphic* functions. A function of a complex variable is holomorphic if it has a complex derivative. Every operation of the forward pass must be holomorphic.
 # Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic: they treat the real and the imaginary part differently.
 #
 # **Predict.** Here are three formulas for the square of a real number. For which of these formulas does the complex step give the right derivative?
@@ -111,10 +111,10 @@ for name, value in ways.items():
     print(f"{name:13} {value.imag / h:g}")
 
 # %% [markdown]
-# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step would report this gradient as wrong. So the library writes `x * x`.
+# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step would report this gradient as wrong. So the library writes the square of `x` as `x * x`.
 # In a forward pass the library also avoids `np.linalg.norm`, which contains an absolute value, and `np.vdot`, which contains a conjugate.
 #
-# **New letters.** $\circ$ multiplies entry by entry. $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. Each token has $d$ features, and each attention head has $d_h$ features.
+# **New symbols.** The sign $\circ$ multiplies two arrays entry by entry. The bracket $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. Each token has $d$ features, and each attention head has $d_h$ features.
 #
 # ## Softmax
 #
@@ -122,7 +122,7 @@ for name, value in ways.items():
 #
 # $$y_i = \frac{e^{z_i - m}}{\sum_j e^{z_j - m}}$$
 #
-# $m$ is the largest $z$. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
+# Here $m$ is the largest of the logits. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
 #
 # **Derivation.** $z_j$ changes $y_j$ through the numerator, and it changes *every* $y_i$ through the denominator. Write $y_i = e_i / E$ with $e_i = e^{z_i}$ and the sum $E = \sum_l e_l$. Then
 # $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial E / \partial z_j = e_j$. The quotient rule gives
@@ -133,7 +133,7 @@ for name, value in ways.items():
 #
 # $$dz_j = \sum_i dy_i\,y_i\,\big([\,i = j\,] - y_j\big) = y_j \Big(dy_j - \sum_i dy_i\,y_i\Big)$$
 #
-# The typical mistake is to stop after the first term, $dz = y \circ dy$.
+# The typical mistake in the backward pass is to keep only the first term, $dz = y \circ dy$.
 
 # %%
 def softmax_forward(z):
@@ -160,7 +160,7 @@ z = rng.standard_normal((N, d))
 check("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
 
 # %% [markdown]
-# **Predict.** If we add the same number to all $z$ of a row, $y$ does not change. What follows for the sum of a row of $dz$?
+# **Predict.** If we add the same number to all $z$ of a row, $y$ does not change. What does this tell us about the sum of the numbers in a row of $dz$?
 
 # %%
 dy = rng.standard_normal((N, d))
@@ -173,9 +173,9 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 #
 # ## Attention
 #
-# Each token has three vectors. The *query* $q$ describes what the token looks for. Other tokens find the token by its *key* $k$. The *value* $v$ is what the token passes on to the other tokens. Attention works in three steps:
+# Each token has three vectors. The *query* $q$ describes what the token looks for. Other tokens find the token by its *key* $k$. The *value* $v$ contains the numbers that the token passes on to other tokens. Attention works in three steps:
 #
-# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (Without the division, the scores would grow like $\sqrt{d_h}$. From large scores, softmax gives nearly all the weight to one key.)
+# 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (Without the division, the scores would grow like $\sqrt{d_h}$. If the scores are large, softmax gives nearly all the weight to one key.)
 # 2. Softmax turns the scores of each query into weights $P$.
 # 3. The output $o$ is the weighted sum of the values.
 #
@@ -183,7 +183,7 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 #
 # $$S_{ij} = \frac{1}{\sqrt{d_h}} \sum_c q_{ic}\,k_{jc}\;\;(j \le i), \qquad P = \operatorname{softmax}(S), \qquad o_{ic} = \sum_j P_{ij}\,v_{jc}$$
 #
-# **Derivation.** Go from the last step to the first step, and sum the index that appears twice:
+# **Derivation.** Go through the three steps of attention from the last to the first. Each gradient is a sum over the index in the second column:
 #
 # | step | sum over | gradient |
 # |---|---|---|
@@ -193,7 +193,7 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 # | 1 | key $j$ | $dq = dS\,k / \sqrt{d_h}$ |
 # | 1 | query $i$ | $dk = dS^\top q / \sqrt{d_h}$ |
 #
-# **Predict.** The forward pass uses the causal mask. Which rows of the table must use the mask too?
+# **Predict.** The forward pass uses the causal mask. Which rows of the table, if any, must use the mask too?
 
 # %%
 def attention_forward(q, k, v):
@@ -255,7 +255,7 @@ print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 #
 # $$dx_j = \rho\,w_j\,dy_j \;-\; x_j\,\frac{\rho^3}{d} \sum_i w_i\,dy_i\,x_i \qquad\qquad dw_i = \sum_n dy_{ni}\,x_{ni}\,\rho_n$$
 #
-# The typical mistake is to treat $\rho$ as a constant, which drops the second term.
+# The typical mistake is to treat $\rho$ as a constant, which drops the second term of $dx_j$.
 
 # %%
 eps = 1e-5
@@ -286,7 +286,7 @@ x, w = rng.standard_normal((N, d)), rng.standard_normal(d)
 check("RMSNorm", rms_norm_forward, rms_norm_backward, rho_as_a_constant, library, x=x, w=w)
 
 # %% [markdown]
-# **Predict.** If we multiply $x$ by 2, $y$ does not change, except for the small effect of $\varepsilon$. In which direction, therefore, does $dx$ have no component?
+# **Predict.** If we multiply $x$ by 2, $y$ does not change, except for the small effect of $\varepsilon$. In which direction does $dx$ therefore have no component?
 
 # %%
 def largest_cosine(dx):
@@ -311,7 +311,7 @@ print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0
 #
 # So the score depends only on the *difference* of the angles, that is, on the distance between the two tokens.
 #
-# Each pair $(x_c, x_{c+d_h/2})$ of a query or key is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In notebook 01, $\theta$ has another meaning: a parameter of the model.)
+# The features of a query or a key form pairs $(x_c, x_{c+d_h/2})$. Each pair is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In notebook 01, $\theta$ has another meaning: a parameter of the model.)
 #
 # Why do the pairs have different angles? The first pair rotates by 1 radian per token, so the angles of neighbouring tokens differ clearly. But after about six tokens the first pair has made a full turn. So the first pair cannot distinguish a distance of one token from a distance of about seven tokens. The last pair rotates so slowly that a full turn takes
 # thousands of tokens (for the usual sizes of $d_h$). So the angle of the last pair distinguishes distant tokens, but this angle is nearly equal for neighbouring tokens.
@@ -324,7 +324,7 @@ print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0
 #
 # **Derivation.** The rule of notebook 03 gives $dx = R^\top dy$ for any $y = Rx$. The transpose of a rotation is the rotation by $-\varphi$. So the backward pass rotates back, by $-\varphi$.
 #
-# **Predict.** The typical mistake is to rotate by $\varphi$ again instead of $-\varphi$. Does a check with a single token find this mistake?
+# **Predict.** The typical mistake in the backward pass is to rotate by $\varphi$ again instead of $-\varphi$. Does a check with a single token find this mistake?
 
 # %%
 def rotate(x, cos, sin):
@@ -361,9 +361,9 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# A check with a single token does not find the mistake. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden at a special point, here at the angle 0.
+# A check with a single token does not find the mistake. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0.
 #
-# The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance.
+# The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance between the two positions.
 
 # %%
 same_q, same_k = np.tile(q[0], (t, 1)), np.tile(k[0], (t, 1))
@@ -383,7 +383,7 @@ print(all(np.allclose(np.diag(scores, j), scores[0, j]) for j in range(t)))
 #
 # $$du = dy \circ \operatorname{silu}(g) \qquad\qquad dg = dy \circ u \circ \sigma\,\big(1 + g\,(1 - \sigma)\big)$$
 #
-# The typical mistake is to treat $\sigma$ as a constant.
+# The typical mistake is to treat $\sigma$ as a constant in the derivative of $\operatorname{silu}(g)$.
 
 # %%
 def swiglu_forward(g, u):
@@ -411,15 +411,15 @@ check("SwiGLU", swiglu_forward, swiglu_backward, sigma_as_a_constant, library, g
 # %% [markdown]
 # ## Cross-entropy
 #
-# The backward pass starts at the loss. The loss is $-\log$ of the probability that the model gives to the correct next token, averaged over $N$ places in the text. With the logits $z_n$ and the correct next token $a_n$ at place $n$:
+# The backward pass starts at the loss. The loss is $-\log$ of the probability that the model gives to the correct next token, averaged over $N$ places in the text. With the logits $z_n$ and the correct next token $a_n$ at place $n$, the loss is
 #
 # $$L = -\frac1N \sum_n \log \operatorname{softmax}(z_n)_{a_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n a_n}\Big)$$
 #
-# **Derivation.** The derivative of the first term is softmax, because $\partial \log E = \partial E / E$ for the sum $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
+# **Derivation.** The bracket has two terms. The derivative of the first term is softmax, because $\partial \log E = \partial E / E$ for the sum of exponentials $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
 #
 # $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} \qquad\Rightarrow\qquad dz_{nj} = \frac1N \Big(\operatorname{softmax}(z_n)_j - [\,j = a_n\,]\Big)$$
 #
-# In words: the gradient is the predicted probability, minus 1 for the correct token, divided by $N$. The typical mistake is to forget the division by $N$.
+# In words: take the predicted probabilities of all tokens, subtract 1 from the probability of the correct token, and divide the results by $N$. The typical mistake is to forget the division by $N$.
 
 # %%
 answers = rng.integers(0, d, N)  # the correct token at each place
@@ -453,7 +453,7 @@ check("cross-entropy", *ours, sum_instead_of_mean, library, z=z)
 #
 # The picture shows the relative errors of all gradients of this notebook, one row per layer.
 #
-# **Predict.** How many powers of ten lie between the largest error of a correct gradient and the smallest error of a mistake?
+# **Predict.** How many powers of ten lie between the largest error of a correct gradient and the smallest error of a gradient with a mistake?
 
 # %%
 largest = max(max(row["derived"]) for row in results.values())
@@ -464,12 +464,12 @@ subtitle = "relative error against the complex step, in float64; one point per g
 plots.relative_errors(results, 1e-12, title, subtitle);
 
 # %% [markdown]
-# This wide gap is the advantage of the complex step. With central differences the errors of correct gradients would be larger by several powers of ten, and a small mistake could hide among these errors.
+# The wide gap between the errors of correct gradients and of mistakes is the advantage of the complex step. With central differences instead of the complex step, the errors of correct gradients would be larger by several powers of ten. A small mistake could hide among these larger errors.
 #
 # ## The whole model
 #
-# The gradient of each layer is right. Is the gradient of the whole model right too? The loss of "tiny" is one function of all factors $A$ and $B$. So the same check works for the whole model: five blocks with residual connections,
-# attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.) To save time, the next cell uses 32 tokens, and one random direction per matrix instead of five.
+# The gradient of each layer is right. Is the gradient of the whole model right too? The loss of the model tiny is one function of all factors $A$ and $B$. So the check with the complex step also works for the whole model.
+# The whole model contains five blocks with residual connections, attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.) To save time, the next cell uses 32 tokens, and one random direction per matrix instead of five.
 
 # %%
 config = ln.LoraConfig(
@@ -484,9 +484,9 @@ largest = max(result.errors.values())
 print(f"{len(result.errors)} gradients, largest relative error {largest:.0e}")
 
 # %% [markdown]
-# Notebook 03 tested $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. The function `both_ways` repeats this test for every linear layer. The function runs one backward pass of the model with LoRA, and one backward pass of the merged and unfrozen model.
+# Notebook 03 tested the equations $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$ in one layer. The function `both_ways` repeats this test for every linear layer. The function runs one backward pass of the model with LoRA, and one backward pass of the merged and unfrozen model.
 #
-# **Predict.** Without rounding, both sides of each equation are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will agree?
+# **Predict.** Without rounding, both sides of each equation are equal. The two backward passes add numbers in different orders. How many of the 16 digits of float64 will be equal on both sides?
 
 # %%
 from lora_np.studies.gradients.study import both_ways
@@ -511,12 +511,12 @@ subtitle = "relative difference of the two sides, in float64; one point per laye
 plots.relative_errors(differences, 1e-12, title, subtitle);
 
 # %% [markdown]
-# All digits agree except the last one or two. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
+# All digits of the two sides agree, except the last one or two digits. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
 #
 # ## Recap
 #
-# Every backward pass follows from the rule of notebook 03. The gradient of an input is a sum over all outputs that depend on this input. In softmax and RMSNorm every output depends on every input through a common denominator. This denominator gives the second term of their gradients.
-# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly. The gradients of all $A$ and $B$ in "tiny" pass this check.
+# Every backward pass follows from the rule of notebook 03: the gradient of an input is a sum over all outputs that depend on this input. In softmax and RMSNorm every output depends on every input through a common denominator. This denominator gives the second term in the gradients of softmax and RMSNorm.
+# An invariance of the forward pass is a second check of the gradient. The complex step needs a forward pass without absolute values and conjugates. The check of the whole model tests that the layers are combined correctly. The gradients of all $A$ and $B$ in the model tiny pass this check.
 #
 # ## Three questions
 #
@@ -524,7 +524,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# Both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So every output depends on every input, and this dependence gives the second term of the gradient.
+# Softmax and RMSNorm both divide each number by a quantity that depends on all numbers of the row: the sum of exponentials, or the root mean square. So every output depends on every input, and this dependence gives the second term of the gradient.
 #
 # </details>
 #
@@ -547,7 +547,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 # ## Try
 #
 # 1. Check SwiGLU with central differences instead of the complex step: `ln.gradcheck(swiglu_forward, swiglu_backward, {"g": g, "u": u}, method="central")`. How large are the errors now? Then multiply the first gradient that `swiglu_backward` returns, $dg$, by `1 + 1e-8`.
-#    Which of the two methods finds this mistake?
+#    Which method finds this mistake, the complex step or central differences?
 #
 # <details><summary>Hint</summary>
 #
@@ -557,7 +557,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# The errors with central differences are several powers of ten larger than with the complex step, but they are below the tolerance of $10^{-6}$. So central differences accept the mistake of $10^{-8}$. The complex step reports this mistake.
+# The errors with central differences are several powers of ten larger than the errors with the complex step. But the errors with central differences are below the tolerance of $10^{-6}$. So central differences accept the mistake of $10^{-8}$. The complex step reports this mistake.
 #
 # </details>
 #
@@ -604,17 +604,17 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # </details>
 #
-# 3. LayerNorm subtracts the mean before it divides: $y = (x - \bar x) / \sqrt{\operatorname{mean}((x - \bar x)^2) + \varepsilon}$. Which two invariances does LayerNorm have, and what follows for $dx$? Write the backward pass, and check that $dx$ agrees with both invariances.
+# 3. LayerNorm subtracts the mean of the features before it divides by the root mean square: $y = (x - \bar x) / \sqrt{\operatorname{mean}((x - \bar x)^2) + \varepsilon}$. Which two invariances does LayerNorm have, and what do these invariances tell us about $dx$? Write the backward pass, and check that $dx$ agrees with both invariances.
 #
 # <details><summary>Hint</summary>
 #
-# Does $y$ change if you add a constant to all features of a token? Does $y$ change if you multiply $x - \bar x$ by 2? For the backward pass, write LayerNorm as two layers: subtract the mean, then RMSNorm with $w = 1$.
+# Does $y$ change if you add a constant to all features of a token? Does $y$ change if you multiply $x - \bar x$ by 2? For the backward pass, write LayerNorm as two layers. The first layer subtracts the mean. The second layer is RMSNorm with $w = 1$.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The sum of $dx$ over the features of a token is zero. Also, $dx$ is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The backward pass of "subtract the mean" subtracts the mean of the gradient from the gradient. So
+# The sum of $dx$ over the features of a token is zero. Also, $dx$ is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The backward pass of the layer that subtracts the mean subtracts the mean of the gradient from the gradient. So
 # the $dx$ of LayerNorm is the $dx$ that `rms_norm_backward` returns, minus the mean of this $dx$ over the features.
 #
 # </details>
@@ -623,7 +623,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Write the forward pass with all indices, and list every path from an input to the outputs. `check` names the mistake if there is one.
+# Write the forward pass with all indices, and list every path from an input to the outputs. The function `check` of the exercise names the mistake if your gradient contains one.
 #
 # </details>
 #

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # Why low rank works
 #
-# Full fine-tuning changes each weight matrix $W$ by some matrix $\Delta W$. LoRA allows only changes of low rank, $\Delta W = s\,BA$. Why does this restriction cost so little?
+# Full fine-tuning changes each weight matrix $W$ by some matrix $\Delta W$. LoRA allows only changes of low rank, $\Delta W = s\,BA$. Why is the loss with this restriction nearly as low as without it?
 #
 # **You will learn** to
 #
-# - compute the best approximation of a matrix by a product $BA$ of rank $r$, and its error from the singular values;
+# - compute the best approximation of a matrix by a product $BA$ of rank $r$, and compute the error of this approximation from the singular values;
 # - explain the difference between the rank of a learned $\Delta W$ and the rank that is enough for the loss;
-# - compare the directions of two runs with the similarity $\varphi$ (in notebook 03b, $\varphi$ is an angle), and decide which values of $\varphi$ can be chance.
+# - compare the directions of two runs with the similarity $\varphi$ (in notebook 03b, the letter $\varphi$ is an angle), and decide which values of $\varphi$ can occur by chance.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD), $M = U \Sigma V^\top$. The columns of $U$ and of $V$ are orthonormal. The singular values
 # $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ are on the diagonal of $\Sigma$.
@@ -44,9 +44,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The best product of rank r
 #
-# $B$ has the shape (out, r) and $A$ the shape (r, in). The product $BA$ is a sum of $r$ matrices. Each of these matrices is a column of $B$ times a row of $A$. So the rank of $BA$ is at most $r$.
+# $B$ has the shape (out, r), and $A$ has the shape (r, in). The product $BA$ is a sum of $r$ matrices. Each of these matrices is a column of $B$ times a row of $A$. So the rank of $BA$ is at most $r$.
 #
-# For a given matrix $M$, the best product $BA$ of rank $r$ is the product with the smallest error $\lVert M - BA \rVert_F$ (Eckart and Young 1936). To compute it, keep the $r$ largest singular values of $M = U \Sigma V^\top$, with $U_r$ (out, r), $\Sigma_r$ (r, r) and $V_r$ (in, r):
+# For a given matrix $M$, the best product $BA$ of rank $r$ is the product with the smallest error $\lVert M - BA \rVert_F$ (Eckart and Young 1936). To compute the best product, keep the $r$ largest singular values of $M = U \Sigma V^\top$ and their singular vectors. The kept parts of the three matrices are $U_r$ (out, r), $\Sigma_r$ (r, r) and $V_r$ (in, r):
 #
 # $$B = U_r \sqrt{\Sigma_r}, \qquad A = \sqrt{\Sigma_r}\, V_r^\top, \qquad
 # \lVert M - BA \rVert_F = \sqrt{\sigma_{r+1}^2 + \sigma_{r+2}^2 + \dots}$$
@@ -63,22 +63,22 @@ print(f"error                             {np.linalg.norm(M - B @ A):.12f}")
 print(f"from the singular values left out {np.sqrt((sigma[r:] ** 2).sum()):.12f}")
 
 # %% [markdown]
-# The sum of all $\sigma_i^2$ equals $\lVert M \rVert_F^2$. This sum is called the *energy* of $M$. The best product of rank $r$ keeps the share $(\sigma_1^2 + \dots + \sigma_r^2) / \sum_i \sigma_i^2$ of the energy.
-# If the product has the relative error $e$, the share of the energy is $1 - e^2$.
+# The sum of all $\sigma_i^2$ equals $\lVert M \rVert_F^2$. This sum is called the *energy* of $M$. The best product of rank $r$ keeps the share $(\sigma_1^2 + \dots + \sigma_r^2) / \sum_i \sigma_i^2$ of the energy of $M$.
+# If the relative error of the best product is $e$, this product keeps the share $1 - e^2$ of the energy of $M$.
 #
-# A grey photograph is a matrix too. **Predict.** The two factors of a product of rank 8 have about 6 % as many numbers as the photograph below. Can you recognise the person in this product?
+# A grey photograph is a matrix too. **Predict.** The two factors of a product of rank 8 have about 6 % as many numbers as the photograph below. Can you recognise the person in the picture of this product?
 
 # %%
 plots.photograph(photograph());
 
 # %% [markdown]
-# The photograph is Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions (pairs of singular vectors) hold most of the energy, but more directions are needed to recognise the face.
+# The photograph is Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions (pairs of singular vectors) hold most of the energy of the photograph, but more directions are needed to recognise the face.
 #
 # ## A learned change
 #
-# Now take a $\Delta W$ that was learned. The next cell fine-tunes all weights of "tiny" on Python code for 60 steps, and subtracts the weights of the base. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
+# Now take a $\Delta W$ that a model has learned. The next cell fine-tunes all weights of the model tiny on Python code for 60 steps. Then the cell subtracts the weights before fine-tuning from the weights after fine-tuning. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
-# **Predict.** A few directions hold most of the energy of a photograph. Do a few directions hold a larger or a smaller share of the energy of a learned $\Delta W$?
+# **Predict.** A few directions hold most of the energy of a photograph. Compared with the photograph, do a few directions hold a larger or a smaller share of the energy of a learned $\Delta W$?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
@@ -108,7 +108,7 @@ for name, (matrix, r) in matrices.items():
 show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 
 # %% [markdown]
-# The product of low rank keeps a smaller share of the energy of the learned $\Delta W$ than of the energy of the photograph. Most of the photograph's energy is its mean brightness, which is a single direction. But even if the mean is subtracted, the product keeps a larger share of the photograph's energy than of $\Delta W$'s energy.
+# For the learned $\Delta W$, the best product of low rank keeps a smaller share of the energy than for the photograph. Most of the energy of the photograph comes from its mean brightness, which needs only one direction. But even for the photograph minus its mean, the best product of low rank keeps a larger share of the energy than for the learned $\Delta W$.
 #
 # The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only how many coloured columns each side has.
 
@@ -118,14 +118,14 @@ plots.scene_3d(decomposition);
 # %% [markdown]
 # ## How many directions does a learned change have?
 #
-# Two numbers describe how fast the singular values of a matrix fall. Both numbers are computed from the list of the singular values.
+# Two numbers, *rank90* and the *effective rank*, describe how fast the singular values of a matrix fall. Both numbers are computed from the list of the singular values.
 #
-# - *rank90* is the smallest $r$ for which the $r$ directions with the largest singular values hold at least 90 % of the energy.
+# - *rank90* is the smallest $r$ for which the $r$ directions with the largest singular values hold at least 90 % of the energy of the matrix.
 # - The *effective rank* (Roy and Vetterli 2007) is $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. For example, if five singular values are equal and all others are 0, the effective rank is 5.
 #
-# The two numbers can differ much. rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small singular values count more. So the effective rank can be larger than rank90.
+# The rank90 and the effective rank of a matrix can differ much. The rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small singular values count more. So the effective rank can be larger than rank90.
 #
-# **Predict.** A random matrix of the shape of this $\Delta W$ has 64 directions. It needs most of these directions for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
+# **Predict.** The learned $\Delta W$ in the pictures above and a random matrix of the same shape both have 64 directions. The random matrix needs most of these directions for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
 
 # %%
 sigma = np.linalg.svd(delta, compute_uv=False)  # (64,)
@@ -148,12 +148,12 @@ show(lines, {"matrix": "", "rank90": "", "effective rank": ".1f"})
 plots.singular_values(rank_reduction.singular_values(deltas, run));
 
 # %% [markdown]
-# For 90 % of its energy, the learned $\Delta W$ needs about half as many directions as a random matrix. The $\Delta W$ of attention need fewer directions than the $\Delta W$ of the MLP.
+# For 90 % of its energy, the learned $\Delta W$ needs about half as many directions as a random matrix. The $\Delta W$ matrices of attention need fewer directions than the $\Delta W$ matrices of the MLP.
 #
-# These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. "tiny" learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
-# Each dot is one layer. Each method uses its best learning rate (notebook 05 explains how a study finds this rate). The black bars show the rank90 of a random matrix of the same shape. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
+# These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. The model tiny learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
+# Each dot is one layer. Full fine-tuning and LoRA each use their best learning rate (notebook 05 explains how a study finds this rate). The black bars show the rank90 of a random matrix of the same shape. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
 #
-# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. The rank of this $\Delta W$ was 10 to 100 times as high as the usual ranks of LoRA. How many times as high as $r = 8$ is the rank90 of full fine-tuning here?
+# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. The rank of this $\Delta W$ was 10 to 100 times as high as the usual ranks of LoRA. In our two models, how many times as high as $r = 8$ is the rank90 of full fine-tuning?
 
 # %%
 ranks = Table.load("../figures/data/spectra.json")
@@ -174,16 +174,16 @@ show(lines, dict(zip(lines[0], ("", "", "g", "g", ".0f"), strict=True)))
 display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2-135m")))
 
 # %% [markdown]
-# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times $r = 8$. The matrices of the keys and values have the lowest rank90 because they have the fewest rows. Divided by the rank90 of a random matrix, the rank90 of keys and values is about equal to the rank90 of the other attention matrices.
+# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times as high as $r = 8$. The weight matrices of the keys and values have the lowest rank90 because they have the fewest rows. If we divide each rank90 by the rank90 of a random matrix of the same shape, the keys and values have about the same result as the other attention matrices.
 #
-# So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than the rank90 of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). On SmolLM2, LoRA may use eight directions, but fewer directions hold 90 % of the energy of LoRA's $\Delta W$.
-# So a low rank is enough for this task. But full fine-tuning, which may use any rank, does not find a $\Delta W$ of low rank.
+# So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than the rank90 of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). In SmolLM2, LoRA may use eight directions per weight matrix, but fewer than eight directions hold 90 % of the energy of LoRA's $\Delta W$.
+# So a low rank is enough to learn the voice of the lighthouse keeper. But full fine-tuning, which may use any rank, does not find a $\Delta W$ of low rank.
 #
 # ## From energy to loss
 #
 # Training minimises the loss. The energy of $\Delta W$ tells us about the loss only indirectly. So the next study cuts every $\Delta W$ of a fully fine-tuned model to its top $r$ directions. Then the study measures the loss on code that the model has not read.
 #
-# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less than half in the MLP. Which rank keeps 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
+# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less than half in the MLP. Which rank is needed to keep 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
 
 # %%
 cut = Table.load("../figures/data/truncated_loss.json")
@@ -204,9 +204,9 @@ show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
 display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# At every rank, the column "gain kept" includes this part of the norms. The column answers the question: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % lies between 16 and 32.
+# At every rank, the column "gain kept" includes the gain that the norms alone keep. The column answers which rank is needed to keep 95 % of the gain: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % lies between 16 and 32.
 #
-# At each rank below the full rank, the product keeps a larger share of the gain than of the energy. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
+# At each rank below the full rank, the cut model keeps a larger share of the gain than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
 # %%
 shown = (1, 4, 8, 16, 64)
@@ -221,14 +221,14 @@ for table in (cut, now):
 show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in shown})
 
 # %% [markdown]
-# For the same share of the gain, the shorter run needs fewer directions than the longer run. The two runs differ in the number of steps and in the learning rate. The table does not show which of these differences is the reason (see tasks 2 and 3 under "Try").
+# For the same share of the gain, the shorter run needs fewer directions than the longer run. The two runs differ in the number of steps and in the learning rate. The table does not show which of these two differences causes the result (see tasks 2 and 3 under "Try").
 #
-# A cut can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. A possible reason is that some of the removed directions hold noise. This notebook does not test this reason.
+# A cut of $\Delta W$ can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. A possible reason is that some of the removed directions hold noise. This notebook does not test whether the removed directions hold noise.
 #
 # ## Do two runs find the same directions?
 #
-# If a task needs a few particular directions, every LoRA run should find these directions, with any rank and any seed. Hu et al. (2021, §7.2) compare the right singular vectors of $A$ in two runs. The columns of $V_1$ (d, i) are the top $i$ vectors of one run. The columns of $V_2$ (d, j) are the top $j$ vectors of the
-# other run. In this section $i$ and $j$ are numbers of directions. The similarity of the two runs is
+# If a task needs a few particular directions, every LoRA run should find these directions, with any rank and any seed. Hu et al. (2021, §7.2) compare the right singular vectors of $A$ in two runs. The columns of $V_1$ (d, i) are the top $i$ right singular vectors of one run. The columns of $V_2$ (d, j) are the top $j$ right singular vectors of the
+# other run. In this section, $i$ and $j$ are numbers of directions, and $d$ is the number of columns of $A$. The similarity of the two runs is
 #
 # $$\varphi(i, j) = \frac{\lVert V_1^\top V_2 \rVert_F^2}{\min(i, j)}, \qquad 0 \le \varphi \le 1$$
 #
@@ -249,9 +249,9 @@ print(f"φ({i}, {j}) of random spans: {np.mean(drawn):.4f} ± {error:.4f}")
 print(f"max(i, j)/d:            {max(i, j) / d:.4f}")
 
 # %% [markdown]
-# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. On "tiny", 64 directions are half of all 128 directions, so $\varphi(8, 64)$ is 0.5 by chance. (In the paper $d$ is 12,288, so $\varphi$ is nearly 0 by chance.)
+# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. In the model tiny, 64 directions are half of all 128 directions, so $\varphi(8, 64)$ is 0.5 by chance. (In the paper $d$ is 12,288, so $\varphi$ is nearly 0 by chance.)
 #
-# **Predict.** The maps below show $\varphi$ for all $i$ and $j$. In which corner is the $\varphi$ of random spans so small that a large $\varphi$ cannot be chance?
+# **Predict.** The maps below show $\varphi$ for all $i$ and $j$. In which corner of a map is the $\varphi$ of random spans so small that a large $\varphi$ cannot occur by chance?
 
 # %%
 compared = Table.load("../figures/data/subspaces.json")
@@ -270,12 +270,12 @@ for pair in ("r8-r64", "r64-r64"):
 show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=True)))
 
 # %% [markdown]
-# In the upper left corner $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
+# In the upper left corner of each map, $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
 #
-# - *A:* the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start: the $A$ of two runs could both move far, but in different directions.
-# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than chance, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
+# - *A:* For $A$, the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start: the $A$ of two runs could both move far, but in different directions.
+# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than the $\varphi$ of random spans, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
 #
-# The paper found for GPT-3 that $\varphi$ of the top direction of $A$ is larger than 0.5. Here the median of this $\varphi$ is not larger than chance. So the task does not have one small subspace that the $A$ of each query matrix must read. Two runs may read different directions and still reach the same loss.
+# For GPT-3, Hu et al. found that the $\varphi$ of the top direction of $A$ is larger than 0.5. For the model tiny, the median of the $\varphi$ of the top direction of $A$ is not larger than the $\varphi$ of random spans. So the task does not have one small subspace that the $A$ of each query matrix must read. Two runs may read different directions and still reach the same loss.
 # (The two runs of each pair have different seeds. With the same seed, the $A$ of the first layer would start with the same rows in both runs.)
 #
 # ## How large is W in the directions of ΔW?
@@ -286,9 +286,9 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
 #
-# An amplification of 5 means that $\Delta W$ is five times as large as this part of $W$. (The norm of $\Delta W$ counts all its directions, not only the top $r$.)
+# An amplification of 5 means that $\Delta W$ is five times as large as $U^\top W V$. (The norm of $\Delta W$ counts all directions of $\Delta W$, not only the top $r$ directions.)
 #
-# Hu et al. found that $W$ is many times as large in the directions of $\Delta W$ as in random directions. They also found that $\Delta W$ amplifies these directions. They conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the same in a small model?
+# Hu et al. found that $W$ is many times as large in the directions of $\Delta W$ as in random directions. They also found that $\Delta W$ amplifies these directions. Hu et al. conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the two results of Hu et al. in the model tiny too?
 
 # %%
 W = load_model("tiny").state_dict()[rank_reduction.SHOWN]  # (64, 128)
@@ -300,7 +300,7 @@ print(f"\n‖ΔW‖ = {one['norm_delta']:.2f}, so the amplification is {one['fac
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# The table above is about one weight matrix of the full fine-tuning run in this notebook. The picture shows all matrices of LoRA runs. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
+# The table above is about one weight matrix of the full fine-tuning run in this notebook. The picture shows all weight matrices that have an adapter in the LoRA runs of the study. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
 
 # %%
 for r in (4, 64):
@@ -308,9 +308,9 @@ for r in (4, 64):
     display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - As in the paper, $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in the top directions of $W$.
+# - As in the paper of Hu et al., $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in the top directions of $W$.
 # - Unlike in the paper, $W$ is only a little larger in the directions of $\Delta W$ than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
-# - The amplification falls with the rank, as in the paper, because a larger rank includes more directions of $W$.
+# - The amplification falls with the rank, as in the paper, because with a larger rank, $U^\top W V$ includes more directions of $W$.
 #
 # ## A different question: how many numbers does a task need?
 #
@@ -320,7 +320,7 @@ for r in (4, 64):
 #
 # $$\theta = \theta_0 + P z, \qquad dz = P^\top d\theta, \qquad \theta \in \mathbb{R}^D,\; z \in \mathbb{R}^d$$
 #
-# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. The toy task has $D = 1000$ weights in ten blocks of a hundred weights. Here $b$ is the number of a block from 1 to 10, $i$ is the number of a weight, and $t_b$ is a given number. In each block $b$, the sum of the weights must equal $t_b$:
+# The smallest $d$ with which the model still learns the task is the *intrinsic dimension* of the task. First take a toy task with a known intrinsic dimension. The toy task has $D = 1000$ weights in ten blocks of a hundred weights. Here $b$ is the number of a block from 1 to 10, $i$ is the number of a weight, and $t_b$ is the given target of block $b$. In each block $b$, the sum of the weights must equal $t_b$:
 #
 # $$L(\theta) = \sum_{b=1}^{10} \Big(\sum_{i \in b} \theta_i - t_b\Big)^2$$
 #
@@ -344,12 +344,12 @@ print("\nintrinsic dimension:")
 show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 
 # %% [markdown]
-# For all three $D$, the smallest $d$ is ten, the number of constraints. With nine dimensions, the smallest loss is larger than 0.
+# For all three values of $D$, the smallest $d$ with loss 0 is ten, which is the number of constraints. With nine dimensions, the smallest loss is larger than 0.
 #
-# For "tiny" and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too. Each row has an entry in only one column, and the squares of the $g$ entries of a column sum to 1.
+# For the model tiny and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too. Each row has an entry in only one column, and the squares of the $g$ entries of a column sum to 1.
 #
-# The loss of a language model never reaches 0. So the usual measure is $d_{90}$. This is the smallest $d$ that reaches 90 % of the gain of training all weights for the same number of steps. Two models learn the same Python code. The first model is "tiny", which was trained on English (fine-tuning). The second model has the
-# same architecture but starts with random weights (training from scratch).
+# The loss of a language model never reaches 0. So the usual measure is $d_{90}$, the smallest $d$ with which training reaches 90 % of a reference gain. The reference gain is the gain of training all weights for the same number of steps. Two models learn the same Python code. The first model is the model tiny, which was trained on English (fine-tuning). The second model has the
+# same architecture as the first model, but the second model starts with random weights (training from scratch).
 #
 # **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? And to reach the same gain, does a random subspace need more trained numbers than LoRA?
 
@@ -361,16 +361,16 @@ plots.intrinsic_dimension(dimension, Table.load("../figures/data/convergence.jso
 display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 
 # %% [markdown]
-# - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. Here the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger. So the intrinsic dimension depends on the model and on the task.
-# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the two gains are different. With random weights most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, the loss of this model is still far above the loss at which fine-tuning *starts*.
+# - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger than 200. So the intrinsic dimension depends on the model and on the task.
+# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
 # - The curve for training from scratch falls at one point although $d$ grows. So the $d_{90}$ of this curve is a rough estimate.
-# - With the same number of trained parameters, random directions reach about the same gain as LoRA (diamonds). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA are that it needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
+# - With the same number of trained parameters, random directions reach about the same gain as LoRA (diamonds). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA over random directions are that LoRA needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
 #
 # ## Recap
 #
 # - The best product of rank $r$ keeps the $r$ largest singular values. The error of this product is the square root of the sum of the other $\sigma_i^2$.
-# - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more than LoRA's rank.
-# - Most of the gain needs fewer directions than most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
+# - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more directions than the usual ranks of LoRA.
+# - Fewer directions are needed to keep most of the gain than to keep most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
 # - The $A$ of two runs read different directions. The $B$ of two runs share some of the directions that they write.
 # - The study of the gain cut each $\Delta W$ to a low rank after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
 #
@@ -430,7 +430,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # </details>
 #
-# 3. Train with `lr=2e-4`, a tenth of the learning rate, for 60 steps. Is the rank of $\Delta W$ a property of the task alone?
+# 3. Train with `lr=2e-4`, a tenth of the learning rate used above, for 60 steps. Is the rank of $\Delta W$ a property of the task alone?
 #
 # <details><summary>Hint</summary>
 #

@@ -19,13 +19,13 @@
 #
 # - compare LoRA with full fine-tuning fairly, with the best learning rate for each method;
 # - explain how the final loss depends on the rank and on the choice of layers;
-# - separate two causes of the remaining difference: the low rank, and the parameters that LoRA leaves frozen.
+# - separate two causes of the higher loss of LoRA: the low rank, and the parameters that LoRA leaves frozen.
 #
 # **Before you start:** notebook 02.
 #
 # *Reading: 45 minutes. Tasks: 25 minutes. Running: about 30 seconds.*
 #
-# The model tiny was trained on English prose. In this study tiny learns Python code. Full fine-tuning trains all parameters of tiny. LoRA trains an adapter, with ranks from 1 to 64, on the linear layers of attention only or on all linear layers. The loss is measured on held-out code, which is not used for training.
+# The model tiny was trained on English prose. In this study the model tiny learns Python code. Full fine-tuning trains all parameters of the model. LoRA trains an adapter on the linear layers of attention only, or on all linear layers. The rank of the adapter is between 1 and 64. The loss is measured on held-out code, which is not used for training.
 #
 # All other settings are equal: each run has 200 steps of AdamW on batches of 8 × 128 bytes, and LoRA has $\alpha = 8r$. The learning rate increases over the first ten steps (the warm-up) and then falls to zero along a cosine.
 
@@ -63,9 +63,9 @@ names = [f"convergence.recovered.all-linear.r{r}.steps200" for r in (8, 64)]
 display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps200")))
 
 # %% [markdown]
-# The higher the rank of LoRA, the more of the gain it recovers. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large here. Because tiny's hidden size is only 128, this adapter has three quarters as many parameters as tiny.
+# The higher the rank of LoRA, the larger is the share of the gain that LoRA recovers. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large for the model tiny. Because the hidden size of tiny is only 128, this adapter has three quarters as many parameters as the whole model.
 #
-# The dotted line shows the same study with runs of 50 steps instead of 200, at three ranks. The dotted line is close to the line of 200 steps, so four times as many steps change the shares by only a few points.
+# The dotted line in the picture shows the shares after runs of 50 steps instead of 200, at three ranks. The dotted line is close to the line of 200 steps. So four times as many steps change the shares by only a few percentage points.
 #
 # ## The loss during training
 #
@@ -75,11 +75,11 @@ display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps2
 plots.loss_curves(table);
 
 # %% [markdown]
-# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as with full fine-tuning. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
+# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as the loss of full fine-tuning. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
 #
-# At the end of the runs the order is clear: the lower the rank, the higher the loss. During the first half of the runs, the order is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
+# At the end of the runs, the order of the curves is clear: the lower the rank, the higher the loss. During the first half of the runs, the order of the curves is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
 #
-# At the end the curves become flat. But the model could still learn more. The curves become flat because the learning rate falls to zero.
+# At the end of the runs, the curves become flat. But the model could still learn more. The curves become flat because the learning rate falls to zero.
 #
 # A step of LoRA does not take the same time as a step of full fine-tuning. The next picture shows the loss over the training time in seconds. This time is the number of steps, multiplied by the time of one step. The timing measured a few steps of each method, one method after another. This sequence was repeated several times. So other work on the machine slowed all methods equally.
 
@@ -88,7 +88,7 @@ cost = Table.load("../figures/data/step_cost.json")
 plots.loss_curves(timed_alike(table, cost), x="seconds");
 
 # %% [markdown]
-# On tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher final loss. So on tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for tiny and for a larger model.
+# For the model tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher final loss. So for the model tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for the model tiny and for a larger model.
 #
 # ## Each method needs its own learning rate
 #
@@ -117,13 +117,13 @@ show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's ra
 # The factor in the last column depends on the scaling $s = \alpha / r$. Each change of $B$ is multiplied by $s$ in the output of the bypass, so a larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
 # changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, not the same $s$. They find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
 #
-# The factors in the table are rough. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see attention at $r = 2$ in the picture).
+# The factors in the table are rough. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see LoRA on attention with $r = 2$ in the picture).
 #
 # ## Do it yourself
 #
 # The next cell runs full fine-tuning and LoRA with $r = 8$, with the settings of the study but only sixty steps.
 #
-# **Predict.** The study measured the loss after 60 of its 200 steps. Is the loss at the end of your run with sixty steps higher than this loss, lower, or about equal?
+# **Predict.** The study measured the loss after 60 of its 200 steps. Compared with this loss of the study, is the loss at the end of your run with sixty steps higher, lower, or about equal?
 
 # %%
 steps, rows, lines = 60, [], []
@@ -180,7 +180,7 @@ parts = ("lora", "lora+rest", "linear")
 display(Markdown(findings.say(*(f"convergence.shortfall.{part}" for part in parts))))
 
 # %% [markdown]
-# Both causes contribute. To see how much each cause contributes, compare the rows of the table:
+# Both the low rank and the frozen parameters contribute to the difference between LoRA and full fine-tuning. To see how much each cause contributes, compare the rows of the table:
 
 # %% jupyter={"source_hidden": true}
 # Prints the points of the gain that each cause costs.
@@ -198,13 +198,13 @@ display(
 )
 
 # %% [markdown]
-# In the mean of the three seeds, the low rank costs a little more than the frozen embedding and norms. But the differences between seeds are about as large as this difference. So the study does not show which cause costs more.
+# In the mean of the three seeds, the low rank costs a little more than the frozen embedding and norms. But the differences between seeds are about as large as the difference between these two costs. So the study does not show which cause costs more.
 #
 # ## The cost of a step
 #
 # LoRA does not compute $dW$ and stores no optimizer state for the frozen weights. But LoRA computes the products with $A$ and $B$ in addition.
 #
-# **Predict.** At $r = 8$, LoRA's products in tiny's linear layers take three quarters of the operations of full fine-tuning. Does a LoRA step take three quarters of the time of a full fine-tuning step?
+# **Predict.** Count the operations of the matrix products in the linear layers of the model tiny. LoRA with $r = 8$ needs three quarters as many of these operations as full fine-tuning. Does a step of LoRA take three quarters of the time of a step of full fine-tuning?
 
 # %%
 lines = [
@@ -221,7 +221,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# On tiny, a LoRA step on all linear layers takes about as much time as a full step. With $r = 64$ it takes more time than a full step. The matrix products take only a part of the time: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. For LoRA with low ranks, the number of operations is nearly equal. So the differences between the times of the low ranks are mostly noise.
+# For the model tiny, a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products take only a part of the time of a step: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
 #
 # With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
@@ -234,7 +234,7 @@ display(Markdown(findings.say("finetuning.cost.step_seconds")))
 print(f"operations in matrix products: LoRA / full fine-tuning = {lora / full:.2f}")
 
 # %% [markdown]
-# Compared with full fine-tuning, LoRA saves a larger share of the time than of these operations. This is possible because the time contains more work than the matrix products. For example, the optimizer reads and changes $m$, $v$ and the weight of each trained parameter. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
+# Compared with full fine-tuning of SmolLM2-135M, LoRA saves a larger share of the time than of the operations in matrix products. The reason can be that a step also does other work than matrix products. For example, the optimizer AdamW reads and changes each trained parameter and its two moments, $m$ and $v$. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
 # The study measured only the time of whole steps. So we do not know how much of the difference comes from the optimizer, and how much from other work.
 
 # %% [markdown]
@@ -257,9 +257,9 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 # %% [markdown]
 # ## Recap
 #
-# - LoRA on all linear layers comes close to the loss of full fine-tuning: the higher the rank, the closer. But here LoRA does not reach the loss of full fine-tuning.
+# - LoRA on all linear layers comes close to the loss of full fine-tuning: the higher the rank, the closer. But in this study, LoRA does not reach the loss of full fine-tuning.
 # - At the same rank, LoRA on only the attention layers recovers much less of the gain than LoRA on all linear layers.
-# - The remaining difference has two causes: the low rank, and the frozen embedding and norms.
+# - The remaining difference between LoRA and full fine-tuning has two causes: the low rank, and the frozen embedding and norms.
 # - Each method needs its own learning rate. If all methods use one learning rate, the result depends on the choice of this rate.
 #
 # ## Three questions
@@ -276,7 +276,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# The best of several rates has the lowest loss on the first text, partly by chance. If the comparison used the same text, the losses would look too low. The error would be largest for the method that was tried with the most rates.
+# The best of several rates has the lowest loss on the first text, partly by chance. If the study also compared the methods on the first text, the losses would look too low. This error would be largest for the method that was tried with the most rates.
 #
 # </details>
 #
@@ -290,17 +290,17 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # ## Try
 #
-# 1. Attention-only LoRA with $r = 64$ trains 286,720 parameters. From which rank on does LoRA on *all linear layers* recover as much of the gain? How many parameters does this LoRA train? Is it better to use many parameters in few layers, or few parameters in each of many layers?
+# 1. Attention-only LoRA with $r = 64$ trains 286,720 parameters. From which rank on does LoRA on *all linear layers* recover at least the same share of the gain? How many parameters does LoRA on all linear layers train at this rank? Is it better to use many parameters in few layers, or few parameters in each of many layers?
 #
 # <details><summary>Hint</summary>
 #
-# Compare the two rows of the table under "All numbers". On all linear layers of tiny, LoRA has $12{,}160 \cdot r$ parameters.
+# Compare the two rows of the table under "All numbers". On all linear layers of the model tiny, LoRA has $12{,}160 \cdot r$ parameters.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# LoRA on all linear layers recovers as much of the gain from $r = 4$ on. With $r = 4$ it trains 48,640 parameters, about a sixth of 286,720. So few parameters in each of many layers are better than many parameters in few layers.
+# From $r = 4$ on, LoRA on all linear layers recovers at least the same share of the gain as attention-only LoRA with $r = 64$. With $r = 4$, LoRA on all linear layers trains 48,640 parameters, about a sixth of 286,720. So few parameters in each of many layers are better than many parameters in few layers.
 #
 # </details>
 #
@@ -318,7 +318,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # </details>
 #
-# 3. How much English does tiny forget when it learns code? Measure the loss on English prose for the base, for full fine-tuning and for LoRA:
+# 3. How much English does the model tiny forget when it learns code? Measure the loss on English prose for the base, for full fine-tuning and for LoRA:
 #
 #    ```python
 #    from lora_np.studies.harness.tiny_task import fine_tune
@@ -338,7 +338,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# With both methods tiny forgets English: the loss on prose rises by about 0.1 nats per byte, with LoRA slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much tiny forgets with each of the methods.
+# With both methods, the model tiny forgets English: the loss on prose rises by about 0.1 nats per byte. With LoRA, the loss on prose rises slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much English the model tiny forgets with each method.
 #
 # </details>
 #
