@@ -13,15 +13,15 @@
 # %% [markdown]
 # # Hyperparameters
 #
-# LoRA has a rank $r$, a scale $\alpha$, a list of target modules and a dropout probability $p$. Training adds the learning rate $\eta$ (`lr` in the code) and the batch size. Which of these hyperparameters matter, and how do you choose them?
+# LoRA has a rank $r$, a scale $\alpha$, a list of target modules and a dropout probability $p$. Training adds the learning rate $\eta$ (`lr` in the code) and the batch size. Which of these hyperparameters change the loss, and how do you choose their values?
 #
 # **You will learn** to
 #
-# - explain why a change of $\alpha$ acts nearly like a change of the learning rate under Adam, and derive the exact law;
-# - predict how the first gradient depends on the rank under $s = \alpha/r$ and $s = \alpha/\sqrt r$;
-# - compare two settings fairly: each at its own best learning rate, seed by seed.
+# - explain why, under Adam, a change of $\alpha$ has nearly the same effect as a change of the learning rate, and derive the exact law;
+# - predict how the gradient of $B$ in the first step depends on the rank, for $s = \alpha/r$ and for $s = \alpha/\sqrt r$;
+# - compare two settings fairly: each setting has its own best learning rate, and both settings use the same seeds.
 #
-# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), the gradients $dA$ and $dB$ of [notebook 03](03_gradients_by_hand.ipynb), and [notebook 05](05_convergence.ipynb). You need to know that Adam divides each gradient by its own typical size.
+# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), the gradients $dA$ and $dB$ of [notebook 03](03_gradients_by_hand.ipynb), and [notebook 05](05_convergence.ipynb). You need to know that Adam divides each gradient by the typical size of this gradient.
 #
 # *Reading: 65 minutes. Tasks: 30 minutes. Running: about 15 seconds.*
 
@@ -44,9 +44,9 @@ by_rank = tables["learning_rates_by_rank"]
 # %% [markdown]
 # ## A recipe to start from
 #
-# A common recipe is $r = 16$, $\alpha = 32$, adapters in all linear layers, and no dropout. The next cell shows the result of this recipe on the model "tiny", which was trained on English and now learns Python code. All losses are measured on held-out text, in nats per byte.
+# A common recipe is $r = 16$, $\alpha = 32$, adapters in all linear layers, and no dropout. The next cell shows the result of this recipe on the model "tiny". This model was trained on English and now learns Python code. All losses are measured on held-out text, in nats per byte.
 #
-# **Predict.** The *gain* of a method is the base's loss minus the loss after training. Which share of full fine-tuning's gain does the recipe recover?
+# **Predict.** The *gain* of a method is the base's loss minus the loss after training. Which share of full fine-tuning's gain does LoRA reach with this recipe?
 
 # %% jupyter={"source_hidden": true}
 # prints the losses of the base, full fine-tuning and the recipe, and the recovered share
@@ -62,12 +62,12 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 # %% [markdown]
 # The rest of this notebook changes one hyperparameter of the recipe at a time. Two rules make the comparisons fair.
 #
-# - *Each setting has its own best learning rate.* If all settings had one learning rate, the comparison would only show which settings this rate suits. Learning rates are tried in steps of a factor of two. The learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
-# - *Settings are compared seed by seed.* A seed decides the order of the text, so both settings read the text in the same order. "Lower with every seed" means that all differences are negative. If two settings are equally good, the differences of three seeds have the same sign by chance in one of four comparisons. So look at the size of the differences too: a difference below 0.001 nats per byte is no reason to prefer a setting.
+# - *Each setting has its own best learning rate.* If all settings had the same learning rate, the comparison would only show which settings this learning rate suits. Each tried learning rate is twice the tried learning rate below it. The best learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
+# - *Settings are compared seed by seed.* The seed decides the order of the text, so two runs with the same seed read the text in the same order. "Lower with every seed" means that the difference of the two losses is negative for every seed. Suppose that two settings are equally good and are compared with three seeds. In one of four such comparisons, all three differences have the same sign by chance. So look at the size of the differences too. A difference of less than 0.001 nats per byte is no reason to prefer a setting.
 #
 # ## Rank and learning rate
 #
-# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than that of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's best learning rate, for every rank.)
+# **Predict.** LoRA trains far fewer parameters than full fine-tuning. Is the best learning rate of LoRA higher or lower than the best learning rate of full fine-tuning? How does LoRA's best learning rate change when $r$ grows from 1 to 64 and $\alpha$ stays at 32? ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) found that LoRA's best learning rate is ten times as high as full fine-tuning's best learning rate, for every rank.)
 
 # %%
 plots.rates_by_rank(by_rank, tables["convergence"]);
@@ -82,18 +82,18 @@ for r, rows in groups(by_rank.where(phase="seeds", rule="α/r", method="lora"), 
 show(lines, {"r": "", "× full fine-tuning's η": "g", "loss": ".3f", "of the gain": ".0%"})
 
 # %% [markdown]
-# With $\alpha$ fixed, LoRA's best learning rate does not depend on the rank. Here LoRA's best learning rate is less than ten times the best learning rate of full fine-tuning. With $\alpha = 2r$, LoRA's best learning rate falls as the rank grows.
+# If $\alpha$ is fixed, LoRA's best learning rate does not depend on the rank. In these runs, LoRA's best learning rate is less than ten times the best learning rate of full fine-tuning. If $\alpha = 2r$, LoRA's best learning rate falls as the rank grows.
 #
 # ## Why does the best learning rate not depend on the rank? The first step
 #
-# Look at the first step of Adam. $B = 0$, so $dA = 0$ and only $B$ moves. Adam moves each number of $B$ by the learning rate $\eta$, against the sign of its gradient. To first order, the first step lowers the loss by
+# Look at the first step of Adam. Before this step $B = 0$, so $dA = 0$ and only $B$ changes. Adam changes each number of $B$ by the learning rate $\eta$, in the direction opposite to the sign of its gradient. To first order, the first step lowers the loss by
 #
 # $$\eta \sum_{ij} |dB_{ij}|, \qquad dB = s\,dW A^\top \quad (\text{out}, r)$$
 #
-# - The *sum* of $|dB_{ij}|$ adds the $r$ columns of $dB$, which all have about the same size. So the sum grows as $s\,r$. With $s = \alpha/r$ the product $s\,r$ is $\alpha$, and the rank cancels.
-# - The *norm* $\lVert dB \rVert$ is the root of a sum of squares. So the norm grows as $s\sqrt r$.
+# - The *sum* of $|dB_{ij}|$ adds the $r$ columns of $dB$, which all have about the same size. So the sum grows as $s\,r$. With $s = \alpha/r$ the product $s\,r$ equals $\alpha$, so the sum does not depend on the rank.
+# - The *norm* $\lVert dB \rVert$ is the square root of the sum of the squares $dB_{ij}^2$. So the norm grows as $s\sqrt r$.
 #
-# **Predict** how the norm and the sum depend on $r$ under three rules:
+# **Predict.** How do the norm of $dB$ and the sum of $|dB_{ij}|$ depend on $r$ under these three rules?
 #
 # - $s = \alpha/r$ with a fixed $\alpha$;
 # - $s = \alpha/\sqrt r$ with a fixed $\alpha$ (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732));
@@ -130,13 +130,13 @@ for what in ("norm of dB", "sum of |dB|"):
     show(lines, {what: ""} | {f"r = {r}": ".3g" for r in ranks})
 
 # %% [markdown]
-# The rule $\alpha/r$ keeps the sum constant, $\alpha/\sqrt r$ keeps the norm constant, and $\alpha = 2r$ keeps neither constant. Adam divides each gradient by its own size, so a small norm alone does not slow the training. But the norm and the sum describe the *first* step only. In later steps $A$ moves too.
+# Under the rule $\alpha/r$ the sum of $|dB_{ij}|$ is the same at every rank. Under the rule $\alpha/\sqrt r$ the norm of $dB$ is the same at every rank. Under the rule $\alpha = 2r$ both the sum and the norm grow with the rank. Adam divides each gradient by the typical size of this gradient, so a small norm alone does not slow the training. But the norm and the sum in the tables describe the *first* step only. In later steps $A$ changes too.
 #
-# ## The scaling, when the rank grows
+# ## The scale s at other ranks
 #
-# So the next figure compares complete training runs under the three rules. The learning rate is tuned once, at $r = 16$, where the three rules give the same $s$. Then only the rank changes.
+# The next figure compares complete training runs under the three rules for $s$. The learning rate is tuned once, at $r = 16$, where the three rules give the same $s$. The runs at other ranks use the same learning rate.
 #
-# **Predict.** Which rule has the lowest losses at ranks above 16, and which at ranks below 16?
+# **Predict.** Which rule gives the lowest losses at ranks above 16? Which rule gives the lowest losses at ranks below 16?
 
 # %%
 plots.rank_scaling_chart(tables["scaling"]);
@@ -152,12 +152,12 @@ names = ("gradient_norm.plain", "gradient_norm.rslora", "rslora", "two_r.fixed")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# The argument from the first step predicts larger differences than the runs show. Under $\alpha/\sqrt r$ the sum grows eightfold from $r = 1$ to $r = 64$. By the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and under $\alpha/r$ differ by only a few thousandths.
-# Only the losses under $\alpha = 2r$ are clearly different. Compared with $r = 16$, the first step under this rule is 1/16 as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why the best learning rate is independent of the rank.
+# The argument about the first step predicts larger differences between the rules than the runs show. Under $\alpha/\sqrt r$ the sum of $|dB_{ij}|$ at $r = 64$ is eight times the sum at $r = 1$. According to the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and the losses under $\alpha/r$ differ by only a few thousandths of a nat per byte.
+# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, the first step at $r = 1$ is 1/16 of the first step at $r = 16$, and the first step at $r = 64$ is four times the first step at $r = 16$. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
 #
 # ## α
 #
-# Now $r$ stays at 16, and only $\alpha$ changes. **Predict** two curves of the loss. For the first curve, all values of $\alpha$ use the learning rate that suits $\alpha = 32$. For the second curve, each $\alpha$ has its own best learning rate.
+# In the next figure $r$ is always 16, and only $\alpha$ changes. **Predict** how the loss depends on $\alpha$ in two cases. In the first case, all values of $\alpha$ use the best learning rate of $\alpha = 32$. In the second case, each $\alpha$ has its own best learning rate.
 
 # %%
 plots.alpha_chart(tables["alpha"]);
@@ -172,19 +172,19 @@ for a, rows in groups(tables["alpha"].where(phase="seeds"), "lora_alpha").items(
 show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 
 # %% [markdown]
-# In the left panel, nearly every $\alpha$ ends at the same loss if this $\alpha$ has its own best learning rate. So a change of $\alpha$ has hardly more effect than a change of the learning rate. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$. If you report this ratio, report $\alpha$ too.
+# The left panel shows that nearly all values of $\alpha$ reach the same loss if each $\alpha$ has its own best learning rate. So a change of $\alpha$ does hardly anything that a change of the learning rate does not do too. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$. If you report this ratio, report $\alpha$ too.
 #
-# The right panel shows how the best rate depends on $\alpha$. If only $B$ moved, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both factors move far from their start, $\Delta W$ is proportional to $\alpha\,\eta^2$. Along each dashed line one of these two products is constant, and the measured rates lie between the dashed lines.
+# The right panel shows how the best learning rate depends on $\alpha$. If only $B$ changed in training, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both $A$ and $B$ change much, $\Delta W$ is proportional to $\alpha\,\eta^2$. Along one dashed line $\alpha\,\eta$ is constant, and along the other dashed line $\alpha\,\eta^2$ is constant. The measured best learning rates lie between the two dashed lines.
 #
 # ## The exact law
 #
-# Adam's step does not depend on the scale of the gradient. Therefore the settings
+# If all gradients of a matrix are multiplied by the same positive number, Adam's step of this matrix stays the same. Therefore the two settings
 #
 # $$(\alpha,\; A,\; \eta_A,\; \eta_B) \quad\text{and}\quad \left(\tfrac{\alpha}{ab},\; a A,\; a\,\eta_A,\; b\,\eta_B\right)$$
 #
-# train the same model, for any two positive numbers $a$ and $b$. Only in this section, $b$ is not the batch size. In the second setting $A$ is $a$ times as large and $B$ is $b$ times as large at every step. The smaller scale $\alpha/(ab)$ cancels both factors. The law has two conditions: Adam's $\varepsilon$ must be negligible, and gradients must not be clipped.
+# train the same model, for any two positive numbers $a$ and $b$. (In this section, $b$ is not the batch size.) At every step, $A$ in the second setting is $a$ times the $A$ of the first setting, and $B$ is $b$ times the $B$ of the first setting. The value $\alpha/(ab)$ cancels the factors $a$ and $b$, so both settings have the same $\Delta W$. The law has two conditions: Adam's $\varepsilon$ must be negligible, and the gradients must not be clipped.
 #
-# **Predict.** How exactly do the two models agree if $a$ and $b$ are powers of two?
+# **Predict.** The next cell trains a model with each of the two settings. How closely do the logits of the two models agree if $a$ and $b$ are powers of two?
 
 # %%
 ten_batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
@@ -219,11 +219,11 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# If the start of $A$ is rescaled too, the models are equal bit for bit. In practice the start of $A$ is not rescaled, and both factors have the same learning rate. Then the law does not hold. The last line of the table shows how much all ten steps change the logits. The two variants above the last line differ from the plain run by a large part of this change. The difference is smaller if $\eta^2\alpha$ is constant than if $\eta\,\alpha$ is constant.
+# The first two lines of the table follow the law: the start of $A$ is multiplied by $a$ too, and the logits equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which ten training steps cause. The third and the fourth line differ from the plain run by a large part of this difference. The line with a constant $\eta^2\alpha$ differs less from the plain run than the line with a constant $\eta\,\alpha$.
 #
 # *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #
-# The rule $\alpha = 2r$ keeps the recipe's $s = 2$ at other ranks. The next cell compares this rule with $\alpha = 32$, each at its own best learning rate:
+# With the rule $\alpha = 2r$, the scale $s$ is 2 at every rank, as in the recipe. The next cell compares the rule $\alpha = 2r$ with a fixed $\alpha = 32$. Each of the two has its own best learning rate:
 
 # %%
 display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r.r64")))
@@ -231,13 +231,13 @@ display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r
 # %% [markdown]
 # ## Target modules
 #
-# **Predict.** Only one kind of matrix gets an adapter, with the same rank in all five blocks. Which of the seven kinds helps most, and which least? (The matrices have different sizes. The matrices k and v have half as many outputs as q. One side of each MLP matrix is three times as long as the sides of q.)
+# **Predict.** In each run only one kind of matrix gets an adapter, with the same rank in all five blocks of the model. Which of the seven kinds of matrix gives the lowest loss, and which gives the highest loss? (The matrices have different sizes. The matrices k and v have half as many outputs as q. Each MLP matrix has three times as many numbers as q.)
 
 # %%
 plots.target_modules_chart(tables["target_modules"]);
 
 # %% [markdown]
-# A larger matrix has a larger adapter, and this partly explains the order. In the next figure the adapters in attention and in the MLP have *equally many parameters*, because attention gets a higher rank. **Predict.** Which of the two has the lower loss now?
+# A larger matrix has a larger adapter, and this partly explains the order. In the next figure the adapters in the attention and the adapters in the MLP have *equally many parameters*, because the adapters in the attention have a higher rank. **Predict.** Which adapters give the lower loss now: the adapters in the attention or the adapters in the MLP?
 
 # %%
 plots.equal_parameters_chart(tables["equal_parameters"]);
@@ -249,7 +249,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 # %% [markdown]
 # ## Dropout
 #
-# Dropout makes it harder to memorise the training text. **Predict.** Where does dropout help: on a few kilobytes that are read again and again, or on text that is never read twice?
+# Dropout makes it harder for the adapter to memorise the training text. **Predict.** On which training text does dropout lower the held-out loss: on a text of a few kilobytes that is read again and again, or on a long text that is never read twice?
 
 # %%
 plots.dropout_chart(tables["dropout"]);
@@ -259,12 +259,12 @@ names = ("dropout.fixed", "dropout.own", "dropout.all")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a loss *above the loss of the frozen base*. The training did harm, and dropout only made the harm smaller. At a much smaller learning rate all runs end below the base's loss, and dropout gains nothing. If a run overfits, first try a smaller
+# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a held-out loss *above the loss of the frozen base*. So the training made the model worse than the base, and dropout only made this harm smaller. At a much smaller learning rate, all runs end with a loss below the base's loss, and dropout does not lower the loss further. If a run overfits, first try a smaller
 # learning rate or fewer steps.
 #
 # ## Batch size
 #
-# The same text can be read in a few large batches or in many small ones. Schulman et al. found that large batches raise the loss of LoRA more than the loss of full fine-tuning. **Predict.** Do the runs on "tiny" show this too?
+# A model can read the same text in a few large batches or in many small batches. Schulman et al. found that large batches raise the loss of LoRA more than the loss of full fine-tuning. **Predict.** In the runs of the model "tiny", do large batches also raise LoRA's loss more than full fine-tuning's loss?
 
 # %%
 plots.batch_size_chart(tables["batch_size"]);
@@ -282,11 +282,11 @@ for b, rows in of_batch["lora"].items():
 show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 
 # %% [markdown]
-# On "tiny", with batches of up to 32 sequences of 128 bytes, large batches do not raise LoRA's loss more than full fine-tuning's loss. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, the loss rises because the learning rate no longer suits the batch size.
+# In the runs of "tiny", the batches have up to 32 sequences of 128 bytes. In these runs, large batches do not raise LoRA's loss more than full fine-tuning's loss. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, LoRA's loss rises, because the old learning rate does not suit the new batch size.
 #
 # ## Choose a setting
 #
-# The next cell turns these tables into advice for this model and this task. A setting is preferred to a simpler setting only under two conditions. The loss must be lower with every seed, and lower by at least 0.001 nats per byte in the mean. Each hyperparameter was changed alone. No run used all the recommended settings together.
+# The next cell computes advice for the model "tiny" and the task of learning Python code, from the tables of this notebook. A setting is preferred to a simpler setting only under two conditions. The loss must be lower than the simpler setting's loss with every seed, and the mean over the seeds must be lower by at least 0.001 nats per byte. In each comparison only one hyperparameter was changed. No run used all the recommended settings together.
 
 # %% jupyter={"source_hidden": true}
 # computes the advice from the tables, and shows it with its reasons
@@ -322,30 +322,30 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 # %% [markdown]
 # ## Recap
 #
-# - With $s = \alpha/r$ and a fixed $\alpha$, LoRA's best learning rate does not depend on the rank. The ratio of LoRA's best learning rate to full fine-tuning's depends on $\alpha$ and on the batch size.
-# - Under Adam, a change of $\alpha$ acts nearly like a change of the learning rate. The two changes act exactly alike if the start of $A$ is rescaled too.
-# - Adapters in all linear layers are better than adapters in the attention alone, also at equal numbers of parameters.
-# - Dropout helped only where the learning rate was too high for a small text.
+# - With $s = \alpha/r$ and a fixed $\alpha$, LoRA's best learning rate does not depend on the rank. The ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$ and on the batch size.
+# - Under Adam, a change of $\alpha$ has nearly the same effect as a change of the learning rate. The two changes have exactly the same effect if the start of $A$ is multiplied by the matching factor too.
+# - Adapters in all linear layers reach a lower loss than adapters in the attention alone, also if both have equally many parameters.
+# - Dropout lowered the held-out loss only if the training text was small and the learning rate was too high for this text.
 #
 # ## Three questions
 #
-# 1. A colleague doubles $r$ under $s = \alpha/r$ with $\alpha$ fixed. How do the norm of the first $dB$ and the sum of its absolute values change? Should the learning rate change?
+# 1. A colleague doubles $r$ under $s = \alpha/r$ with $\alpha$ fixed. How does the norm of $dB$ in the first step change? How does the sum of $|dB_{ij}|$ in the first step change? Should the colleague change the learning rate?
 #
 # <details><summary>Answer</summary>
 #
-# The norm is divided by $\sqrt 2$, because it grows as $s\sqrt r$ and $s$ is halved. The sum stays the same. The learning rate can stay the same too.
+# The norm is proportional to $s\sqrt r$. Here $s$ is halved and $\sqrt r$ grows by the factor $\sqrt 2$, so the norm is divided by $\sqrt 2$. The sum of $|dB_{ij}|$ stays the same. The learning rate can stay the same too.
 #
 # </details>
 #
-# 2. A paper reports that "LoRA's best learning rate is ten times full fine-tuning's". Which settings must you ask for?
+# 2. A paper reports that "LoRA's best learning rate is ten times full fine-tuning's". Which settings must you know to judge this ratio?
 #
 # <details><summary>Answer</summary>
 #
-# Ask for $\alpha$, for the rule for $s$ and for the batch size, because the ratio depends on all three. Ask also for the tried learning rates, because large steps between them make the ratio inexact.
+# You must know $\alpha$, the rule for $s$ and the batch size, because the ratio depends on all three. You must also know which learning rates were tried, because large steps between the tried learning rates make the ratio inexact.
 #
 # </details>
 #
-# 3. Two settings are compared at one learning rate, and the first has the lower loss. Why does this result not show that the first setting is better?
+# 3. Two settings are compared at the same learning rate, and the first setting has the lower loss. Why does this result not show that the first setting is better?
 #
 # <details><summary>Answer</summary>
 #
@@ -359,13 +359,13 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Hint</summary>
 #
-# The norm grows as $s\sqrt r$, the sum as $s\,r$. From $r = 64$ to $r = 256$, $r$ grows fourfold.
+# The norm is proportional to $s\sqrt r$, and the sum is proportional to $s\,r$. The new rank 256 is four times the rank 64.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# From $r = 64$ to $r = 256$ under $\alpha/r$, the norm is halved (0.20) and the sum stays the same (about 155). Under $\alpha/\sqrt r$ the norm stays the same (about 0.8) and the sum doubles (about 620). Under $\alpha = 2r$ the norm doubles (about 3.2) and the sum grows fourfold (about 2,500). The predictions hold within a few percent.
+# From $r = 64$ to $r = 256$ under $\alpha/r$, the norm is halved (0.20) and the sum stays the same (about 155). Under $\alpha/\sqrt r$ the norm stays the same (about 0.8) and the sum doubles (about 620). Under $\alpha = 2r$ the norm doubles (about 3.2) and the sum grows fourfold (about 2,500). The measured numbers differ from these predictions by only a few percent.
 #
 # </details>
 #
@@ -373,17 +373,17 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Hint</summary>
 #
-# Multiplying a float by a power of two changes only its exponent. What does multiplying by 3 do?
+# Multiplying a float by a power of two changes only its exponent. What does multiplying a float by 3 change?
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No. The logits differ by about $2 \cdot 10^{-7}$ of their size, which is the rounding of float32. The law holds, but multiplying by 3 rounds, and multiplying by a power of two does not.
+# No. The relative difference of the logits is about $2 \cdot 10^{-7}$, the size of a rounding error in float32. The law holds for exact numbers. But multiplying a float by 3 rounds the result, and multiplying a float by a power of two does not.
 #
 # </details>
 #
-# 3. Measure the gradients again after 50 steps of training, for $dA$ as well. Is the sum of $|dB|$ under $\alpha/r$ still independent of the rank?
+# 3. Measure the norm and the sum again after 50 steps of training, for $dB$ and also for $dA$. Is the sum of $|dB|$ under $\alpha/r$ still independent of the rank?
 #
 # <details><summary>Hint</summary>
 #
@@ -393,7 +393,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# Nearly: the sum of $|dB|$ is 114 at $r = 1$ and 124 at $r = 64$. The sum of $|dA|$, which was 0 at the start, is now between 64 and 81 and hardly depends on the rank either.
+# Yes, nearly. The sum of $|dB|$ is 114 at $r = 1$ and 124 at $r = 64$. The sum of $|dA|$ was 0 at the start. After 50 steps it is between 64 and 81, and it hardly depends on the rank.
 #
 # </details>
 #

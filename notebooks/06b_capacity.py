@@ -13,15 +13,15 @@
 # %% [markdown]
 # # How much fits into a rank?
 #
-# An adapter of rank $r$ has a limited number of parameters. How many bits can these parameters hold, and does the number of bits tell you which rank to choose?
+# An adapter of rank $r$ has a limited number of parameters. How many bits of training data can these parameters memorise? Does this number of bits tell you which rank to choose?
 #
 # **You will learn** to
 #
 # - compute from the loss on random strings how many bits a model has memorised;
-# - explain why the measured numbers are lower bounds, and which of them must not be compared;
+# - explain why the measured numbers of bits are lower bounds, and why you must not compare these numbers between ranks;
 # - count how many parameters of $A$ and $B$ are free.
 #
-# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb) and the cross-entropy loss. [Notebook 05](05_convergence.ipynb) has the runs that the last section mentions.
+# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb) and the cross-entropy loss. The last section uses training runs of [notebook 05](05_convergence.ipynb).
 #
 # *Reading: 40 minutes. Tasks: 20 minutes. Running: about 15 seconds.*
 
@@ -42,7 +42,7 @@ table = Table.load("../figures/data/capacity.json")
 # %% [markdown]
 # ## The result
 #
-# Here are the two results that this notebook explains. Both are lower bounds.
+# The next cell prints the two results that this notebook explains. Both results are lower bounds: an adapter may be able to hold more bits.
 
 # %%
 display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
@@ -50,20 +50,20 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 # %% [markdown]
 # ## Bits from a loss
 #
-# A random string has no structure. A model can continue a random string only if it has memorised this string, so the memorised bits can be counted.
+# A random string has no structure. A model can continue a random string only if it has memorised this string, so you can count the bits that the model has memorised.
 #
-# Here each string begins with a *name* of two symbols, which the model is given. The model must predict the 16 symbols after the name. All symbols are drawn uniformly from an alphabet of 64, so each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Train on a set of such strings until the mean loss is $L$ nats per symbol. Then
+# In this notebook each string begins with a *name* of two symbols, and the model is given this name. The model must predict the 16 symbols after the name. Every symbol is drawn at random from an alphabet of 64 symbols, all with the same probability. So each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Suppose that a model was trained on such strings and now has a mean loss of $L$ nats per predicted symbol. Then the number of memorised bits is
 #
 # $$\text{memorised} = \sum_{\text{symbols}} \left(6 - \frac{L}{\ln 2}\right) \text{ bits, and at least } 0.$$
 #
-# - A model that knows only the alphabet has $L = \ln 64$ and holds 0 bits.
+# - A model that knows only the alphabet and no string has $L = \ln 64$ and holds 0 bits.
 # - A model that recites every string has $L = 0$ and holds all offered bits.
 #
-# ## Eight strings for "tiny"
+# ## Eight strings for the model "tiny"
 #
-# The next cells train "tiny" for 120 steps on eight strings, which offer 768 bits. The adapter has rank 1.
+# The next cells train the model "tiny" for 120 steps on eight strings. These strings offer 768 bits. Every adapter has rank 1.
 #
-# **Predict.** Three models have adapters of the same rank. The first model has adapters in all linear layers, the second in q and v, the third in v alone. Which of the three models recite all eight strings?
+# **Predict.** Three copies of the model have adapters of rank 1 in different matrices. The first copy has adapters in all linear layers. The second copy has adapters in the matrices q and v. The third copy has adapters in the matrix v alone. Which of the three copies recite all eight strings?
 
 # %%
 tokens = study.strings(8, length=16, seed=0)  # (8, 18): indices into the alphabet
@@ -103,9 +103,9 @@ for string, answer in zip(rest[:4], answers[:4], strict=True):
     print(f"  {ln.data.decode(string)}   {ln.data.decode(np.array(answer))}")
 
 # %% [markdown]
-# The frozen model knows none of these strings. Every memorised bit is in $A$ and $B$. After so few steps, the table shows which adapter learns faster. It does not show which adapter could hold more. To measure that, you must train until the loss no longer falls.
+# The frozen model knows none of these strings, so every memorised bit is in $A$ and $B$. After only 120 steps, the table shows which adapter learns fastest. The table does not show which adapter could hold the most bits. To measure how many bits an adapter can hold, you must train until the loss no longer falls.
 #
-# The adapter in v alone cannot hold all bits. **Predict.** Does this adapter recite some strings completely, or does it know a part of each string?
+# The adapter in v alone did not memorise all bits in 120 steps. **Predict.** Does this adapter recite some strings completely, or does it know a part of each string?
 
 # %%
 model_in_v = model
@@ -116,11 +116,11 @@ print("share of each string's bits: " + ", ".join(f"{share:.0%}" for share in so
 # %% [markdown]
 # The adapter in v knows a part of each string.
 #
-# ## More and more strings
+# ## An adapter with more and more strings
 #
-# To measure the largest number of bits, the model must be small enough to train for thousands of steps. The base of the study has two layers of width 32. It was trained to repeat random strings, so it knows the alphabet and can predict a symbol with certainty.
+# To measure the largest number of bits, the model must be small enough to train for thousands of steps. The study behind the next figure uses a base model with two layers of width 32. This base was trained to repeat random strings, so it knows the alphabet and can predict a symbol with certainty.
 #
-# **Predict.** An adapter of rank 4 is trained on more and more strings, always for the same number of steps. At some point the adapter cannot recite all strings. Do the memorised bits then rise, stay the same or fall?
+# **Predict.** An adapter of rank 4 is trained on more and more strings, always for the same number of steps. If there are too many strings, the adapter cannot recite all of them. When still more strings are added, does the number of memorised bits rise, stay the same or fall?
 
 # %%
 plots.memory_knee(table);
@@ -129,11 +129,11 @@ plots.memory_knee(table);
 display(Markdown(findings.say("capacity.held.few", "capacity.held.many")))
 
 # %% [markdown]
-# At first the adapter holds all bits that are offered. Then the line of the memorised bits slowly falls below the line of the offered bits, without a sharp bend. The last point is still higher than the point before it. So the largest number of memorised bits is not the capacity of the adapter. It is only the largest number that was observed.
+# With few strings, the adapter memorises all offered bits. With more strings, the number of memorised bits slowly falls behind the number of offered bits, and the line has no sharp bend. At the last point of the line, the adapter still holds more bits than at the point before. So the largest number of memorised bits is not the capacity of the adapter. It is only the largest number of bits that was measured.
 #
-# ## Twice the rank, twice the bits?
+# ## Does twice the rank hold twice the bits?
 #
-# **Predict.** An adapter of twice the rank has twice as many parameters. Does it hold twice as many bits?
+# **Predict.** If the rank is doubled, the adapter has twice as many parameters. Does the adapter then hold twice as many bits?
 
 # %%
 plots.capacity_chart(table);
@@ -144,13 +144,13 @@ names = (f"exponent.r{low}-r{middle}", f"exponent.r{middle}-r{high}", f"against_
 display(Markdown(findings.say(*(f"capacity.{name}" for name in names))))
 
 # %% [markdown]
-# Nearly twice as many bits. If the exponent were 1, twice the rank would hold exactly twice the bits.
+# An adapter of twice the rank holds nearly twice as many bits. If the exponent were 1, an adapter of twice the rank would hold exactly twice as many bits.
 #
 # ## Free parameters
 #
-# Not every parameter of $A$ and $B$ is free. $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ there are $\text{in} \cdot \text{out}$ free parameters, as many as a whole matrix has numbers.
+# Different $A$ and $B$ can give the same $\Delta W$, so not all parameters of $A$ and $B$ are free. The product $BA$ is the same matrix as $(BR)(R^{-1}A)$ for every invertible $R$ (r, r). So of the $r(\text{in} + \text{out})$ parameters of one layer, only $r(\text{in} + \text{out} - r)$ are free. At $r = \min(\text{in}, \text{out})$ there are $\text{in} \cdot \text{out}$ free parameters. The whole matrix $W$ has the same number of parameters.
 #
-# **Predict.** For which rank do the bits per trained parameter and the bits per free parameter differ most?
+# **Predict.** The next table shows the bits per trained parameter and the bits per free parameter, for ranks from 1 to 16. At which rank do these two numbers differ most?
 
 # %% jupyter={"source_hidden": true}
 # prints, for each method, bits per trained and per free parameter, and how loose each bound is
@@ -170,17 +170,17 @@ formats = ("", ".2f", ".2f", ".0%", ",", ".0%")
 show(lines, dict(zip(lines[0], formats, strict=True)))
 
 # %% [markdown]
-# All these numbers are lower bounds, and some are looser than others. Three columns show why you must not compare the rows.
+# All numbers of bits in this table are lower bounds. Some of these lower bounds are further below the true capacity than others. Three columns of the table show why you must not compare the rows.
 #
-# - *of the offer* is the share of the offered bits that the model held. Full fine-tuning held most of the offered bits, so more strings could give a larger number.
-# - *passes* is the number of times that a run saw each string. All runs have equally many steps. Higher ranks were offered more strings, so they saw each string less often.
-# - *lost at half* is the share of the memorised bits that is missing if the training has only half the steps. From rank 2 on this share grows with the rank, so the training of the higher ranks was still far from its end.
+# - *of the offer* is the share of the offered bits that the model memorised. Full fine-tuning memorised most of the offered bits, so with more strings it could memorise more bits.
+# - *passes* is the number of times that a run saw each string. All runs have equally many steps. The runs with higher ranks were offered more strings, so these runs saw each string less often.
+# - *lost at half* compares a run with a run of half as many steps: it is the share of the memorised bits that the shorter run did not memorise. From rank 2 on this share grows with the rank. So at higher ranks, longer training would add more bits.
 #
-# Two papers measured whole models after far longer training. [Allen-Zhu and Li (2024)](https://arxiv.org/abs/2404.05405) report 2 bits of knowledge per parameter. [Morris et al. (2025)](https://arxiv.org/abs/2505.24832) report about 3.6 bits of random strings per parameter.
+# Two papers measured how many bits whole models hold after far longer training than in this study. [Allen-Zhu and Li (2024)](https://arxiv.org/abs/2404.05405) report 2 bits of knowledge per parameter. [Morris et al. (2025)](https://arxiv.org/abs/2505.24832) report about 3.6 bits of random strings per parameter.
 #
 # ## Can you choose the rank by its capacity?
 #
-# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) compare the bits in the data with the bits that an adapter can hold. They report that LoRA is as good as full fine-tuning if the data contain fewer bits, and worse if the data contain more bits. This rule is not tested here. But you can compute what the rule predicts for the runs of notebook 05. For $n$ tokens with a mean loss $L$ of the base, the data contain at most $n\,L / \ln 2$ bits.
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) compare the bits in the data with the bits that an adapter can hold. They report that LoRA is as good as full fine-tuning if the data contain fewer bits than the adapter can hold. If the data contain more bits, LoRA is worse than full fine-tuning. This notebook does not test their rule. But you can compute what the rule predicts for the training runs of notebook 05. If a text has $n$ tokens and the base has a mean loss of $L$ nats per token on the text, the text contains at most $n\,L / \ln 2$ bits.
 #
 # **Predict.** Can an adapter of rank 1 hold all bits of the text that a run of notebook 05 reads?
 
@@ -195,26 +195,26 @@ print(f"bits in rank 1:    {held:>7,.0f}  ({parameters:,} parameters)")
 display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 
 # %% [markdown]
-# The text has many times more bits than an adapter of rank 1 can hold. Yet rank 1 recovers most of full fine-tuning's gain on held-out text. Most bits of a text do not help to predict another text. So, at least here, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
+# The text has many times more bits than an adapter of rank 1 can hold. Yet an adapter of rank 1 reaches most of full fine-tuning's gain on held-out text. Most bits of the training text do not help to predict the held-out text. So, at least in these runs, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
 #
 # ## Recap
 #
-# - A random string can only be memorised, so the loss on random strings gives the memorised bits.
-# - At every rank that was tried, a trained parameter of LoRA holds more than one bit. This is a lower bound.
-# - There is no sharp limit: an adapter that cannot recite all strings knows a part of each string.
-# - The number of bits in a text does not tell you which rank you need. Most of these bits do not help to predict other texts.
+# - A model can predict a random string only if it has memorised the string. So the loss on random strings gives the number of memorised bits.
+# - At every rank that was tried, a trained parameter of LoRA holds more than one bit. The measured numbers of bits are lower bounds.
+# - The number of strings that an adapter can memorise has no sharp limit. An adapter that cannot recite all strings knows a part of each string.
+# - The number of bits in a text does not tell you which rank you need. Most bits of a text do not help to predict other texts.
 #
 # ## Three questions
 #
-# 1. A model has a mean loss of $\ln 8$ on 1,000 symbols of the alphabet of 64. How many bits does it hold?
+# 1. A model has a mean loss of $\ln 8$ nats per symbol on 1,000 random symbols from the alphabet of 64 symbols. How many bits has the model memorised?
 #
 # <details><summary>Answer</summary>
 #
-# Per symbol, $\ln 8 / \ln 2 = 3$ bits are missing, so the model holds $6 - 3 = 3$ bits per symbol. For 1,000 symbols the model holds 3,000 bits.
+# The loss equals $\ln 8 / \ln 2 = 3$ bits per symbol, so the model has memorised $6 - 3 = 3$ bits per symbol. For all 1,000 symbols the model has memorised 3,000 bits.
 #
 # </details>
 #
-# 2. Why is the name of a string not counted?
+# 2. Why do the symbols of a string's name not count as memorised bits?
 #
 # <details><summary>Answer</summary>
 #
@@ -222,27 +222,27 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # </details>
 #
-# 3. Why is a measured capacity always a lower bound?
+# 3. Why is the measured number of memorised bits always a lower bound for the capacity?
 #
 # <details><summary>Answer</summary>
 #
-# More training, a better learning rate or more strings could show that the model can hold more. No measurement shows that the model cannot hold more.
+# With more training steps, a better learning rate or more strings, the model might memorise more bits. No measurement shows that the model cannot memorise more bits.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Give the adapter in v rank 4 instead of 1, with the same 120 steps. How many strings does it recite?
+# 1. Give the adapter in v rank 4 instead of rank 1, with the same 120 steps. How many of the eight strings does this adapter recite?
 #
 # <details><summary>Hint</summary>
 #
-# Set `r=4` and `lora_alpha=32` in the cell that trains, so that $\alpha/r$ stays the same. The adapter then has four times as many parameters.
+# Set `r=4` and `lora_alpha=32` in the cell that trains, so that $\alpha/r$ stays the same. The adapter of rank 4 has four times as many parameters as the adapter of rank 1.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 the adapter recited no string and held 234 bits. Four times the parameters hold only two and a half times the bits, because the training of the larger adapter is far from its end.
+# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 the adapter recites no string and holds 234 bits. So four times as many parameters hold only two and a half times as many bits. The reason is that 120 steps are far too few for the larger adapter.
 #
 # </details>
 #
@@ -250,13 +250,13 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Hint</summary>
 #
-# Change `steps`, and compare the bits per parameter with those of the study.
+# Change `steps` to 480. Compare the bits per parameter with the bits per parameter in the table of the section "Free parameters".
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The adapter still recites no string, but it holds 440 bits instead of 234. So after 120 steps the training was the limit, not the rank. But 440 bits are only 0.46 bits per parameter, far below the study's numbers, which come from thousands of steps.
+# After 480 steps the adapter still recites no string, but it holds 440 bits instead of 234 bits. So the 120 training steps limited the adapter, not the rank. But 440 bits are only 0.46 bits per parameter. The bits per parameter in the table are far higher, because the runs of the table had thousands of steps.
 #
 # </details>
 #

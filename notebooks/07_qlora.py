@@ -13,13 +13,13 @@
 # %% [markdown]
 # # QLoRA: the frozen weights in four bits
 #
-# LoRA freezes $W$. QLoRA ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores the frozen $W$ in about four bits per weight. This notebook shows what the rounding to four bits changes: the weights, the gradients, the training, the memory and the merging.
+# LoRA freezes $W$. QLoRA ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores the frozen $W$ in about four bits per weight. This notebook shows how the rounding to four bits affects the weights, the gradients, the training, the memory and the merging.
 #
 # **You will learn** to
 #
 # - explain how NF4, the four-bit format of QLoRA, chooses its sixteen values, and quantise a block of weights by hand;
-# - derive why the gradients of $A$ and $B$ stay exact, without a trick for the rounding;
-# - decide how to merge a QLoRA adapter, and compute how much of $\Delta W$ each way of merging keeps.
+# - derive why the gradients of $A$ and $B$ are exact although the weights are rounded;
+# - decide how to merge a QLoRA adapter, and compute which share of $\Delta W$ remains after each way of merging.
 #
 # **Before you start**: the LoRA layer (notebook 02), its gradients (notebook 03), and quantiles of a normal distribution.
 #
@@ -27,13 +27,13 @@
 #
 # ## The result first
 #
-# A QLoRA layer stores a code for each weight. It decodes the matrix for each multiplication and then discards the decoded matrix. The adapter is trained as before:
+# A QLoRA layer stores a code of four bits for each weight. For each multiplication, the layer decodes the codes to the matrix $\hat W$ and then discards $\hat W$. The adapter is trained as in LoRA:
 #
 # $$y \;=\; x\,\hat W^\top \;+\; s\,(x A^\top)\,B^\top, \qquad \hat W = \text{decode}(\text{four bits})$$
 #
-# Each LoRA run of two studies was repeated with a base in four bits. The run with LoRA and the run with QLoRA use the same batches and the same learning rate: the best learning rate of LoRA.
+# Two studies compare LoRA with QLoRA, one on the model "tiny" and one on SmolLM2. Each LoRA run was repeated with QLoRA. Both runs use the same batches and the same learning rate, which is the best learning rate of LoRA.
 #
-# **Predict.** How much higher is the final loss of QLoRA than that of LoRA: not at all, a few percent, or a third?
+# **Predict.** How much higher is the final loss of QLoRA than the final loss of LoRA: not at all, a few percent, or a third?
 
 # %%
 import tempfile
@@ -56,21 +56,21 @@ runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tin
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# The grey lines are the losses of the two bases before training. The distance between the grey lines is the damage of the rounding. QLoRA's training starts from the rounded model, so it repairs a part of this damage.
+# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines is the increase of the loss by rounding. QLoRA's training starts from the rounded base and removes a part of this increase.
 
 # %%
 Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
 
 # %% [markdown]
-# (Most weights in SmolLM2's file are already rounded to four bits, in another format. NF4 rounds them a second time.)
+# (In the file of SmolLM2, most weights are already rounded to four bits, in a format other than NF4. QLoRA rounds these weights a second time, to NF4.)
 #
-# ## Which sixteen values?
+# ## Which sixteen values does NF4 use?
 #
-# Four bits can distinguish sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or closer together somewhere?
+# Four bits can distinguish sixteen values. **Predict.** The weights are roughly normally distributed. Should the sixteen values be evenly spaced, or should the values be closer together in some places?
 #
-# NF4's answer: *on each side of zero, the same share of the weights lies between any two neighbouring values*. Such values are quantiles. $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Zero is one of the sixteen values, so a weight of zero stays zero. Fifteen values remain: eight above zero and seven below zero. There are fewer values below zero, so each share below zero is a little larger.
+# NF4 follows this rule: *on each side of zero, the same share of the weights lies between any two neighbouring values*. Values with this property are quantiles. The quantile $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Zero is one of the sixteen values, so a weight of zero stays zero. The fifteen other values are eight values above zero and seven values below zero. There are fewer values below zero, so the share between two neighbouring values is a little larger below zero than above zero.
 #
-# $Q(1)$ is infinite, so the outermost value needs a probability $p$ below 1. If you cut the distribution into 16 equal shares, the middle of the last share is at $p = 1 - 1/32$. With 15 equal shares it is at $p = 1 - 1/30$. NF4 takes the mean of these two probabilities.
+# $Q(1)$ is infinite, so the outermost value needs a probability $p$ below 1. If you cut the distribution into 16 equal shares, the middle of the last share is at $p = 1 - 1/32$. If you cut the distribution into 15 equal shares, the middle of the last share is at $p = 1 - 1/30$. NF4 uses the mean of these two probabilities.
 
 # %%
 Q = NormalDist().inv_cdf
@@ -84,25 +84,25 @@ for side, n in (("below", 7), ("above", 8)):
 print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')).max():.1e}")
 
 # %% [markdown]
-# (bitsandbytes is the library in which the authors of QLoRA published NF4. It computes the probabilities in float32, and `lora_np` does the same. This explains why the library's table differs a little from the computed values.)
+# (bitsandbytes is the library in which the authors of QLoRA published NF4. Both bitsandbytes and `lora_np` compute the probabilities in float32, and the cell above computes the probabilities in float64. Therefore the table of `lora_np` differs a little from the values in the cell.)
 #
-# The picture shows these values and how the weights of "tiny" are really distributed. The lower part of the picture also shows the values of two simpler codes, int4 and FP4. Both codes have only fifteen different values: in int4 one of the sixteen codes is not used, and in FP4 two codes mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** A block is 64 consecutive weights. Are real weights, divided by the largest magnitude of their block, spread more widely than the normal distribution that NF4 assumes, or less widely?
+# The next picture shows the values of NF4 and the measured distribution of the weights of the model "tiny". The lower part of the picture also shows the values of two simpler formats, int4 and FP4. Both formats have only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** Suppose that each block of 64 consecutive weights is divided by its largest magnitude. Are the divided weights of "tiny" spread more widely or less widely than the normal distribution that NF4 assumes?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]
-# Real weights are spread less widely. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normal numbers is usually larger than this quantile, so the division moves all other weights closer to zero. (Try 2 asks whether quantiles of the real distribution give a better code.)
+# The divided weights of "tiny" are spread less widely than the normal distribution that NF4 assumes. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normal numbers is usually larger than this quantile, so the division by the largest number moves all other weights closer to zero. (Task 2 of the section "Try" asks whether quantiles of the real distribution give a smaller error than NF4.)
 #
 # ## Quantise a block by hand
 #
-# NF4's values lie between −1 and 1, but weights do not. So the weights are cut into *blocks* of 64 consecutive weights, and each block stores its largest magnitude, its *absmax* $c$. The code of a weight
-# is the index $\hat q$ of the nearest NF4 value (here $v_q$ is the NF4 value with the index $q$):
+# All values of NF4 lie between −1 and 1, but the range of the weights differs from matrix to matrix. So the weights are cut into *blocks* of 64 consecutive weights. Each block stores its largest magnitude $c$, which is called the *absmax*. Let $v_q$ be the NF4 value with the index $q$. The code of a weight $w_i$
+# is the index $\hat q_i$ of the NF4 value that is nearest to $w_i/c$:
 #
 # $$\hat q_i = \arg\min_q \left|\frac{w_i}{c} - v_q\right| \qquad\qquad \hat w_i = c \cdot v_{\hat q_i}$$
 #
-# Here is one block of eight weights. **Predict.** Which weights will be decoded exactly?
+# The next cell quantises one block of eight weights. **Predict.** For which of the eight weights does the decoded weight equal the original weight exactly?
 
 # %%
 w = np.array([0.31, -0.08, 0.02, -0.62, 0.17, 0.0, 0.44, -0.29], np.float32)  # (8,)
@@ -129,9 +129,9 @@ Markdown(
 )
 
 # %% [markdown]
-# ## The scales cost bits too: double quantisation
+# ## The absmax values need bits too: double quantisation
 #
-# Each absmax is a float32 number of 32 bits. For 64 weights this is half a bit per weight, an eighth of the size of the codes. Double quantisation therefore quantises the absmax values too. It subtracts the mean of the absmax values (which are all positive) and stores the differences in 8 bits. Blocks of 256 absmax values share one float32 scale.
+# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. It then stores each difference in 8 bits. Each block of 256 differences has one float32 scale.
 
 # %%
 block, absmax_block = 64, 256
@@ -154,29 +154,29 @@ show(lines, {"double quantisation": "", "bits per weight": ".3f", "mean |error|"
 # %% [markdown]
 # ## NF4, int4 and FP4 compared
 #
-# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest error to the largest. The order in the QLoRA paper is NF4, FP4, int4.
+# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest rounding error to the largest rounding error. In the QLoRA paper, NF4 is the best format, FP4 the second and int4 the last.
 
 # %%
 plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 
 # %% [markdown]
-# NF4 has the smallest error in the whole picture. In blocks of 64, the usual size, int4 is better than FP4. In large blocks FP4 is better. Why? The next picture shows which weights cause the error of each format:
+# NF4 has the smallest error at every block size in the picture. In blocks of 64 weights, the usual block size, int4 has a smaller error than FP4. In large blocks FP4 has a smaller error than int4. Why does the order of int4 and FP4 depend on the block size? The next picture shows which weights cause the error of each format:
 
 # %%
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3 the values of FP4 are dense, with steps of 1/12 (int4 has steps of 1/7). All weights of a block are divided by the largest weight. In a small block the largest weight is not very large. So the divided weights are spread over the whole range from −1 to 1, including FP4's gaps. In a large block the largest weight is larger, so the other divided weights are closer to zero, where FP4 is dense. So the order of the formats depends on the block size, not only on the formats themselves.
+# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3, neighbouring values of FP4 have a distance of only 1/12. Neighbouring values of int4 always have a distance of 1/7. All weights of a block are divided by the largest magnitude of the block. In a small block the largest magnitude is not very large. So the divided weights are spread over the whole range from −1 to 1, and many of these weights lie in the gaps of FP4. In a large block the largest magnitude is larger, so more of the divided weights have magnitudes below 1/3. Therefore the order of the formats depends not only on the formats themselves but also on the block size.
 #
 # ## The gradients are exact
 #
-# Rounding is a step function, and its derivative is zero almost everywhere. Training the rounded weights themselves needs a trick: the straight-through estimator, which replaces this derivative by 1. **Predict.** Where does QLoRA need this trick?
+# Rounding is a step function, and the derivative of a step function is zero almost everywhere. To train rounded weights, you would need the straight-through estimator, a trick that replaces this derivative by 1. **Predict.** In which part of the training does QLoRA need the straight-through estimator?
 #
-# Nowhere. $\hat W$ is a constant of the layer, as $W$ is in LoRA, because its codes are chosen once, before training. So the gradients are those of notebook 03 with $\hat W$ in place of $W$, and these gradients are exact. With $x$ of shape (N, in), $h = xA^\top$ of shape (N, r) and $dy$ of shape (N, out):
+# QLoRA does not need the straight-through estimator anywhere. The codes of $\hat W$ are computed once, before training, so $\hat W$ is a constant like $W$ in LoRA. The gradients have the formulas of notebook 03 with $\hat W$ in place of $W$, and these gradients are exact. With $x$ of shape (N, in), $h = xA^\top$ of shape (N, r) and $dy$ of shape (N, out):
 #
 # $$dx = dy\,\hat W + s\,(dy\,B)\,A \qquad dB = s\,dy^\top h \qquad dA = s\,(dy\,B)^\top x$$
 #
-# The complex step (notebook 03) checks this claim on the whole model. For this check $B$ must not be zero, so `init_lora_weights=False` fills $B$ with random numbers.
+# The next cell checks with the complex step (notebook 03) that the gradients of the whole model are exact. For this check $B$ must not be zero, so `init_lora_weights=False` fills $B$ with random numbers.
 
 # %%
 drawn = ln.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
@@ -187,19 +187,19 @@ print(f"dA and dB of all {len(result.errors) // 2} layers against the complex st
 print(f"largest relative error {max(result.errors.values()):.0e}")
 
 # %% [markdown]
-# The gradients are exact for the rounded model. But the rounded model differs from the original model, so the gradients of the two models have different directions. **Predict** the cosine between the gradients of the two models on the same batch. For comparison, predict the cosine between the gradients of one model on two different batches.
+# The gradients are exact for the rounded model. But the rounded model differs from the original model, so the gradients of the two models have different directions. **Predict** the cosine between the gradient of the rounded model and the gradient of the original model on the same batch. Predict also the cosine between two gradients of the original model on two different batches.
 
 # %%
 plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json"));
 
 # %% [markdown]
-# Rounding changes the direction of a gradient much less than the choice of the batch does.
+# The rounding of the weights changes the direction of the gradient much less than a change of the batch does.
 #
-# ## The memory
+# ## The memory of a training step
 #
-# `ln.costs.memory` counts the bytes of codes, scales and everything else that a training step holds. For "tiny" its prediction equals the bytes of the arrays exactly (`tests/costs/test_memory.py`).
+# The function `ln.costs.memory` predicts the bytes of all arrays that a training step holds, including the codes and the absmax values. For "tiny" this prediction equals the bytes of the arrays exactly (`tests/costs/test_memory.py`).
 #
-# The adapter has $r = 8$ and $\alpha = 64$, like the runs of "tiny" in the first picture. As in notebook 05, the scaling $s = \alpha/r$ is 8.
+# The adapters in the next cell have $r = 8$ and $\alpha = 64$, like the adapters of "tiny" in the first picture. So the scale $s = \alpha/r$ is 8, as in notebook 05.
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
@@ -216,7 +216,7 @@ for name, model in models.items():
 show(lines, {"method": "", "linear weights, MB": ".2f", "training step, MB": ".0f"})
 
 # %% [markdown]
-# In a model of this size the activations need most of the memory. In a large model the weights need most of the memory. **Predict.** Which of full fine-tuning, LoRA and QLoRA can train Llama-65B on one GPU with 48 GB?
+# In a model as small as "tiny", the activations need most of the memory of a training step. In a large model, the weights need most of this memory. **Predict.** Which of the three methods full fine-tuning, LoRA and QLoRA can train the model Llama-65B on one GPU with 48 GB of memory?
 
 # %%
 paper = {"config": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -234,13 +234,13 @@ for name, method in methods.items():
 show(lines, {"Llama-65B": "", "weights, GB": ".1f", "all, GB": ".1f", "fits in 48 GB": ""})
 
 # %% [markdown]
-# In the row "QLoRA" the embedding and the output head stay in 16 bits. Only the matrices of the blocks are in four bits.
+# In the row "QLoRA" the embedding and the output head are stored in 16 bits per weight. Only the linear layers of the transformer blocks are stored in four bits per weight.
 #
-# This table uses the recipe "16-bit" of notebook 01. Each trained parameter takes 2 bytes for the weight, 2 for the gradient and 4 for each of AdamW's two moments. Notebook 01's own table for Llama-65B uses the recipe "mixed". The recipe "mixed" adds a float32 master copy, which takes 4 more bytes per trained parameter. So the totals in notebook 01 are larger than the totals here, most of all for full fine-tuning.
+# The table above uses the recipe "16-bit" of notebook 01. With this recipe, each trained parameter needs 2 bytes for the weight, 2 bytes for the gradient and 4 bytes for each of AdamW's two moments. The table for Llama-65B in notebook 01 uses the recipe "mixed". The recipe "mixed" also stores a float32 copy of each trained parameter, which needs 4 more bytes. So the totals in notebook 01 are larger than the totals in the table above. The difference is largest for full fine-tuning.
 #
-# ## Train both
+# ## Train with LoRA and with QLoRA
 #
-# Both models get the same adapter, the same batches and the same learning rate. The held-out text is the text of the first picture. **Predict** the loss of each model before the first step. Which of the two losses falls faster?
+# The next cell trains "tiny" with LoRA and with QLoRA. Both models have the same adapter, the same batches and the same learning rate. The losses are measured on the held-out text that the first picture uses. **Predict** the held-out loss of each model before the first step. Does the loss of LoRA or the loss of QLoRA fall faster?
 
 # %%
 code = ln.data.Batches(ln.data.corpus("code", "train"))
@@ -261,15 +261,15 @@ show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "se
 # %% [markdown]
 # ## Three ways to merge
 #
-# To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes and no $W$ to which $s\,BA$ could be added, so `merge_adapter` raises an error. Three ways to merge are common:
+# To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes and no $W$ to which $s\,BA$ could be added, so the method `merge_adapter` raises an error. There are three common ways to merge a QLoRA adapter:
 #
 # 1. **Dequantise, then merge**: $\hat W + s\,BA$, usually stored in 16 bits per weight. The merged weights take about four times the memory of the weights in four bits.
-# 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits per weight. But the adapter was not trained with these weights.
-# 3. **Merge and quantise again**: the merged weights take the same memory as the weights in four bits before the merge. But the rounding now applies to $s\,BA$ too.
+# 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits per weight. But the adapter was trained with $\hat W$ and not with $W$.
+# 3. **Merge and quantise again**: $\hat W + s\,BA$, rounded to four bits. The merged weights take the same memory as the four-bit weights before the merge. But the second rounding also rounds $s\,BA$.
 #
-# In the next cell, ways 1 and 2 keep the merged weights in float32, so that only the rounding to four bits counts.
+# In the next cell, ways 1 and 2 store the merged weights in float32, so the only rounding that matters is the rounding to four bits.
 #
-# **Predict.** Which way gives the same outputs as the trained model? Which way gives the lowest loss? The two answers can differ.
+# **Predict.** Which of the three ways gives the same outputs as the trained model before the merge? Which of the three ways gives the lowest held-out loss? The answers to the two questions can differ.
 
 # %%
 qlora, adapter = models["QLoRA"], tempfile.mkdtemp()
@@ -302,13 +302,13 @@ for name, model in ways.items():
 show(lines, {"way": "", "held-out": ".4f", "change of the logits": ".1e"})
 
 # %% [markdown]
-# The picture shows the same comparison after the longer runs of the study, on both models. The right panel shows which share of $\Delta W$ remains in the merged weights.
+# The next picture compares the three ways to merge on "tiny" and on SmolLM2, after longer training than in the cell above. The right panel shows which share of $\Delta W$ remains in the merged weights.
 #
-# This share is a projection. Let $D$ be the merged weights minus the weights before the merge. Without rounding $D$ equals $\Delta W$. With rounding, $D$ is a multiple of $\Delta W$ plus noise that is orthogonal to $\Delta W$:
+# The remaining share is computed by a projection. Let $D$ be the merged weights minus the weights before the merge. Without rounding, $D$ equals $\Delta W$. With rounding, $D$ is a multiple of $\Delta W$ plus noise that is orthogonal to $\Delta W$:
 #
 # $$D = \kappa\,\Delta W + \text{noise}, \qquad \kappa = \frac{\langle D, \Delta W\rangle}{\lVert\Delta W\rVert^2}$$
 #
-# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries. The share that remains is $\kappa$. This share can be near zero although $D$ is not zero.
+# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries. The share of $\Delta W$ that remains is $\kappa$. The share $\kappa$ can be near zero although $D$ is not near zero.
 
 # %%
 routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in runs]
@@ -320,12 +320,12 @@ lines = [{"model": table.settings["model"]} | row for table in routes for row in
 show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept": ".0%"})
 
 # %% [markdown]
-# Only the first way gives the trained model. The second way gives a *different* model. Here this model is slightly better, because the original weights are more precise than the rounded weights. Do not report the loss of this different model as QLoRA's loss.
+# Only the first way to merge gives the same outputs as the trained model. The second way gives a *different* model. In these runs, this different model has a slightly lower loss than the trained model, because the original weights are more precise than the rounded weights. Do not report the loss of this different model as QLoRA's loss.
 #
-# The third way raises the loss a little on "tiny" and very much on SmolLM2. The next section explains why.
+# The third way, merging and quantising again, raises the loss of "tiny" a little and the loss of SmolLM2 very much. The next section explains why.
 
 # %% [markdown]
-# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? Use QLoRA's trained adapter with the original weights, without training again. The loss falls, because the rounding of the base is gone. The first sentence below divides the fall of the loss by the difference between QLoRA's final loss and LoRA's final loss. The other two sentences are about the third way.
+# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? To find out, use the adapter that QLoRA trained with the original weights, and do not train again. The loss falls, because the base is no longer rounded. The next cell prints three sentences. The first sentence divides this fall of the loss by the difference between QLoRA's final loss and LoRA's final loss. The other two sentences report which share of $\Delta W$ remains after the third way to merge.
 
 # %%
 names = ("qlora.smollm2.rounding", "merge_routes.tiny.kept", "merge_routes.smollm2.kept")
@@ -334,9 +334,9 @@ Markdown(findings.say(*names))
 # %% [markdown]
 # ## What rounding removes
 #
-# In the third way every weight starts *on* a value of the code. If the change of a weight is smaller than half the distance to the next value, rounding gives the old code again. On "tiny" $s$ is large, and the adapter changed the weights much. On SmolLM2 the adapter changed the weights little.
+# In the third way to merge, every weight of $\hat W$ equals a value of NF4 times the absmax of the block. Suppose that the merge changes a weight by less than half the distance to the next such number. Then rounding gives the old code again. On "tiny" the scale $s$ is large, and the adapter changes the weights much. On SmolLM2 the adapter changes the weights only a little.
 #
-# Other storage formats also round, for example the 16 or 8 bits of published models. The size below which $\Delta W$ is lost differs between the formats. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then it measures the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. How many weights stay unchanged, and how much of $\Delta W$ remains?
+# Other storage formats also round, for example the formats with 16 or 8 bits in which models are published. How small $\Delta W$ must be to be lost depends on the format. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then the cell measures two shares: the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. Which share of the weights does not change, and which share of $\Delta W$ remains?
 
 # %%
 def in_dtype(dtype):
@@ -364,12 +364,12 @@ for name, rounded in formats.items():
 show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "remains": ".0%"})
 
 # %% [markdown]
-# The two shares do not agree.
+# The share of unchanged weights does not tell you which share of $\Delta W$ remains.
 #
-# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. The distance between neighbouring numbers of bfloat16 is roughly proportional to their size. So a small change remains in a small weight, but rounding removes the same change from a large weight. The weights that change are mostly small weights or have large changes. Each of these weights moves by whole steps of the format.
+# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. In bfloat16, the distance between two neighbouring numbers is roughly proportional to the numbers. So a small weight keeps a small change, but a large weight loses the same change by rounding. A weight changes only if the weight is small or if its entry of $\Delta W$ is large. Each changed weight moves to another number of the format, and this step can be larger than its entry of $\Delta W$.
 # - **NF4, small $\Delta W$**: nearly all weights change, but hardly anything of $\Delta W$ remains.
 #
-# The second result is surprising. A decoded weight is a scale times a value of the code. **Predict.** With the smallest $\Delta W$, which of the two changes in NF4: the scales of the blocks, the codes, or both? Which weights stay unchanged?
+# The result for NF4 is surprising. A decoded weight is the absmax of the block, the *scale*, times one of the sixteen NF4 values. **Predict.** What does the smallest $\Delta W$ change in NF4: the scales of the blocks, the codes of the weights, or both? Which weights do not change?
 
 # %%
 def scales_and_codes(x):
@@ -395,18 +395,18 @@ show(lines, columns | {"remains": ".1%", "noise / ‖ΔW‖": ".2f"})
 print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {1 / 64:.1%}")
 
 # %% [markdown]
-# With a small $\Delta W$ all scales change and hardly any code changes.
+# A small $\Delta W$ changes all scales of the blocks and hardly any code of a weight.
 #
-# - *Codes*: each change is smaller than half the distance to the next value, so rounding gives the old code.
-# - *Scales*: the largest weight of a block is stored as it is, as the scale. So the change of this one weight remains. This weight is one of 64, and about 1/64 of $\Delta W$ remains.
-# - *Noise*: the whole block is decoded with its new scale. So every other weight of the block also moves, except the weights that are zero. These moves follow the change of the largest weight, not the entries of $\Delta W$ for the moved weights. So the moves are noise.
+# - *Codes*: nearly every weight changes by less than half the distance to the next value, so rounding gives the old code.
+# - *Scales*: the magnitude of the largest weight of a block is the scale of the block, which is not rounded. So the change of the largest weight remains. The largest weight is one of 64 weights of the block, so about 1/64 of $\Delta W$ remains.
+# - *Noise*: all weights of a block are decoded with the new scale. So every other weight of the block also changes, except the weights that are zero. These changes depend on the change of the largest weight and not on the entries of $\Delta W$ for the other weights. So these changes are noise.
 #
-# With a larger $\Delta W$ the weights with the largest changes reach the next value. These weights contribute most to $\Delta W$, and each moves by a whole step. So most of $\Delta W$ can remain although most codes are unchanged. The number of changed weights does not measure how much of $\Delta W$ remains.
+# If $\Delta W$ is larger, the weights with the largest entries of $\Delta W$ get the code of the next value. These entries contribute most to the norm of $\Delta W$, and each of these weights changes by the whole distance to the next value. So most of $\Delta W$ can remain although most codes do not change. The number of changed weights does not tell you which share of $\Delta W$ remains.
 #
 # ## Recap
 #
 # NF4's sixteen values are quantiles of a normal distribution. Each block of 64 weights stores one scale, and double quantisation stores the scales in 8 bits. The gradients of $A$ and $B$ are exact for the
-# rounded base, because the codes are constants. The final loss of QLoRA is close to that of LoRA, and most of the difference comes from the damage to the base. The weights need about an eighth of the memory that they need in float32. Merge into the dequantised weights: merging into the original weights gives another model, and quantising again can remove most of $\Delta W$.
+# rounded base, because the codes are constants. The final loss of QLoRA is only a little higher than the final loss of LoRA, and most of the difference comes from the rounding of the base. The rounded weights need about an eighth of the memory that the same weights need in float32. Merge a QLoRA adapter into the dequantised weights. Merging into the original weights gives a different model, and quantising again after the merge can remove most of $\Delta W$.
 #
 # ## Three questions
 #
@@ -414,7 +414,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# A weight of zero then stays exactly zero, and the rounding adds no noise to this weight.
+# If one of the values is exactly zero, a weight of zero stays exactly zero. The rounding then adds no noise to this weight.
 #
 # </details>
 #
@@ -422,47 +422,47 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# Only $A$ and $B$ are trained. $\hat W$ is a constant, so no gradient passes through the rounding.
+# QLoRA trains only $A$ and $B$. The rounded $\hat W$ is a constant, so no gradient passes through the rounding.
 #
 # </details>
 #
-# 3. A small $\Delta W$ is merged into dequantised NF4 weights, and the sum is quantised again. Why is nearly nothing of $\Delta W$ left?
+# 3. A small $\Delta W$ is merged into dequantised NF4 weights, and the sum is quantised again. Why does hardly anything of $\Delta W$ remain?
 #
 # <details><summary>Answer</summary>
 #
-# The weights lie on the values of the code. If a change is smaller than half the distance to the next value, the weight keeps its old code. Only the largest weight of each block keeps its change, as the new scale. The new scale also moves the other weights of the block. These moves have nothing to do with the entries of $\Delta W$ for the moved weights.
+# Before the merge, each weight is exactly one of the numbers that NF4 can store. If the merge changes a weight by less than half the distance to the next such number, the weight keeps its old code. Only the largest weight of each block keeps its change, because its magnitude is the new scale of the block. The new scale also changes the other weights of the block. These changes do not depend on the entries of $\Delta W$ for the other weights.
 #
 # </details>
 #
 # ## Try
 #
-# 1. Quantise "tiny" with `quant_type="int4"` and with `block_size=4096`, and evaluate each model without an adapter. Does the model with the larger mean error always have the higher held-out loss?
+# 1. Quantise "tiny" once with `quant_type="int4"` and once with `block_size=4096`. Evaluate each quantised model without an adapter. Does a larger mean rounding error always lead to a higher held-out loss?
 #
 # <details><summary>Hint</summary>
 #
-# `ln.quantize_model(ln.load_model("tiny"), quant_type="int4", block_size=64)`, then `ln.evaluate(model, heldout)`. Compare with the picture of the mean errors.
+# Call `model = ln.quantize_model(ln.load_model("tiny"), quant_type="int4", block_size=64)`, then `ln.evaluate(model, heldout)`. Compare the losses with the errors in the picture of the section "NF4, int4 and FP4 compared".
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No. With int4 the mean error is larger than with NF4, but the loss is slightly lower (1.559 against 1.561 nats per byte). Blocks of 4096 raise both the error and the loss. The mean error counts all weights
-# equally; the loss does not.
+# No. With int4 the mean error is larger than with NF4. But the loss with int4 is 1.559 nats per byte, and the loss with NF4 is 1.561. Blocks of 4096 weights have a larger error and a higher loss than blocks of 64 weights. The mean error counts all weights
+# equally, but some weights affect the loss more than others.
 #
 # </details>
 #
-# 2. Replace NF4's values by quantiles of the *real* distribution of the scaled weights (the dashed line of the density picture). Does the mean error fall?
+# 2. Replace NF4's values by quantiles of the *real* distribution of the scaled weights (the dashed line in the picture of the values of NF4). Is the mean error then smaller than with NF4?
 #
 # <details><summary>Hint</summary>
 #
-# Collect `W.reshape(-1, 64)` of all linear layers, divide each row by its largest magnitude, and take `np.quantile` at 16 evenly spaced probabilities. Set one value to zero and the two outermost values to −1 and 1.
+# Collect `W.reshape(-1, 64)` of all linear layers, divide each row by its largest magnitude, and take `np.quantile` at 16 evenly spaced probabilities. Replace one of the 16 quantiles by zero, and replace the two outermost quantiles by −1 and 1.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# No, the mean error rises from 0.073 to about 0.08 of the weights' root mean square. The quantiles move most values close to zero, and the few large weights lose precision. So values with equal shares of the weights between them do not give the smallest mean error. A code
-# that minimises the mean error directly (k-medians, started from NF4) is hardly better than NF4.
+# No. With NF4 the mean error is 0.073 of the weights' root mean square. With the quantiles of the real distribution it is about 0.08. Most of these quantiles are close to zero, so the few large weights are rounded more coarsely. Therefore values with equal shares of the weights between them do not give the smallest mean error. You can also
+# choose sixteen values that minimise the mean error directly, with the algorithm k-medians started from NF4. The mean error of these values is hardly smaller than the mean error of NF4.
 #
 # </details>
 #
@@ -470,27 +470,27 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Hint</summary>
 #
-# `w[0] = 5`, and run the cell again.
+# Add the line `w[0] = 5` after the first line of the cell, and run the cell again.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The absmax becomes 5, so the other weights use only the values near zero. The weights 0.02, −0.08 and 0.17 are all decoded as 0, and −0.29 gets the same code as −0.62. One outlier spoils its whole block. This is why blocks are small.
+# The absmax of the block becomes 5, so the other weights divided by 5 are all close to zero. The weights 0.02, −0.08 and 0.17 are all decoded as 0, and the weight −0.29 gets the same code as the weight −0.62. One very large weight makes the rounding of its whole block coarse. With small blocks, one very large weight affects only few other weights.
 #
 # </details>
 #
-# 4. In NF4 almost nothing of a $\Delta W$ of 1 % remains. Which share remains if $\Delta W$ is three times, or five times as large? Where is the limit below which only the scales keep anything?
+# 4. If the norm of $\Delta W$ is 1 % of the norm of $W$, hardly anything of $\Delta W$ remains in NF4. Which share of $\Delta W$ remains if the norm of $\Delta W$ is 3 % or 5 % of the norm of $W$? Is there a sharp limit below which only the changes of the scales remain?
 #
 # <details><summary>Hint</summary>
 #
-# Use the last cell of the section "What rounding removes" with the sizes 0.01, 0.02, 0.03 and 0.05.
+# Run the last cell of the section "What rounding removes" with the sizes 0.01, 0.02, 0.03 and 0.05.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# At 2 % hardly more remains than the scales keep, at 3 % about 7 %, and at 5 % about a third. There is no sharp limit, because the entries of $\Delta W$ differ and the distances between NF4's values differ. Each weight changes its code as soon as its own change is larger than half the distance to the next value.
+# If the norm of $\Delta W$ is 2 % of the norm of $W$, hardly more than the changes of the scales remains. At 3 %, about 7 % of $\Delta W$ remains, and at 5 %, about a third of $\Delta W$ remains. There is no sharp limit, because the entries of $\Delta W$ have different sizes and the distances between the values of NF4 differ too. Each weight gets a new code as soon as its change is larger than half the distance to the next value.
 #
 # </details>
 #

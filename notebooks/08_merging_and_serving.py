@@ -13,13 +13,13 @@
 # %% [markdown]
 # # Merging and multi-LoRA serving
 #
-# An adapter is small, so one base model can have many adapters. This notebook shows what many adapters on one base cost, and when an adapter can be merged into the weights or combined with another adapter.
+# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time many adapters on one base need. It also shows when you can merge an adapter into the weights or combine it with another adapter.
 #
 # **You will learn** to
 #
-# - explain how rows with different adapters share one batch, and compute the cost in bytes;
-# - compute how a merge changes the outputs and the speed, and how repeated merges change the weights;
-# - recognise three checks of a merge that say nothing about the quality of the merged model.
+# - explain how one batch can have rows with different adapters, and compute how many bytes the adapters need;
+# - measure how a merge changes the outputs and the speed of a model, and how repeated merges change its weights;
+# - recognise three checks of a merge that do not show whether the merged model is good.
 #
 # **Before you start**: the LoRA layer and its merge (notebook 02).
 #
@@ -27,9 +27,9 @@
 #
 # ## The result first
 #
-# In the picture, one base with up to a thousand adapters computes batches of 32 rows. Five workloads differ in how they choose the adapter of each row. The alternative (grey) is one merged model per adapter.
+# In the next picture, one base with up to a thousand adapters computes batches of 32 rows. The five workloads of the picture differ in how the adapter of each row is chosen. The grey marks show the alternative: one merged model per adapter.
 #
-# **Predict.** How many merged models fit into the memory that one base with a thousand adapters needs?
+# **Predict.** One base with a thousand adapters needs a certain amount of memory. How many merged models fit into the same amount of memory?
 
 # %%
 import statistics
@@ -62,15 +62,15 @@ Markdown(
 )
 
 # %% [markdown]
-# The speed depends on the workload. If all rows use one adapter ("identical"), a merged model is the fastest. If each row uses a different adapter ("distinct"), merged models are slow. Each row goes through its own model, so the work of the base is done 32 times.
+# Whether merged models are faster depends on the workload. If all rows use the same adapter ("identical"), a merged model is faster than the base with adapters. If each row uses a different adapter ("distinct"), merged models are slower than the base with adapters. With merged models each row needs its own model, so a batch of 32 rows reads the weights of 32 models.
 #
-# On "tiny" an adapter has a tenth of the base's size, because the matrices are narrow. In a wider model the share is smaller. For a 7B model, an adapter with the same settings has a few thousandths of the base's size. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once.)
+# An adapter of "tiny" needs a tenth of the base's memory, because the matrices of this model are narrow. In a wider model, an adapter needs a smaller share of the base's memory. For a model with 7 billion parameters, an adapter with the same settings needs only a few thousandths of the base's memory. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once.)
 #
 # ## Two adapters
 #
-# The rest of this notebook uses two trained adapters. The first adapter learns Python code. The second adapter learns a voice: an old lighthouse keeper who answers questions. The base knows English prose.
+# The rest of this notebook uses two trained adapters. The first adapter, "code", learns Python code. The second adapter, "voice", learns to answer questions like an old lighthouse keeper. The base was trained on English prose.
 #
-# The losses are held-out losses on 64 windows of 64 bytes per domain. These windows are shorter than the windows of notebooks 05 and 07, so the model has less context. Therefore the base's loss on code is higher here than in those notebooks. Compare only losses of the same table.
+# There are two domains, code and voice. For each domain, the loss is measured on 64 windows of 64 bytes of held-out text. These windows are shorter than the windows in notebooks 05 and 07, so the model has less context. Therefore the base's loss on code is higher in this notebook than in notebooks 05 and 07. Compare only losses within the same table.
 
 # %%
 config = ln.LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")  # as in notebook 05
@@ -109,13 +109,13 @@ def show_losses(*adapters):
 show_losses(None, "code", "voice")
 
 # %% [markdown]
-# Each adapter is good at its own domain. But with the voice adapter, the model is worse at code than the base: the voice adapter makes it forget code. This forgetting matters in experiment 2.
+# Each adapter lowers the loss on its own domain. But with the voice adapter, the loss on code is higher than the base's loss on code: the voice adapter makes the model forget code. This forgetting matters in experiment 2 of the lab below.
 #
 # ## A merged model is as fast as the base
 #
 # $$x W^\top + s\,(x A^\top) B^\top \;=\; x\,(W + s\,BA)^\top$$
 #
-# **Predict.** The left side is the model before the merge, the right side the merged model. How large is the largest difference of a logit between the two in float32, relative to the largest logit: zero, about 1e-7, or about 1e-3?
+# The left side of this equation is a layer before the merge. The right side is the merged layer. **Predict.** A model computes its logits in float32, once before and once after the merge. How large is the largest difference between the logits, divided by the largest logit: zero, about 1e-7, or about 1e-3?
 
 # %%
 tokens = heldout["voice"][0][0][:4]
@@ -135,7 +135,7 @@ print(f"largest relative difference of a logit: {difference:.0e}")
 model.unmerge_adapter()
 
 # %% [markdown]
-# The difference is not zero, because the two sides of the equation add in a different order, and each addition rounds. The merged model computes no bypass. The next table shows how long one token takes before and after a merge, on one thread:
+# The difference is not zero, because the two sides of the equation add the same terms in a different order, and each addition rounds its result. The merged model is faster than the unmerged model, because it does not compute the bypass $s\,(x A^\top) B^\top$. The next table shows the time to compute one token before and after a merge, on one thread:
 
 # %%
 lines = [
@@ -145,23 +145,23 @@ lines = [
 show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 
 # %% [markdown]
-# A merged model has one disadvantage: it answers every request with this one adapter.
+# A merged model has one disadvantage: it answers every request with the adapter that was merged.
 #
-# ## What many merges leave in the weights
+# ## How many merges change the weights
 #
-# The adapter can be removed again, $W \leftarrow (W + s\,BA) - s\,BA$, and another adapter can be merged. Both the addition and the subtraction round.
+# To merge another adapter, first remove the merged adapter from the weights: $W \leftarrow (W + s\,BA) - s\,BA$. Both the addition and the subtraction round their results, so an error in $W$ can remain.
 #
-# **Predict.** In the first case, one adapter is merged and removed a hundred times. In the second case, eight adapters are merged and removed one after another. In which case does the error of $W$ grow? By what factor do the errors in float16 and in float32 differ?
+# **Predict.** In the first case, one adapter is merged and removed a hundred times. In the second case, eight adapters are merged and removed one after another. In which of the two cases does the error in $W$ grow with the number of merges? By what factor is the error in float16 larger than the error in float32?
 
 # %%
 plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
-# With one adapter, only the first merge and removal changes $W$. After every later merge and removal, $W$ has the same numbers as before. This follows from a theorem about rounding to even (Knuth, *The Art of Computer Programming*, 4.2.2). With several adapters, each adapter causes different rounding errors, and the errors add up like steps in random directions. The format float32 has 13 bits of precision more than float16, so the errors of the two formats differ by a factor of $2^{13}$. In float32 the error stays harmless for a long time. If the weights have 16 bits, keep a copy of the base, and do not merge and remove adapters repeatedly.
+# If the same adapter is merged and removed many times, $W$ has an error after the first removal. After every later removal, $W$ has the same numbers as after the first removal, so the error does not grow. This fact follows from a theorem about rounding to even (Knuth, *The Art of Computer Programming*, 4.2.2). If several adapters are merged and removed one after another, each adapter causes different rounding errors. These errors add up like steps in random directions. The format float32 has 13 bits of precision more than float16, so the error in float16 is about $2^{13}$ times the error in float32. In float32 the error stays harmless even after many merges. If the weights are stored in 16 bits, keep a copy of the base's weights, and do not merge and remove adapters repeatedly.
 #
 # ## Many adapters on one base
 #
-# Switching to another adapter needs no arithmetic: all adapters share the base's weights, and each call names the adapter that it uses.
+# If the adapters are not merged, you can switch from one adapter to another without computing anything. All adapters share the base's weights, and each call of the model uses the adapter that is active. The next cell measures the time to switch and, for comparison, the time to merge and unmerge an adapter.
 
 # %%
 sizes = {
@@ -187,7 +187,7 @@ print("the base's weight is still the same array:", layer.base_layer.weight.valu
 # %% [markdown]
 # ## Mixed batches
 #
-# Now every row $i$ of a batch has its own adapter $\mathrm{idx}[i]$, or none ($\mathrm{idx}[i] = -1$). The formula is below, and the next cell computes it with a loop over the rows:
+# In a mixed batch, each row $i$ has its own adapter with the number $\mathrm{idx}[i]$. If $\mathrm{idx}[i] = -1$, the row has no adapter. The next cell computes the following output $y_i$ of a row with an adapter, in a loop over the rows:
 #
 # $$y_i \;=\; x_i W^\top + s\,\bigl(x_i A_{\mathrm{idx}[i]}^\top\bigr)\, B_{\mathrm{idx}[i]}^\top$$
 
@@ -203,7 +203,7 @@ def loop(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# The loop loads $W$ from memory once per row, and does very little arithmetic with $W$ for this row. But $W$ is the same for all rows, so one product can serve the whole batch. The rows that use the same adapter are called a *segment*. All rows of a segment can share one product with $A$ and one with $B$:
+# The loop reads $W$ from memory again for each row, although one row needs only little arithmetic with $W$. But $W$ is the same for all rows, so one matrix product $x W^\top$ can compute all rows of the batch. The rows that use the same adapter are called a *segment*. One product with $A$ and one product with $B$ can compute all rows of a segment:
 
 # %%
 def grouped(x, W, A, B, s, idx):
@@ -215,7 +215,7 @@ def grouped(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# If each row has a different adapter, every segment has one row, and Python's calls take longer than the arithmetic. Then the factors of all adapters are stacked, and one batched product computes all rows. ([Chen et al. 2023](https://arxiv.org/abs/2310.18547) call this product SGMV and wrote it as one GPU kernel.)
+# If each row has a different adapter, every segment has only one row. Then the function calls in Python take more time than the arithmetic. To avoid many calls, stack the matrices $A$ of all adapters in one array and the matrices $B$ in another array. One batched product with each array then computes all rows. ([Chen et al. 2023](https://arxiv.org/abs/2310.18547) call the batched product SGMV and wrote it as one GPU kernel.)
 
 # %%
 def batched(x, W, A, B, s, idx):
@@ -227,7 +227,7 @@ def batched(x, W, A, B, s, idx):
 
 
 # %% [markdown]
-# **Predict.** 32 rows have 32 different adapters, in a layer as wide as SmolLM2's. Which of the three functions is the fastest?
+# **Predict.** The layer in the next cell is as wide as a layer of SmolLM2, and each of the 32 rows of the batch has a different adapter. Which of the three functions `loop`, `grouped` and `batched` is the fastest?
 
 # %%
 rng = np.random.default_rng(0)
@@ -260,9 +260,9 @@ for title, idx in cases.items():
 show(lines, {"32 rows on": "", "function": "", "ms": ".2f", "error": ".0e"})
 
 # %% [markdown]
-# `error` is the relative difference from the library's result. Segments are good for a few adapters with many rows each. The batched product is good for many adapters with one row each. The library chooses between the two functions by the size of the segments (`lora_np/peft/mixed.py`) and keeps the stacked factors from one step to the next.
+# The column `error` shows the relative difference between the result of a function and the result of the library. The function `grouped` is fast if a batch has a few adapters with many rows each. The function `batched` is fast if a batch has many adapters with one row each. The library uses both methods and chooses one by the number of rows per segment (`lora_np/peft/mixed.py`). The library also keeps the stacked $A$ and $B$ in memory for the next step.
 #
-# In a whole model, an argument of the call names the adapter of each row:
+# In a call of a whole model, the argument `adapter_names` has one adapter name for each row:
 
 # %%
 prompts = {
@@ -284,9 +284,9 @@ for i, name in enumerate(names):
     print(f"row {i}, {name}: error {abs(mixed[i] - alone[0]).max() / abs(alone).max():.0e}")
 
 # %% [markdown]
-# Each row continues in the style of its adapter. The logits of each row in the mixed batch equal the logits of the same row alone, up to rounding. The generated text has no meaning. "tiny" has one million parameters and writes byte by byte, and each adapter was trained for only 60 steps. The adapters learned how Python and answers look, but not what they mean. The held-out losses above measure better what each adapter learned. Notebook 10 trains a real language model.
+# Each row continues in the style of its adapter. The logits of each row in the mixed batch equal the logits of the same row in a batch of its own, up to rounding. The generated text makes no sense. The reason is that "tiny" has only one million parameters and generates single bytes, and each adapter was trained for only 60 steps. The model imitates the form of Python code and of answers, but not their content. The held-out losses in the first table show better than this text what each adapter learned. Notebook 10 trains a real language model.
 #
-# **Predict.** A decode step computes the next token of each of 32 rows, in a whole model. How much longer does the step take if each row has its own adapter than if all rows share one adapter?
+# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. How much longer is a decode step with a different adapter for each row than a decode step with the same adapter for all rows?
 
 # %% jupyter={"source_hidden": true}
 # prints the time of a decode step with one adapter and with one adapter per row
@@ -302,15 +302,15 @@ show(lines, dict(zip(lines[0], ("", "", ".1f", ".2f", ".2f"), strict=True)))
 Markdown(findings.say("serving.tiny.each", "serving.smollm2.each"))
 
 # %% [markdown]
-# The products with the base's weights take most of the time, and they are computed once in both cases. PEFT's mixed batch runs the adapters one after another in every layer. The result is correct, but with 32 adapters this is slow.
+# The products with the base's weights take most of the time of a decode step. With one adapter and with 32 adapters, each of these products is computed only once per step. The library PEFT computes the adapters of a mixed batch one after another in every layer. PEFT's result is correct, but with 32 adapters PEFT is slow.
 #
-# ## Lab: when the checks of a merge mislead
+# ## Lab: three misleading checks of a merge
 #
-# In each of the three experiments, one number suggests that the result is good or that it is useless. The held-out loss shows whether this is true. Write down your prediction each time.
+# Each of the three experiments combines two adapters. In each experiment, a check gives a wrong impression of the combination: that it is good, or that it is bad. The held-out loss shows how good the combination really is. Write down your prediction before each experiment.
 #
 # ### 1. The average of an adapter and itself
 #
-# Two files contain adapters that compute the same logits. You average the factors of the two adapters: $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$. You check that each number of the result is the mean of the two averaged numbers. **Predict** the loss of the averaged adapter on the voice.
+# Suppose that two adapters compute the same logits. You average the factors of the two adapters: $\tfrac12 (A_1 + A_2)$ and $\tfrac12(B_1 + B_2)$. Then you check that each averaged number is the mean of the two original numbers. **Predict** the loss of the averaged adapter on the domain voice.
 
 # %%
 model.add_adapter("twin", config)
@@ -331,15 +331,15 @@ print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# The average of type `linear` does nothing: the model has the losses of the base. The factors $-B$ and $-A$ give the same adapter, because $(-B)(-A) = BA$, but the mean of $A$ and $-A$ is zero. The factors $A$ and $B$ have no meaning separately, since $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training ends with a different $M$. The result of `linear` depends on $M$. The result of `cat`, $\sum w_i \Delta W_i$, does not depend on $M$. With two adapters, `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. Multiplying out shows which terms `linear` adds to the sum:
+# The average of type `linear` has no effect: with this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. It computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning, not $A$ or $B$ alone: $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #
-# Therefore this library reports the error of $\Delta W$ for every combination. The error is computed from the products $BA$ and not from the factors.
+# Therefore this library reports the error of $\Delta W$ for every combination. The error compares the $\Delta W$ of the combination with the requested sum $\sum w_i \Delta W_i$.
 #
-# ### 2. Exactly the sum, and worse than the base
+# ### 2. A sum without error that is worse than the base
 #
-# `cat` gives exactly the requested sum. **Predict.** You combine half of the code adapter with half of the voice adapter. Is the loss on code between the losses of the two adapters, equal to the base's loss, or above the base's loss?
+# The type `cat` gives exactly the requested sum of the two $\Delta W$. **Predict.** You combine the code adapter and the voice adapter, each with the weight 0.5. Is the combination's loss on code below the base's loss on code, equal to it, or above it?
 
 # %%
 lines = []
@@ -352,11 +352,11 @@ print()
 show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 
 # %% [markdown]
-# With equal halves the loss on code is above the base's loss. Half of the voice adapter makes the model forget more code than half of the code adapter teaches. The reported error is zero, and this is correct, because the report compares the combination with the sum that was *requested*. Only held-out text of each domain shows whether this sum is useful. The harm occurs although the two weights sum to one.
+# With the weights 0.5 and 0.5, the combination's loss on code is above the base's loss on code. The voice adapter with the weight 0.5 raises the loss on code more than the code adapter with the weight 0.5 lowers it. The reported error is zero, and this report is correct, because the error compares the combination with the *requested* sum. Only the loss on held-out text of each domain shows whether the requested sum is useful. Weights with the sum 1 do not prevent a higher loss than the base's loss.
 #
-# ### 3. A large error that does little harm
+# ### 3. A large error that raises the loss only a little
 #
-# `svd` keeps only the 8 largest of the 16 directions of the sum, and the reported error of the result is large. **Predict.** Which share of `cat`'s gain does `svd` lose? The gain is the base's loss minus the loss of the combination. The picture shows all combination types, each at its own best scale. The two adapters of the picture were trained longer. (The study evaluates on longer windows than this notebook, so the losses in the picture are lower.)
+# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. The two adapters in the picture were trained longer than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so they are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
@@ -377,13 +377,13 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# A large part of the norm of $\Delta W$ is in directions that hardly change the loss. Even `linear`, at its best scale, keeps most of the gain. The error of $\Delta W$ is a useful warning. The types that work on $\Delta W$ have lower losses than the types that work on $A$ and $B$ separately. But the error of $\Delta W$ does not replace a measured loss.
+# The removed directions contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning: the types that combine the $\Delta W$ have lower losses than the types that combine $A$ and $B$ separately. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
 #
-# **Conclusions of the lab.** Compare merges by $\Delta W$, never by $A$ and $B$. Then evaluate the merged model on held-out text of every domain for which you will use it. Evaluate the weights as they are *stored*: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the adapter file too, because only the file contains the adapter exactly as it was trained.
+# **Conclusions of the lab.** To judge a combination of adapters, compare the $\Delta W$ and never $A$ and $B$ separately. Then evaluate the merged model on held-out text of every domain for which you will use the model. Evaluate the model with the *stored* weights: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the file of each adapter too, because only this file contains the adapter exactly as it was trained.
 #
 # ## A server
 #
-# Requests do not arrive in batches. `AdapterServer` forms batches while requests arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)). Between two steps, new requests join the batch and finished requests leave it. Each row has its own adapter. **Predict.** The server has room for two rows. In which order do the four requests of the next cell finish?
+# Users send single requests at different times, not batches. The class `AdapterServer` forms batches while requests arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)). Between two steps, new requests join the batch and finished requests leave it. Each request is one row of the batch and names its adapter. **Predict.** The server in the next cell computes at most two rows at a time. In which order do the four requests of the next cell finish?
 
 # %%
 server = ln.AdapterServer(model, max_batch=2)
@@ -405,7 +405,7 @@ while not server.idle:
     steps += 1
 
 # %% [markdown]
-# The short requests do not wait for the long request that came first. The optional dependencies `serve` add an HTTP interface with OpenAI's protocol. The field `model` of a request names the adapter:
+# The short requests finish while the long first request is still running. If you install the optional dependencies `serve`, you can start the server with an HTTP interface that uses OpenAI's protocol. The field `model` of an HTTP request names the adapter:
 #
 # ```
 # pip install -e ".[serve]"
@@ -426,17 +426,17 @@ while not server.idle:
 #
 # ## Recap
 #
-# Adapters share the base's weights. Here the base with a thousand adapters needs a tenth of the memory of a thousand merged models. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
-# differ. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base. But a merged model serves one adapter only. The factors $A$ and $B$ have no meaning separately: combine adapters by their $\Delta W$, and evaluate the result on held-out
+# Many adapters can share the weights of one base. In the study with "tiny", the base with a thousand adapters needs a tenth of the memory of a thousand merged models. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
+# differ between the rows. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base alone. But a merged model can answer requests for one adapter only. The factors $A$ and $B$ have no meaning separately, so combine adapters by adding their $\Delta W$, and evaluate the combination on held-out
 # text of each domain.
 #
 # ## Three questions
 #
-# 1. Why can one product with $W$ serve a batch in which every row has a different adapter?
+# 1. Every row of a batch has a different adapter. Why is one product with $W$ still enough for the whole batch?
 #
 # <details><summary>Answer</summary>
 #
-# $W$ is the same for all rows. Only the bypass $s\,(x A^\top) B^\top$ depends on the adapter, and this bypass is added afterwards.
+# $W$ is the same for all rows. Only the bypass $s\,(x A^\top) B^\top$ depends on the adapter of the row, and the bypass is added after the product with $W$.
 #
 # </details>
 #
@@ -444,72 +444,72 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# A merged model is better if all requests use the same adapter. Then the bypass costs time in every layer and has no advantage.
+# A merged model is better if all requests use the same adapter. In this case a mixed batch has no advantage, and its bypass takes time in every layer.
 #
 # </details>
 #
-# 3. Two adapters have the same $\Delta W$. Why can the mean of their factors have a different $\Delta W$?
+# 3. Two adapters have the same $\Delta W$. You average the $A$ of the two adapters and the $B$ of the two adapters. Why can the averaged adapter have a different $\Delta W$?
 #
 # <details><summary>Answer</summary>
 #
-# $(BM)(M^{-1}A) = BA$ for every invertible $M$. The factors can differ although the products are equal, and the product of two means is not the mean of the products.
+# $(BM)(M^{-1}A) = BA$ for every invertible $M$. So the two adapters can have different factors $A$ and $B$ although their products $BA$ are equal. The product of the mean $B$ and the mean $A$ does not equal the mean of the two products $BA$.
 #
 # </details>
 #
 # ## Try
 #
-# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of `linear` now? Does the error depend on the weights, if both weights are equal?
+# 1. In experiment 1 let $M$ be a rotation: `M, _ = np.linalg.qr(rng.standard_normal((8, 8)))`, $A_2 = M^\top A$, $B_2 = BM$. How large is the error of $\Delta W$ with the type `linear` now? Suppose that both adapters have the same weight $w$. Does the error depend on $w$?
 #
 # <details><summary>Hint</summary>
 #
-# Use the same `M` in every layer, and add the combination with the weights `[0.5, 0.5]`, then with `[0.2, 0.2]`.
+# Use the same `M` in every layer. Combine the two adapters with the weights `[0.5, 0.5]`, and then with the weights `[0.2, 0.2]`.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The error is about 0.64 of the sum's norm, with both pairs of weights. With equal weights $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
+# With both pairs of weights, the error is about 0.64 times the norm of the requested sum. If both weights are $w$, every term of the product has the factor $\sqrt{w}\sqrt{w} = w$, so the *relative* error does not depend on $w$.
 #
 # </details>
 #
-# 2. Let `cat` have the weights (share, 1 − share) for the code and the voice adapter. From which share of the code adapter on is the combination better than the base on both domains?
+# 2. Combine the two adapters by `cat`, with the weight $c$ for the code adapter and the weight $1 - c$ for the voice adapter. What is the smallest $c$ for which the combination has a lower loss than the base on both domains?
 #
 # <details><summary>Hint</summary>
 #
-# Repeat the cell of experiment 2 with shares from 0.5 to 0.9.
+# Run the cell of experiment 2 with values of $c$ from 0.5 to 0.9.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The combination is better on both domains from a share of about 0.55 on. At this share the loss on code is 1.638, and the base's loss is 1.647. On the voice, every tried share has a far lower loss than the base.
+# The smallest $c$ is about 0.55. At $c = 0.55$ the combination's loss on code is 1.638 nats per byte, and the base's loss on code is 1.647. On the domain voice, the combination has a far lower loss than the base for every tried $c$.
 #
 # </details>
 #
-# 3. With how many rows per segment is `grouped` faster than `batched` on your machine?
+# 3. From how many rows per segment on is the function `grouped` faster than the function `batched` on your machine?
 #
 # <details><summary>Hint</summary>
 #
-# `idx = np.arange(32) // n` has segments of n rows. Measure both functions for n = 1, 2, 4, 8, 16.
+# With `idx = np.arange(32) // n`, every segment has $n$ rows. Measure the times of both functions for $n$ = 1, 2, 4, 8 and 16.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# The number depends on the machine, but a few rows per segment are enough. Then `grouped` needs fewer calls than with one row per segment. The function `batched` gains nothing from rows that share an adapter. The library's limit is `SMALL_SEGMENT` in `lora_np/peft/mixed.py`.
+# The number of rows depends on the machine, but a few rows per segment are enough. With more rows per segment there are fewer segments, so `grouped` needs fewer function calls. The function `batched` does not become faster if several rows share an adapter. The library uses the batched product for segments of at most `SMALL_SEGMENT` rows (`lora_np/peft/mixed.py`).
 #
 # </details>
 #
-# 4. The adapter "average, cat" of experiment 1 has rank 16 and the same $\Delta W$ as the voice adapter. Combine "average, cat" with the code adapter by `linear`, then by `svd`. Why must `linear` raise an error?
+# 4. The adapter "average, cat" of experiment 1 has rank 16 and the same $\Delta W$ as the voice adapter. Combine "average, cat" with the code adapter, first by the type `linear` and then by the type `svd`. Why does `linear` raise an error, although `svd` does not?
 #
 # <details><summary>Hint</summary>
 #
-# Read the error message, and write down the shapes of $A_1 + A_2$.
+# Read the error message, and write down the shapes of $A_1$ and $A_2$.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# `linear` adds the factors. The shape of $A_1$ is (16, in) and the shape of $A_2$ is (8, in), so $A_1$ and $A_2$ cannot be added. `svd` works on $\Delta W$, whose shape does not depend on the rank.
+# The type `linear` adds the matrices $A$ of the two adapters. The shape of $A_1$ is (16, in) and the shape of $A_2$ is (8, in), so $A_1$ and $A_2$ cannot be added. The type `svd` adds the $\Delta W$ of the two adapters, and the shape of $\Delta W$ does not depend on the rank.
 #
 # </details>
