@@ -26,7 +26,7 @@
 # *Reading: 15 minutes. Tasks: 10 minutes. Running: about 15 seconds.*
 #
 # Fine-tuning a language model changes the weight matrices of the model. LoRA (low-rank adaptation) leaves the weight matrices unchanged. LoRA trains two small matrices beside each weight matrix. The model then computes with the weight matrix plus the product of the two small matrices. All small matrices together are the *adapter*. In this course you
-# build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code uses NumPy, without automatic differentiation.
+# build LoRA from nothing: the forward pass, each gradient by hand, and the tests of the gradients. You also train real models, and measure what LoRA saves and what it loses. All code of the course uses NumPy, without automatic differentiation.
 # An ordinary computer is enough for the course.
 #
 # The command `make lab` opens a copy of the course in which no cell has an output. The copy is in the folder `my-course`, and you can change it as you like. If you see outputs below, you are reading a notebook that was already run. In this case, write down each prediction before you look at the next output.
@@ -61,7 +61,7 @@ else:
 #
 # "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
 #
-# The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the same three beginnings. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
+# The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the three beginnings again. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #
 # **Predict.** What will the training change in the text that tiny writes: the grammar, the vocabulary or the meaning?
 
@@ -183,7 +183,7 @@ with model.disable_adapter():
 #
 # - LoRA leaves the weights of a model unchanged and trains two small matrices beside each weight matrix.
 # - A few seconds of training change the grammar and the vocabulary of tiny's text.
-# - The adapter can be switched off. Then the model writes the same text as before the training.
+# - If the adapter is switched off, the model writes the same text as before the training.
 #
 # ## Three questions
 #
@@ -191,7 +191,7 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# The training changed only the numbers of the adapter. Without the adapter the model writes the same text as before, so the cell with `disable_adapter` prints `True`.
+# The training changed only the numbers of the adapter. Without the adapter the model writes the same text as before the training, so the cell with `disable_adapter` prints `True`.
 #
 # </details>
 #
@@ -223,7 +223,7 @@ with model.disable_adapter():
 #
 # <details><summary>Answer</summary>
 #
-# After 5 steps the lines are still English. The learning rate is small in the first steps (the warm-up), so the adapter has hardly changed. After 300 steps the lines are Python code, but this code is hardly better
+# After 5 training steps, the model still continues the three lines in English. The learning rate is small in the first steps (the warm-up), so the adapter has hardly changed. After 300 steps the lines are Python code, but this code is hardly better
 # than the code after 60 steps. The reason is that tiny is a very small model.
 #
 # </details>

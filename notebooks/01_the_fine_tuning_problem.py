@@ -21,7 +21,7 @@
 # - explain which parts become smaller with LoRA, with gradient checkpointing and with QLoRA, and which parts do not;
 # - decide which method fits into the memory of a given GPU.
 #
-# **Before you start:** the matrix product and the idea of a gradient. A picture in this notebook shows the parts of a language model. Notebooks 03 and 03b explain how each part computes its gradients. If you have not seen LoRA, you may read
+# **Before you start:** you know the matrix product and the idea of a gradient. A picture in this notebook shows the parts of a language model. Notebooks 03 and 03b explain how each part computes its gradients. If you have not seen LoRA, you may read
 # [notebook 02](02_lora_from_one_equation.ipynb) first. For this notebook you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
 #
 # *Reading: 60 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
@@ -67,8 +67,8 @@ for method, name in NAMES.items():
 show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
-# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show the memory of full fine-tuning for each model. LoRA needs as much memory for the weights (grey) as full fine-tuning, and saves almost all other memory. QLoRA makes
-# the weights themselves smaller. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
+# Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show the memory of full fine-tuning for each model. LoRA needs as much memory for the weights (grey) as full fine-tuning, and saves almost all other memory. QLoRA stores
+# each frozen weight in about four bits, so the weights take less memory than with LoRA. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
 #
 # The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
 #
@@ -94,11 +94,11 @@ size = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# One training step changes all parameters of tiny. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. All these numbers take memory.
+# One training step changes all parameters of tiny. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. The gradients and AdamW's numbers take memory too.
 #
 # ## Part 1: the weights
 #
-# The model tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through equal *blocks*. At the end, the *output head* computes one number, the *logit*, for each token of
+# The model tiny and the Llama models have the same structure. Tokens become vectors of $d$ features (the *embedding*). The vectors pass through a sequence of *blocks*, which all have the same structure. At the end, the *output head* computes one number, the *logit*, for each token of
 # the vocabulary. The next picture shows one block:
 
 # %%
@@ -142,7 +142,7 @@ show(lines, {"model": "", "by the formula": ",", "in the model": ","})
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
 #
-# where $\hat m$ and $\hat v$ are $m$ and $v$ corrected for their start at zero. The next step needs $m$ and $v$ again, so both stay in memory. **Predict.** The weights of tiny are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ of tiny take together?
+# The symbols $\hat m$ and $\hat v$ stand for $m$ and $v$ with a correction, because $m$ and $v$ start at zero. The next training step needs $m$ and $v$ again, so both stay in memory. **Predict.** The weights of tiny are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ of tiny take together?
 
 # %%
 optimizer = ln.AdamW(lr=1e-3)
@@ -167,7 +167,7 @@ show(lines, {"part": "", "MB": ".2f", "bytes per parameter": ".0f"})
 #
 # ## Part 4: the master copy
 #
-# Training in 16 bits does not halve the memory. An update is much smaller than the weight that it changes, and a 16-bit number has too few digits to store the sum of the weight and the update. **Predict.** The number 0.0001 is added to a weight of 1, a thousand times. What is the final weight in float32, and what is it in a 16-bit format?
+# Training in 16 bits does not halve the memory. An update is much smaller than the weight that it changes, and a 16-bit number has too few digits to store the sum of the weight and the update. **Predict.** A program adds the number 0.0001 to a weight of 1, and repeats this addition a thousand times. What is the final weight in float32, and what is the final weight in a 16-bit format?
 
 # %%
 lines = []  # NumPy has no bfloat16, in which most models are published: ml_dtypes adds it
@@ -212,7 +212,7 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 #
 # $$\underset{\text{(out, in)}}{dW} = \underset{\text{(out, N)}}{dy^\top}\;\underset{\text{(N, in)}}{x}$$
 #
-# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations of the forward pass also keep arrays that the backward pass needs for their derivatives. All arrays kept for the backward pass are called *activations*. Nearly all activations have one row per token, so
+# so the backward pass needs the layer's input $x$, which the forward pass computed. The other operations of the forward pass also keep arrays, because the backward pass needs these arrays to compute derivatives. All arrays kept for the backward pass are called *activations*. Nearly all activations have one row per token, so
 # the memory of the activations grows with the number of tokens $N$.
 #
 # <details><summary>All activations of a block</summary>
@@ -279,7 +279,7 @@ print(f"\nmeasured / computed - 1 = {peak / full.total - 1:+.1%}")
 #
 # ## What LoRA changes
 #
-# LoRA freezes $W$ and trains $A$ and $B$. **Predict** for each part of the memory: does the part become much smaller, keep its size, or grow? The next cell compares an adapter on all linear layers of tiny with an adapter only on queries and values.
+# LoRA freezes $W$ and trains $A$ and $B$. **Predict.** Compare LoRA with full fine-tuning. Which parts of the memory become much smaller, which parts keep their size, and which parts grow? The next cell compares an adapter on all linear layers of tiny with an adapter only on queries and values.
 
 # %%
 def adapted(target_modules):
@@ -303,7 +303,7 @@ show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 # %% [markdown]
 # - The **weights** take as much memory as in full fine-tuning, because the forward pass still uses the frozen weights. The matrices of the adapter take a little memory in addition.
 # - **Gradients**, **optimizer state** and a master copy exist only for the adapter. A frozen parameter needs no gradient, no optimizer state and no master copy.
-# - The **activations** depend on the layers that have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. In this equation, $dh$ is the gradient with respect to $h = xA^\top$, the output of $A$. To compute $dB$, LoRA also keeps $h$. A frozen linear layer without an adapter does not keep its input $x$.
+# - The size of the **activations** depends on which layers have an adapter. A layer with an adapter keeps its input $x$. LoRA does not compute $dW = dy^\top x$. But LoRA computes $dA = dh^\top x$, which needs the same $x$. In this equation, $dh$ is the gradient with respect to $h = xA^\top$, the output of $A$. To compute $dB$, LoRA also keeps $h$. A frozen linear layer without an adapter does not keep its input $x$.
 #   - *Adapters on all linear layers:* only the frozen output head does not keep its input $x$. In the model tiny, the $x$ of the head takes less memory than the $h$ of all layers together. So the activations are slightly *larger* than in full fine-tuning.
 #   - *Adapters on queries and values only:* most layers have no adapter and do not keep their $x$. So the activations become smaller, as the last column of the table shows.
 # - The **temporary arrays** take slightly more memory than in full fine-tuning. The reason is that LoRA computes two gradients $dx$ and then adds them: one for the path through $W$ and one for the path through $A$ and $B$.
@@ -331,7 +331,7 @@ show(lines, columns | {"LoRA's activations": ".1f"})
 #
 # Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass. The arrays that this second forward pass creates count as temporary arrays, not as activations.
 #
-# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass then adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third?
+# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass computes $xW^\top$ again, so it adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third to the operations of a step?
 
 # %%
 lines = []
@@ -357,7 +357,7 @@ show(lines, columns | {"added operations": ".0%"})
 #
 # ## What QLoRA changes
 #
-# With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*. For each weight, four bits select one of sixteen values. Each block of 64 weights
+# With LoRA and checkpointing, only the frozen weights take much memory. Frozen weights are never updated, so they do not need high precision. QLoRA stores the frozen weights in *NF4*. In NF4, four bits per weight select one of sixteen values. Each block of 64 weights
 # has a scale, a float32 number. *Double quantisation* replaces each scale by a number of 8 bits. Notebook 07 explains NF4 and double quantisation.
 
 # %%
@@ -380,7 +380,7 @@ show(lines, columns | {"GPU with 48 GB": ""})
 # %% [markdown]
 # The abstract of the QLoRA paper says that QLoRA can fine-tune a "65B parameter model on a single 48GB GPU". The sum for QLoRA in the table is indeed below 48 GB. (The frozen weights of QLoRA take slightly more than four bits per parameter, because the embedding, the output head and the norms stay in 16 bits.) Three methods together make the sum this small: LoRA (no gradients and no optimizer state for frozen weights), gradient checkpointing, and frozen weights in four bits.
 #
-# The sum does not include the memory of the libraries and the unused gaps between arrays. So a real GPU needs a little more memory than this sum.
+# The sums in the table do not include the memory of the libraries and the unused gaps between arrays. So a real GPU needs a little more memory than the table shows.
 #
 # ## Two more problems of full fine-tuning
 #
@@ -409,7 +409,7 @@ with TemporaryDirectory() as folder:
 show(lines, {"file": "", "MB": ".2f"})
 
 # %% [markdown]
-# tiny's hidden size is small, so its adapter is a large share of the model. For a square matrix ($d \times d$), the adapter has $2r/d$ times as many parameters as the matrix. This ratio falls as $d$ grows. Notebook 08 shows how many adapters can share one base.
+# The model tiny has a small hidden size, so its adapter is large compared with the model. For a square matrix ($d \times d$), the adapter has $2r/d$ times as many parameters as the matrix. This ratio falls as $d$ grows. Notebook 08 uses one base for many adapters.
 #
 # **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was run three times, each time with another *seed*. The seed is a number that fixes all random choices, for example the order of the batches. *Other prose* is text that does not have the voice of the lighthouse keeper:
 
@@ -440,7 +440,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 2. Which of the parts 1 to 5 of the memory takes twice as much memory if the batch has twice as many rows?
+# 2. If the batch has twice as many rows, which of the parts 1 to 5 takes twice as much memory?
 #
 # <details><summary>Answer</summary>
 #
@@ -499,7 +499,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# Full fine-tuning takes 81 GB with momentum (12 bytes per parameter) and 54 GB with plain SGD (8 bytes per parameter). Each number that the optimizer stores takes 4 bytes, because mixed precision stores the optimizer state in float32. AdamW divides each update by the typical size of the gradient.
+# Full fine-tuning takes 81 GB with momentum (12 bytes per parameter) and 54 GB with plain SGD (8 bytes per parameter). Each number that the optimizer stores takes 4 bytes, because mixed precision stores the optimizer state in float32. AdamW divides the update of each parameter by the typical size of the gradient of this parameter.
 # The gradients of a Transformer's layers have very different sizes, so plain SGD needs many more steps than AdamW, or fails.
 #
 # </details>

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # LoRA from one equation
 #
-# What is LoRA? LoRA is one equation. About 200 lines of code are enough for a language model with LoRA, including gradients and training. This notebook shows the most important of these lines beside the equation. Then the notebook counts the parameters that LoRA trains.
+# What is LoRA? One equation describes LoRA. About 200 lines of code are enough for a language model with LoRA, including gradients and training. This notebook shows the equation and the most important of these lines. Then the notebook counts the parameters that LoRA trains.
 #
 # **You will learn** to
 #
 # - explain each matrix of LoRA's equation and its shape;
 # - compute the number of parameters that LoRA trains;
-# - write LoRA's forward pass in NumPy, train an adapter on a language model, and merge it into the weights.
+# - write LoRA's forward pass in NumPy, train an adapter on a language model, and merge the adapter into the weights.
 #
 # **Before you start:** you know the matrix product. The section about gradients uses the chain rule, but you may skip this section.
 #
@@ -55,7 +55,7 @@ plots.bypass_diagram();
 #
 # The sum of the two terms of $y$ is $x\,(W + \Delta W)^\top$ with $\Delta W = s\,BA$. The change $\Delta W$ has the shape of $W$, but its rank is at most $r$. The reason is that each row of $BA$ is a weighted sum of the $r$ rows of $A$. This low rank gives LoRA its name: *Lo*w-*R*ank *A*daptation.
 #
-# Notebook 04 shows why a change of low rank is enough. Notebook 06 shows what $\alpha$ does. In short: a larger $\alpha$ acts like a larger learning rate.
+# Notebook 04 shows why a change $\Delta W$ of low rank is enough for fine-tuning. Notebook 06 shows that a larger $\alpha$ acts like a larger learning rate.
 #
 # ## LoRA in 200 lines
 #
@@ -128,7 +128,7 @@ one_matrix = parameters.one_matrix(4096)
 plots.one_matrix_chart(one_matrix);
 
 # %% [markdown]
-# The coral square is $W$, which full fine-tuning trains. The cyan strips are $A$ and $B$, which LoRA trains instead. $A$ and $B$ are separate matrices, not parts of $W$.
+# The coral square is $W$, which full fine-tuning trains. The cyan strips are $A$ and $B$, which LoRA trains instead of $W$. $A$ and $B$ are separate matrices, not parts of $W$.
 #
 # $W$ has $\text{out} \cdot \text{in}$ parameters. $A$ and $B$ together have $r \cdot \text{in} + \text{out} \cdot r = r\,(\text{in} + \text{out})$ parameters. For a square matrix with $d$ features the ratio of the two numbers is $d^2 / (2dr) = d / (2r)$. This ratio grows with $d$, so in a larger model LoRA trains a smaller share of the parameters.
 
@@ -252,13 +252,13 @@ change = abs(merged - with_bypass).max() / abs(with_bypass).max()
 print(f"largest change of a logit, relative to the largest logit: {change:.1e} (float32)")
 
 # %% [markdown]
-# Without rounding, the merged model would give the same logits as the model with the bypass. The printed change is not exactly zero. A float32 number has about seven digits, and each operation rounds its result to these digits. The model with the bypass adds $x W^\top$ and $s\,h B^\top$. The merged model first rounds the sum $W + s\,BA$, and then multiplies. So the two models round differently, and their logits differ in about the seventh digit.
+# Without rounding, the merged model would give the same logits as the model with the bypass. The printed change is not exactly zero. A float32 number has about seven digits, and each operation rounds its result to these digits. The model with the bypass adds two rounded products, $x W^\top$ and $s\,h B^\top$. The merged model first rounds the sum $W + s\,BA$, and then multiplies $x$ by this sum. So the two models round differently, and their logits differ in about the seventh digit.
 # The losses in the section about `micro.py` agreed in all printed digits. A loss is a mean over many bytes, so merging changed the loss too little for these digits.
 #
 # ## Whole models
 #
 # The next picture shows how many parameters LoRA trains in published models. This number is the sum of $r\,(\text{in} + \text{out})$ over all matrices with an adapter. The picture shows two adapters for each model. The first adapter has $r = 8$ on the layers for queries and values, as in the LoRA paper. The second adapter has $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
-# matrix, `c_attn`.) The share in the picture is the number of trained parameters, divided by the number of all parameters with the adapter. PEFT prints the same share.
+# matrix, `c_attn`.) The share in the picture is the number of trained parameters, divided by the number of all parameters with the adapter. The method `print_trainable_parameters` of PEFT prints the same share.
 
 # %%
 plots.whole_models_chart(parameters.whole_models());
@@ -267,22 +267,22 @@ plots.whole_models_chart(parameters.whole_models());
 # ## Recap
 #
 # - LoRA adds $s\,(xA^\top)B^\top$ to the output of a frozen linear layer. Only $A$ and $B$ are trained.
-# - $A$ and $B$ have $r\,(\text{in} + \text{out})$ parameters, $W$ has $\text{in} \cdot \text{out}$. The larger the matrix, the more parameters LoRA saves.
+# - Together $A$ and $B$ have $r\,(\text{in} + \text{out})$ parameters, and $W$ has $\text{in} \cdot \text{out}$ parameters. The larger $W$ is, the larger is the difference between these two numbers.
 # - $B$ starts at zero, so before training the model with LoRA computes exactly what the base computes.
-# - No gradient of $W$ is computed.
+# - LoRA does not compute the gradient of $W$.
 # - After training, $s\,BA$ can be added to $W$. The merged model needs as much memory and time as the base.
 #
 # ## Three questions
 #
-# 1. $W$ has the shape (300, 100) and $r = 4$. What are the shapes of $A$ and $B$, and how many parameters do they have?
+# 1. $W$ has the shape (300, 100) and $r = 4$. What are the shapes of $A$ and $B$, and how many parameters do $A$ and $B$ have together?
 #
 # <details><summary>Answer</summary>
 #
-# $A$ is (4, 100), $B$ is (300, 4). Together they have $4 \cdot (100 + 300) = 1600$ parameters; $W$ has 30,000.
+# $A$ has the shape (4, 100), and $B$ has the shape (300, 4). Together $A$ and $B$ have $4 \cdot (100 + 300) = 1600$ parameters. $W$ has 30,000 parameters.
 #
 # </details>
 #
-# 2. Why may $A$ and $B$ not *both* start at zero?
+# 2. Why does training fail if $A$ and $B$ *both* start at zero?
 #
 # <details><summary>Answer</summary>
 #

@@ -22,7 +22,7 @@
 # - prove with the complex step that a gradient is right, and choose inputs that do not hide a mistake,
 # - compute the cost of a LoRA step, and compare this cost with the cost of a full fine-tuning step.
 #
-# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the chain rule for functions of several variables.
+# **Before you start:** you have read [notebook 02](02_lora_from_one_equation.ipynb), and you know the chain rule for functions of several variables.
 #
 # *Reading: 65 minutes. Tasks: 45 minutes. Running: about 10 seconds.*
 #
@@ -57,7 +57,7 @@ batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len
 tokens, targets = batches[0]  # (b, t) = (4, 64): bytes of text, and the byte that follows each
 
 # %% [markdown]
-# `init_lora_weights=False` makes $B$ random instead of zero, as after some training. The model computes in float64, because the comparison below needs the 16 digits of float64.
+# `init_lora_weights=False` makes $B$ random instead of zero, because $B$ is not zero after some training. The model computes in float64, because the comparison below needs the 16 digits of float64.
 #
 # **LoRA.** One backward pass gives the gradients of all $A$ and $B$. We select the two gradients of our layer by the names of the parameters.
 
@@ -86,7 +86,7 @@ print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
 print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
-# Both equations hold: the three lines print `True`. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
+# The equations for $dA$ and $dB$ hold: the last two lines of the output end with `True`. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
 #
 # **Predict.** $dW$ has some dark columns. These columns belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
 
@@ -94,7 +94,7 @@ print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 plots.gradient_shadows(dW, lora_A.grad, lora_B.grad, layer);
 
 # %% [markdown]
-# The dark columns appear again in $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns and leaves each row in its place, so dark rows of $dW$ appear again in $dB$.
+# The dark columns of $dW$ appear again in $dA$. The product $B^\top dW$ mixes the rows of $dW$ and leaves each column in its place. The product $dW A^\top$ mixes the columns of $dW$ and leaves each row in its place, so dark rows of $dW$ appear again in $dB$.
 # The picture shows only the darkest columns clearly. So the next cell compares the lengths (norms) of all columns of $dW$ and $dA$, and of all rows of $dW$ and $dB$:
 
 # %%
@@ -112,7 +112,7 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 # %% [markdown]
 # ## One rule for all gradients
 #
-# Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$: each entry of $dX$ is the derivative of $L$ with respect to the same entry of $X$.
+# Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$: each entry of $dX$ is the derivative of $L$ with respect to the entry of $X$ at the same place.
 # The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. The backward pass returns the gradient with respect to each input of the layer.
 #
 # Write the forward pass with three indices: $n$ counts the tokens, $j$ the input features and $i$ the output features. The batch has $N = b \cdot t$ tokens.
@@ -213,7 +213,7 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 #
 # Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next section, $h$ is a small number, the step, and $i$ is the imaginary unit ($i^2 = -1$), not an index.
 #
-# The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is rounding, because two nearly equal numbers are subtracted:
+# The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is the rounding error, which is large because two nearly equal numbers are subtracted:
 # the smaller $h$ is, the more digits are lost.
 #
 # The *complex step* ([Squire and Trapp 1998](https://doi.org/10.1137/S003614459631241X)) moves $x$ in the imaginary direction:
@@ -252,7 +252,7 @@ plots.step_sizes(steps, step_errors, subtitle);
 # Read the picture from right to left.
 #
 # - **Right side: the terms of the Taylor series that are left out.** The error of the forward difference is proportional to $h$. The errors of the central difference and of the complex step are proportional to $h^2$, and their curves coincide.
-# - **Left side: rounding.** When $h$ becomes smaller, the errors of the forward and the central difference grow like $\varepsilon/h$. Here $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the computed difference is 0, and its relative error is 1.
+# - **Left side: rounding.** When $h$ becomes smaller, the errors of the forward and the central difference grow like $\varepsilon/h$. In this formula, $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the computed difference is 0, and its relative error is 1.
 # - **The best $h$** makes the error of the left-out terms about equal to the rounding error. For the forward difference, $\varepsilon/h = h$ gives $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
 #   For the central difference, $\varepsilon/h = h^2$ gives $h = \varepsilon^{1/3}$. Then the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
 # - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, the derivative is exact up to rounding. We use $h = 10^{-30}$.
@@ -370,7 +370,7 @@ ln.train(fresh, [(tokens, targets)], ln.AdamW(lr=1e-2, weight_decay=0.0), steps=
 print_largest_gradients("after one step")
 
 # %% [markdown]
-# At the start $dA = s\,B^\top dW$ is exactly zero, because $B$ is zero. So the first step changes only $B$. From the second step on, both $A$ and $B$ change.
+# At the start $dA = s\,B^\top dW$ is exactly zero, because $B$ is zero. So the first training step changes only $B$. From the second training step on, both $A$ and $B$ change.
 #
 # ## The cost of a step
 #
@@ -411,7 +411,7 @@ print(f"dx of the first three layers:                      {not_needed:13,}")
 #
 # $$\frac{\text{LoRA}}{\text{full fine-tuning}} = \frac{4d^2 + 12dr}{6d^2} = \frac23 + 2\,\frac rd$$
 #
-# ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) count the same products.)
+# ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) also count the operations of these products.)
 #
 # **Predict.** From which rank on does LoRA need *more* operations than full fine-tuning? Answer for $d = 4096$, as in a 7B model, and for $d = 128$, as in "tiny".
 
@@ -429,7 +429,7 @@ for d in widths:
 # So in a square layer, LoRA takes at least two thirds of the operations that full fine-tuning takes. The main advantage of LoRA is the saved memory: LoRA needs no gradients and no optimizer state for the frozen weights.
 #
 # Two thirds is a ratio of operations, not a ratio of times. The operations are counted only for the products of the linear layers. This count leaves out attention, norms and the loss, which cost the same for LoRA and for full fine-tuning. The count also leaves out the optimizer, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
-# So the time of a LoRA step, divided by the time of a full step, can be higher or lower than two thirds. Notebooks 05 and 10 measure both times.
+# So the time of a LoRA step, divided by the time of a full step, can be higher or lower than two thirds. Notebooks 05 and 10 measure the times of both steps.
 #
 # ## Recap
 #
@@ -443,7 +443,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So the activations of a linear layer take slightly more memory with LoRA than with full fine-tuning. But LoRA needs no memory for $dW$ and for the optimizer state of $W$. LoRA-FA, a variant of LoRA, also freezes $A$. LoRA-FA does not compute $dA$, so it does not need $x$.
+# LoRA keeps $x$ for $dA$, and $h$ (N, r) for $dB$. So the activations of a linear layer take slightly more memory with LoRA than with full fine-tuning. But LoRA needs no memory for $dW$ and no memory for the optimizer state of $W$. LoRA-FA, a variant of LoRA, also freezes $A$. LoRA-FA does not compute $dA$, so it does not need $x$.
 #
 # </details>
 #
@@ -506,7 +506,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
+# The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle between the two changes is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
 #
 # The formula follows from two mean values. Suppose that the entries of $A$ are independent normal numbers with mean 0 and variance 1. Then the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The cosine is the quotient of these numbers, about $\sqrt{r/(r + 385)}$.
 #
@@ -516,7 +516,7 @@ for d in widths:
 #
 # <details><summary>Hint</summary>
 #
-# Start with the forward pass, written with all indices. `check` names the mistake if there is one.
+# Start with the forward pass, written with all indices. If your function is wrong, `check` names the mistake.
 #
 # </details>
 #
