@@ -160,7 +160,7 @@ z = rng.standard_normal((N, d))
 check("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
 
 # %% [markdown]
-# **Predict.** If we add the same number to all $z$ of a row, $y$ does not change. What does this tell us about the sum of the numbers in a row of $dz$?
+# **Predict.** If we add the same number to all logits $z$ of a row, the output $y$ of softmax does not change. What does this tell us about the sum of the numbers in a row of $dz$?
 
 # %%
 dy = rng.standard_normal((N, d))
@@ -169,11 +169,11 @@ print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 
 # %% [markdown]
-# The sum of each row of $dz$ is zero: in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
+# In softmax, the sum of each row of $dz$ is zero: in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
 #
 # ## Attention
 #
-# Each token has three vectors. The *query* $q$ describes what the token looks for. Other tokens find the token by its *key* $k$. The *value* $v$ contains the numbers that the token passes on to other tokens. Attention works in three steps:
+# In attention, each token has three vectors. The *query* $q$ describes what the token looks for. Other tokens find the token by its *key* $k$. The *value* $v$ contains the numbers that the token passes on to other tokens. Attention works in three steps:
 #
 # 1. The scores $S$ are the products of each query with all keys, divided by $\sqrt{d_h}$. (Without the division, the scores would grow like $\sqrt{d_h}$. If the scores are large, softmax gives nearly all the weight to one key.)
 # 2. Softmax turns the scores of each query into weights $P$.
@@ -236,7 +236,7 @@ dS = softmax_backward(do @ v.T, P)
 print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 
 # %% [markdown]
-# No row of the table needs the mask. At a masked place ($j > i$) $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$, so $dS_{ij} = 0$ too.
+# In the backward pass of attention, no row of the table needs the mask. At a masked place ($j > i$) $P_{ij} = 0$, and $dS_{ij}$ has the factor $P_{ij}$, so $dS_{ij} = 0$ too.
 #
 # (Why is the mask in the code $-10^{30}$ and not $-\infty$? A complex product with $-\infty$ computes $\infty \cdot 0$, which gives NaN.)
 #
@@ -286,7 +286,7 @@ x, w = rng.standard_normal((N, d)), rng.standard_normal(d)
 check("RMSNorm", rms_norm_forward, rms_norm_backward, rho_as_a_constant, library, x=x, w=w)
 
 # %% [markdown]
-# **Predict.** If we multiply $x$ by 2, $y$ does not change, except for the small effect of $\varepsilon$. In which direction does $dx$ therefore have no component?
+# **Predict.** If we multiply the input $x$ of RMSNorm by 2, the output $y$ does not change, except for the small effect of $\varepsilon$. In which direction does $dx$ therefore have no component?
 
 # %%
 def largest_cosine(dx):
@@ -301,7 +301,7 @@ print(f"correct: |cosine| at most {largest_cosine(rms_norm_backward(dy, cache)[0
 print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0]):.0e}")
 
 # %% [markdown]
-# $dx$ has no component in the direction of $x$: $dx$ and $x$ are perpendicular, except for the small effect of $\varepsilon$. The second term of $dx$ removes exactly the component along $x$.
+# In RMSNorm, $dx$ has no component in the direction of $x$: $dx$ and $x$ are perpendicular, except for the small effect of $\varepsilon$. The second term of $dx$ removes exactly the component along $x$.
 #
 # ## Rotary embedding
 #
@@ -361,7 +361,7 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# A check with a single token does not find the mistake. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0.
+# A check with a single token does not find that the backward pass rotates by $\varphi$ instead of $-\varphi$. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0: for $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
 #
 # The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance between the two positions.
 
@@ -468,7 +468,7 @@ plots.relative_errors(results, 1e-12, title, subtitle);
 #
 # ## The whole model
 #
-# The gradient of each layer is right. Is the gradient of the whole model right too? The loss of the model tiny is one function of all factors $A$ and $B$. So the check with the complex step also works for the whole model.
+# The checks show that the gradient of each layer is right. Is the gradient of the whole model right too? The loss of the model tiny is one function of all factors $A$ and $B$. So the check with the complex step also works for the whole model.
 # The whole model contains five blocks with residual connections, attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.) To save time, the next cell uses 32 tokens, and one random direction per matrix instead of five.
 
 # %%
@@ -511,7 +511,7 @@ subtitle = "relative difference of the two sides, in float64; one point per laye
 plots.relative_errors(differences, 1e-12, title, subtitle);
 
 # %% [markdown]
-# All digits of the two sides agree, except the last one or two digits. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
+# The two sides of each equation agree in all digits, except the last one or two digits. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
 #
 # ## Recap
 #

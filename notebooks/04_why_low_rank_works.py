@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Why low rank works
 #
-# Full fine-tuning changes each weight matrix $W$ by some matrix $\Delta W$. LoRA allows only changes of low rank, $\Delta W = s\,BA$. Why is the loss with this restriction nearly as low as without it?
+# Full fine-tuning changes each weight matrix $W$ by some matrix $\Delta W$. LoRA allows only changes of low rank, $\Delta W = s\,BA$. Why is the loss of LoRA nearly as low as the loss of full fine-tuning?
 #
 # **You will learn** to
 #
 # - compute the best approximation of a matrix by a product $BA$ of rank $r$, and compute the error of this approximation from the singular values;
-# - explain the difference between the rank of a learned $\Delta W$ and the rank that is enough for the loss;
+# - explain the difference between the rank of a learned $\Delta W$ and the lower rank that is enough for nearly the same loss;
 # - compare the directions of two runs with the similarity $\varphi$ (in notebook 03b, the letter $\varphi$ is an angle), and decide which values of $\varphi$ can occur by chance.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD), $M = U \Sigma V^\top$. The columns of $U$ and of $V$ are orthonormal. The singular values
@@ -204,7 +204,7 @@ show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
 display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# At every rank, the column "gain kept" includes the gain that the norms alone keep. The column answers which rank is needed to keep 95 % of the gain: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % lies between 16 and 32.
+# At every rank, the column "gain kept" includes the gain that the norms alone keep. This column shows which rank is needed to keep 95 % of the gain: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
 #
 # At each rank below the full rank, the cut model keeps a larger share of the gain than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
@@ -249,7 +249,7 @@ print(f"φ({i}, {j}) of random spans: {np.mean(drawn):.4f} ± {error:.4f}")
 print(f"max(i, j)/d:            {max(i, j) / d:.4f}")
 
 # %% [markdown]
-# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. In the model tiny, 64 directions are half of all 128 directions, so $\varphi(8, 64)$ is 0.5 by chance. (In the paper $d$ is 12,288, so $\varphi$ is nearly 0 by chance.)
+# For random spans the mean of $\varphi(i, j)$ is $\max(i, j)/d$. In the model tiny, 64 directions are half of all 128 directions, so $\varphi(8, 64)$ is 0.5 by chance. (In the paper of Hu et al., $d$ is 12,288, so $\varphi$ is nearly 0 by chance.)
 #
 # **Predict.** The maps below show $\varphi$ for all $i$ and $j$. In which corner of a map is the $\varphi$ of random spans so small that a large $\varphi$ cannot occur by chance?
 
@@ -309,7 +309,7 @@ for r in (4, 64):
 
 # %% [markdown]
 # - As in the paper of Hu et al., $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in the top directions of $W$.
-# - Unlike in the paper, $W$ is only a little larger in the directions of $\Delta W$ than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
+# - Unlike in the paper of Hu et al., $W$ is only a little larger in the directions of $\Delta W$ than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
 # - The amplification falls with the rank, as in the paper, because with a larger rank, $U^\top W V$ includes more directions of $W$.
 #
 # ## A different question: how many numbers does a task need?
@@ -364,7 +364,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 # - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger than 200. So the intrinsic dimension depends on the model and on the task.
 # - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
 # - The curve for training from scratch falls at one point although $d$ grows. So the $d_{90}$ of this curve is a rough estimate.
-# - With the same number of trained parameters, random directions reach about the same gain as LoRA (diamonds). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA over random directions are that LoRA needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
+# - With the same number of trained parameters, random directions reach about the same gain as LoRA (the diamonds in the picture). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA over random directions are that LoRA needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
 #
 # ## Recap
 #

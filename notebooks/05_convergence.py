@@ -115,9 +115,9 @@ show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's ra
 
 # %% [markdown]
 # The factor in the last column depends on the scaling $s = \alpha / r$. Each change of $B$ is multiplied by $s$ in the output of the bypass, so a larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
-# changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, not the same $s$. They find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
+# changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, not the same $s$. Schulman et al. find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
 #
-# The factors in the table are rough. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see LoRA on attention with $r = 2$ in the picture).
+# The factors in the table are rough estimates. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see LoRA on attention with $r = 2$ in the picture).
 #
 # ## Do it yourself
 #
@@ -150,7 +150,7 @@ plots.loss_curves(mine);
 #
 # ## Why does LoRA not reach full fine-tuning?
 #
-# There are two possible causes: the low rank, and the parameters that LoRA leaves frozen. LoRA leaves the embedding (which is also the output head) and the norms frozen. Two more methods separate the causes:
+# There are two possible causes: the low rank, and the parameters that LoRA leaves frozen. LoRA leaves the embedding (which is also the output head) and the norms frozen. Two more methods separate the two causes:
 #
 # - *linear layers only:* this method trains the full weights of all linear layers. The changes of these weights may have any rank, but the embedding and the norms are frozen as in LoRA.
 # - *LoRA + rest:* this method trains LoRA on all linear layers, and also the embedding and the norms. The change of the linear layers has a low rank, and only the weight matrices $W$ of these layers are frozen.
@@ -234,7 +234,7 @@ display(Markdown(findings.say("finetuning.cost.step_seconds")))
 print(f"operations in matrix products: LoRA / full fine-tuning = {lora / full:.2f}")
 
 # %% [markdown]
-# Compared with full fine-tuning of SmolLM2-135M, LoRA saves a larger share of the time than of the operations in matrix products. The reason can be that a step also does other work than matrix products. For example, the optimizer AdamW reads and changes each trained parameter and its two moments, $m$ and $v$. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
+# Compared with full fine-tuning of SmolLM2-135M, LoRA saves a larger share of the time than of the operations in matrix products. A possible reason is that a step also does other work than matrix products. For example, the optimizer AdamW reads and changes each trained parameter and its two moments, $m$ and $v$. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
 # The study measured only the time of whole steps. So we do not know how much of the difference comes from the optimizer, and how much from other work.
 
 # %% [markdown]
