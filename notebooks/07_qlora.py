@@ -406,7 +406,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 # ## Recap
 #
 # NF4's sixteen values are quantiles of a normal distribution. Each block of 64 weights stores one scale, and double quantisation stores the scales in 8 bits. The gradients of $A$ and $B$ are exact for the
-# rounded base, because the codes are constants. The final loss of QLoRA is only a little higher than the final loss of LoRA, and most of the difference comes from the rounding of the base. The rounded weights need about an eighth of the memory that the same weights need in float32. Merge a QLoRA adapter into the dequantised weights. Merging into the original weights gives a different model, and quantising again after the merge can remove most of $\Delta W$.
+# rounded base, because the codes are constants. On "tiny", QLoRA and LoRA have nearly the same final loss. On SmolLM2 the final loss of QLoRA is a little higher than the final loss of LoRA, and most of the difference comes from the rounding of the base. The rounded weights need about an eighth of the memory that the same weights need in float32. Merge a QLoRA adapter into the dequantised weights. Merging into the original weights gives a different model, and quantising again after the merge can remove most of $\Delta W$.
 #
 # ## Three questions
 #
