@@ -172,7 +172,7 @@ for a, rows in groups(tables["alpha"].where(phase="seeds"), "lora_alpha").items(
 show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 
 # %% [markdown]
-# The left panel shows that nearly all values of $\alpha$ reach the same loss if each $\alpha$ has its own best learning rate. So a change of $\alpha$ does hardly anything that a change of the learning rate does not do too. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$. If you report this ratio, report $\alpha$ too.
+# The left panel shows that nearly all values of $\alpha$ reach the same loss if each $\alpha$ has its own best learning rate. So a change of $\alpha$ has nearly the same effect as a change of the learning rate. The table shows that the ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$. If you report this ratio, report $\alpha$ too.
 #
 # The right panel shows how the best learning rate depends on $\alpha$. If only $B$ changed in training, $\Delta W = sBA$ would be proportional to $\alpha\,\eta$. If both $A$ and $B$ change much, $\Delta W$ is proportional to $\alpha\,\eta^2$. Along one dashed line $\alpha\,\eta$ is constant, and along the other dashed line $\alpha\,\eta^2$ is constant. The measured best learning rates lie between the two dashed lines.
 #
@@ -182,7 +182,8 @@ show(lines, {"α": "", "best η": "g", "× full fine-tuning's η": "g"})
 #
 # $$(\alpha,\; A,\; \eta_A,\; \eta_B) \quad\text{and}\quad \left(\tfrac{\alpha}{ab},\; a A,\; a\,\eta_A,\; b\,\eta_B\right)$$
 #
-# train the same model, for any two positive numbers $a$ and $b$. (In this section, $b$ is not the batch size.) At every step, $A$ in the second setting is $a$ times the $A$ of the first setting, and $B$ is $b$ times the $B$ of the first setting. The value $\alpha/(ab)$ cancels the factors $a$ and $b$, so both settings have the same $\Delta W$. The law has two conditions: Adam's $\varepsilon$ must be negligible, and the gradients must not be clipped.
+# train the same model, for any two positive numbers $a$ and $b$. (In this section, $b$ is not the batch size.)
+# At every step, the matrix $A$ of the second setting is $a$ times the matrix $A$ of the first setting. The matrix $B$ of the second setting is $b$ times the matrix $B$ of the first setting. The value $\alpha/(ab)$ cancels the factors $a$ and $b$, so both settings have the same $\Delta W$. The law has two conditions: Adam's $\varepsilon$ must be negligible, and the gradients must not be clipped.
 #
 # **Predict.** The next cell trains a model with each of the two settings. How closely do the logits of the two models agree if $a$ and $b$ are powers of two?
 
@@ -219,11 +220,11 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# The first two lines of the table follow the law: the start of $A$ is multiplied by $a$ too, and the logits equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which ten training steps cause. The third and the fourth line differ from the plain run by a large part of this difference. The line with a constant $\eta^2\alpha$ differs less from the plain run than the line with a constant $\eta\,\alpha$.
+# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the start of $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. The third and the fourth line differ from the plain run by a large part of this difference. The line with a constant $\eta^2\alpha$ differs less from the plain run than the line with a constant $\eta\,\alpha$.
 #
 # *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #
-# With the rule $\alpha = 2r$, the scale $s$ is 2 at every rank, as in the recipe. The next cell compares the rule $\alpha = 2r$ with a fixed $\alpha = 32$. Each of the two has its own best learning rate:
+# With the rule $\alpha = 2r$, the scale $s$ is 2 at every rank, as in the recipe. The next cell compares the rule $\alpha = 2r$ with a fixed $\alpha = 32$. Each of the two rules has its own best learning rate:
 
 # %%
 display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r.r64")))
@@ -249,7 +250,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 # %% [markdown]
 # ## Dropout
 #
-# Dropout makes it harder for the adapter to memorise the training text. **Predict.** On which training text does dropout lower the held-out loss: on a text of a few kilobytes that is read again and again, or on a long text that is never read twice?
+# Dropout makes it harder for the adapter to memorise the training text. **Predict.** One training text has a few kilobytes and is read again and again. Another training text is long and is never read twice. On which of the two texts does dropout lower the held-out loss?
 
 # %%
 plots.dropout_chart(tables["dropout"]);

@@ -70,7 +70,7 @@ Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
 #
 # NF4 follows this rule: *on each side of zero, the same share of the weights lies between any two neighbouring values*. Values with this property are quantiles. The quantile $Q(p)$ is the number below which a share $p$ of the normal distribution lies. Zero is one of the sixteen values, so a weight of zero stays zero. The fifteen other values are eight values above zero and seven values below zero. There are fewer values below zero, so the share between two neighbouring values is a little larger below zero than above zero.
 #
-# $Q(1)$ is infinite, so the outermost value needs a probability $p$ below 1. If you cut the distribution into 16 equal shares, the middle of the last share is at $p = 1 - 1/32$. If you cut the distribution into 15 equal shares, the middle of the last share is at $p = 1 - 1/30$. NF4 uses the mean of these two probabilities.
+# $Q(1)$ is infinite, so the largest of the sixteen values needs a probability $p$ below 1. If you cut the distribution into 16 equal shares, the middle of the last share is at $p = 1 - 1/32$. If you cut the distribution into 15 equal shares, the middle of the last share is at $p = 1 - 1/30$. NF4 uses the mean of these two probabilities.
 
 # %%
 Q = NormalDist().inv_cdf
@@ -93,7 +93,7 @@ distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]
-# The divided weights of "tiny" are spread less widely than the normal distribution that NF4 assumes. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normal numbers is usually larger than this quantile, so the division by the largest number moves all other weights closer to zero. (Task 2 of the section "Try" asks whether quantiles of the real distribution give a smaller error than NF4.)
+# The divided weights of "tiny" are spread less widely than the normal distribution that NF4 assumes. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normally distributed numbers is usually larger than the outermost quantile, so the division by the largest number moves all other weights closer to zero. (Task 2 of the section "Try" asks whether quantiles of the real distribution give a smaller error than NF4.)
 #
 # ## Quantise a block by hand
 #
@@ -154,7 +154,7 @@ show(lines, {"double quantisation": "", "bits per weight": ".3f", "mean |error|"
 # %% [markdown]
 # ## NF4, int4 and FP4 compared
 #
-# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest rounding error to the largest rounding error. In the QLoRA paper, NF4 is the best format, FP4 the second and int4 the last.
+# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest rounding error to the largest rounding error. In the QLoRA paper, NF4 is the best format, FP4 is the second best and int4 is the worst.
 
 # %%
 plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
@@ -334,7 +334,7 @@ Markdown(findings.say(*names))
 # %% [markdown]
 # ## What rounding removes
 #
-# In the third way to merge, every weight of $\hat W$ equals a value of NF4 times the absmax of the block. Suppose that the merge changes a weight by less than half the distance to the next such number. Then rounding gives the old code again. On "tiny" the scale $s$ is large, and the adapter changes the weights much. On SmolLM2 the adapter changes the weights only a little.
+# In the third way to merge, every weight of $\hat W$ equals a value of NF4 times the absmax of the block. Suppose that the merge changes a weight by less than half the distance to the next number that NF4 can store in this block. Then the rounding gives the old code of the weight again. On "tiny" the scale $s$ is large, and the adapter changes the weights much. On SmolLM2 the adapter changes the weights only a little.
 #
 # Other storage formats also round, for example the formats with 16 or 8 bits in which models are published. How small $\Delta W$ must be to be lost depends on the format. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then the cell measures two shares: the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. Which share of the weights does not change, and which share of $\Delta W$ remains?
 
@@ -366,7 +366,7 @@ show(lines, {"format": "", "‖ΔW‖/‖W‖": ".1%", "unchanged": ".0%", "rema
 # %% [markdown]
 # The share of unchanged weights does not tell you which share of $\Delta W$ remains.
 #
-# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. In bfloat16, the distance between two neighbouring numbers is roughly proportional to the numbers. So a small weight keeps a small change, but a large weight loses the same change by rounding. A weight changes only if the weight is small or if its entry of $\Delta W$ is large. Each changed weight moves to another number of the format, and this step can be larger than its entry of $\Delta W$.
+# - **bfloat16, smallest $\Delta W$**: most weights stay unchanged, but more than half of $\Delta W$ remains. In bfloat16, the distance between two neighbouring numbers is roughly proportional to the size of the numbers. So a small change of a small weight remains, but rounding removes the same change from a large weight. A weight changes only if the weight is small or if its entry of $\Delta W$ is large. Each changed weight moves to another number of the format, and this step can be larger than its entry of $\Delta W$.
 # - **NF4, small $\Delta W$**: nearly all weights change, but hardly anything of $\Delta W$ remains.
 #
 # The result for NF4 is surprising. A decoded weight is the absmax of the block, the *scale*, times one of the sixteen NF4 values. **Predict.** What does the smallest $\Delta W$ change in NF4: the scales of the blocks, the codes of the weights, or both? Which weights do not change?
@@ -406,7 +406,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 # ## Recap
 #
 # NF4's sixteen values are quantiles of a normal distribution. Each block of 64 weights stores one scale, and double quantisation stores the scales in 8 bits. The gradients of $A$ and $B$ are exact for the
-# rounded base, because the codes are constants. The final loss of QLoRA is only a little higher than the final loss of LoRA, and most of the difference comes from the rounding of the base. The rounded weights need about an eighth of the memory that the same weights need in float32. Merge a QLoRA adapter into the dequantised weights. Merging into the original weights gives a different model, and quantising again after the merge can remove most of $\Delta W$.
+# rounded base, because the codes are constants. On "tiny", QLoRA and LoRA have nearly the same final loss. On SmolLM2 the final loss of QLoRA is a little higher than the final loss of LoRA, and most of the difference comes from the rounding of the base. The rounded weights need about an eighth of the memory that the same weights need in float32. Merge a QLoRA adapter into the dequantised weights. Merging into the original weights gives a different model, and quantising again after the merge can remove most of $\Delta W$.
 #
 # ## Three questions
 #

@@ -29,7 +29,7 @@
 #
 # In the next picture, one base with up to a thousand adapters computes batches of 32 rows. The five workloads of the picture differ in how the adapter of each row is chosen. The grey marks show the alternative: one merged model per adapter.
 #
-# **Predict.** One base with a thousand adapters needs a certain amount of memory. How many merged models fit into the same amount of memory?
+# **Predict.** How many merged models need as much memory as one base with a thousand adapters?
 
 # %%
 import statistics
@@ -64,7 +64,7 @@ Markdown(
 # %% [markdown]
 # Whether merged models are faster depends on the workload. If all rows use the same adapter ("identical"), a merged model is faster than the base with adapters. If each row uses a different adapter ("distinct"), merged models are slower than the base with adapters. With merged models each row needs its own model, so a batch of 32 rows reads the weights of 32 models.
 #
-# An adapter of "tiny" needs a tenth of the base's memory, because the matrices of this model are narrow. In a wider model, an adapter needs a smaller share of the base's memory. For a model with 7 billion parameters, an adapter with the same settings needs only a few thousandths of the base's memory. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) serve thousands of adapters at once.)
+# An adapter of "tiny" needs a tenth of the base's memory, because the matrices of this model are narrow. In a wider model, an adapter needs a smaller share of the base's memory. For a model with 7 billion parameters, an adapter with the same settings needs only a few thousandths of the base's memory. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) describe a server that uses thousands of adapters with one base.)
 #
 # ## Two adapters
 #
@@ -284,9 +284,9 @@ for i, name in enumerate(names):
     print(f"row {i}, {name}: error {abs(mixed[i] - alone[0]).max() / abs(alone).max():.0e}")
 
 # %% [markdown]
-# Each row continues in the style of its adapter. The logits of each row in the mixed batch equal the logits of the same row in a batch of its own, up to rounding. The generated text makes no sense. The reason is that "tiny" has only one million parameters and generates single bytes, and each adapter was trained for only 60 steps. The model imitates the form of Python code and of answers, but not their content. The held-out losses in the first table show better than this text what each adapter learned. Notebook 10 trains a real language model.
+# Each row continues in the style of its adapter. Up to rounding, the logits of a row in the mixed batch equal the logits that the model computes for this row alone. The generated text makes no sense. The reason is that "tiny" has only one million parameters and generates single bytes, and each adapter was trained for only 60 steps. The model imitates the form of Python code and of answers, but not their content. The held-out losses in the first table show better than this text what each adapter learned. Notebook 10 trains a real language model.
 #
-# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. How much longer is a decode step with a different adapter for each row than a decode step with the same adapter for all rows?
+# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. By what factor is a decode step with a different adapter for each row slower than a decode step with the same adapter for all rows?
 
 # %% jupyter={"source_hidden": true}
 # prints the time of a decode step with one adapter and with one adapter per row
@@ -452,7 +452,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# $(BM)(M^{-1}A) = BA$ for every invertible $M$. So the two adapters can have different factors $A$ and $B$ although their products $BA$ are equal. The product of the mean $B$ and the mean $A$ does not equal the mean of the two products $BA$.
+# $(BM)(M^{-1}A) = BA$ for every invertible $M$. So the two adapters can have different factors $A$ and $B$ although their products $BA$ are equal. The product of the mean $B$ and the mean $A$ is usually not the mean of the two products $BA$.
 #
 # </details>
 #
