@@ -303,7 +303,7 @@ alphas = [a for a in (4, 16, 64, 256) if better(findings[f"hyperparameters.alpha
 everywhere = findings["hyperparameters.modules.all.r28"]
 dropout = findings["hyperparameters.dropout.all"]
 lora, usual = of_batch["lora"], "a batch of 8"
-against = {b: compared("", f"A batch of {b}", lora[b], usual, lora[8]) for b in (2, 32)}
+against = {b: compared("", f"a batch of {b}", lora[b], usual, lora[8]) for b in (2, 32)}
 batch = min((b for b in against if better(against[b])), key=lambda b: mean(lora[b]), default=8)
 times = lora[batch][0]["lr"] / of_batch["full"][batch][0]["lr"]
 place = "all linear layers" if better(everywhere) else "the MLP"

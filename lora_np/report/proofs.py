@@ -20,8 +20,8 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "to 1e-12",
             "proved by the tests `tests/proofs/test_ops.py`, `tests/proofs/test_transformer.py`, "
             "`tests/oracles/test_ops_oracles.py`, `tests/proofs/test_mutants.py`",
-            note="Each operation and the whole model agree with the complex step to 1e-12 and with PEFT to 1e-10, and the tests "
-            "reject wrong versions of each backward.",
+            note="The gradients of each operation and of the whole model agree with complex-step derivatives to 1e-12. The "
+            "gradients agree with PEFT's to 1e-10. The tests reject wrong versions of each backward function.",
         ),
         Claim(
             "At the start the adapted model equals the base",
@@ -29,7 +29,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "yes",
             "bit for bit",
             "proved by the test `test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
-            note="B starts at zero, so the two models give equal bits in float32 and in float64.",
+            note="B starts at zero, so the adapted model and the base compute equal bits in float32 and in float64.",
         ),
         Claim(
             "Adam trains the same model under (α/(pq), A·p, lr_A·p, lr_B·q)",
@@ -37,7 +37,8 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "yes",
             "bit for bit",
             "proved by the test `test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
-            note="This is exact if p and q are powers of two and Adam's ε is too small to change a sum.",
+            note="The two trained models are equal bit for bit if p and q are powers of two. Adam's ε must be too small to change "
+            "a sum.",
         ),
         Claim(
             "What PiSSA leaves in the base has the smallest singular values of W",
@@ -46,6 +47,6 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "to 1e-12",
             "proved by the tests `test_what_pissa_leaves_has_the_tail_of_the_singular_values` and "
             "`test_pissa_at_the_start_is_the_base_to_1e_12`",
-            note="Measured in float64. At the start the model with PiSSA equals the base.",
+            note="The singular values are measured in float64. At the start, the model with PiSSA equals the base to 1e-12.",
         ),
     ]

@@ -13,7 +13,7 @@ from ..studies.convergence import claims as convergence
 from ..studies.counting import claims as counting
 from ..studies.finetuning import claims as finetuning
 from ..studies.four_bits import claims as four_bits
-from ..studies.harness.findings import Claim, Finding
+from ..studies.harness.findings import Claim, Finding, paragraph
 from ..studies.harness.table import Table
 from ..studies.hyperparameters import claims as hyperparameters
 from ..studies.low_rank import claims as low_rank
@@ -106,7 +106,7 @@ class Findings(Mapping[str, Finding]):
         str
             The sentences in the order of the names, ready for `IPython.display.Markdown`.
         """
-        return " ".join(self[name].sentence for name in names)
+        return paragraph(*(self[name].sentence for name in names))
 
 
 def markdown(tables: Mapping[str, Table]) -> str:

@@ -75,14 +75,16 @@ def test_the_effect_of_the_rate_is_compared_with_that_of_the_method(tables):
 
     table = tables["finetuning"]
     assert rate().sentence.endswith(
-        "The rate has a larger effect on the loss on held-out answers and the loss on other prose than the choice of LoRA or "
-        "full fine-tuning."
+        "The learning rate has a larger effect on the loss on held-out answers and the loss on other prose than the choice "
+        "between LoRA and full fine-tuning."
     )
     table.where(phase="seeds", method="lora")[0]["prose"] += 1
     assert "no larger effect on the loss on other prose than" in rate().sentence
     best = table.where(phase="seeds", method="full")[0]["lr"]
     table.rows = [row for row in table.rows if not (row["phase"] == "sweep" and row["lr"] < best)]
-    assert "at the rate 0.0009 ends" in rate().sentence, "if the best rate is the lowest, the next higher rate"
+    assert "With the learning rate 0.0009, the final loss" in rate().sentence, (
+        "if the best rate is the lowest, the next higher rate"
+    )
 
 
 def test_a_verdict_needs_checks_and_is_open_if_no_check_decides():

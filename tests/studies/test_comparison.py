@@ -238,21 +238,20 @@ def test_forgetting_is_compared_where_as_much_was_learned():
     table = Table("c", "?", "", {"base_loss": 2.0, "base_prose": 1.0, "labels": labels}, rows)
     claim = claims_on_methods.forgetting(table)
     assert claim.verdict == "yes" and claim.number.startswith("0.050 against 0.200")
-    assert "learns 0.250 nats per byte of code and forgets 0.050" in claim.below
-    assert claim.below.endswith("it has forgotten 0.200."), "no smaller rate was tried"
+    assert "learns 0.250 nats per byte and forgets 0.050" in claim.below
+    assert claim.below.endswith("full fine-tuning has forgotten 0.200 nats per byte."), "no smaller rate was tried"
     table.rows += [
         rows[1] | {"phase": "sweep", "lr": lr, "final": 2.0 - lr, "prose": [1.0, 1.0 + lr]} for lr in (0.1, 0.2)
     ]
     rows[1]["prose"][-1] = 1.25
     claim = claims_on_methods.forgetting(table)
-    assert claim.verdict == "no" and claim.below.endswith("it has forgotten 0.200."), (
+    assert claim.verdict == "no" and claim.below.endswith("full fine-tuning has forgotten 0.200 nats per byte."), (
         "of full fine-tuning none was tried: not of one alone"
     )
     table.rows.append(rows[0] | {"phase": "sweep", "lr": 0.1, "final": 1.7, "prose": [1.0, 1.15]})
     assert claims_on_methods.forgetting(table).below.endswith(
-        "On tiny, at 0.5 times its best learning rate (one seed), LoRA learns 0.200 nats per byte of code and forgets 0.200 of "
-        "prose. On tiny, at 0.25 times its best learning rate (one seed), full fine-tuning learns 0.300 nats per byte of code and "
-        "forgets 0.150 of prose."
+        "On the model tiny, full fine-tuning was run with one seed at 0.25 times the best learning rate. At this rate, "
+        "full fine-tuning learns 0.300 nats per byte of code and forgets 0.150 nats per byte of prose."
     )
 
 
@@ -278,21 +277,18 @@ def test_a_paper_is_answered_seed_by_seed():
     }  # fmt: skip
     said = {method: claim.below for method, claim in found.items()}
     assert said["dora"] == (
-        "On tiny, which learns Python code, dora ends at a held-out loss of 0.925 nats per byte, LoRA at 1.010: "
-        "dora is better with "
-        "every seed, by 0.0700 to 0.1000. dora has a lower loss than LoRA with every seed after 50, 100 of 100 steps."
+        "On the model tiny, which learns Python code, dora ends at a held-out loss of 0.925 nats per byte and LoRA at 1.010. "
+        "With every seed, the final loss of dora is lower than the final loss of LoRA, by 0.0700 to 0.1000. With every seed, "
+        "dora has a lower loss than LoRA after 50, 100 of 100 steps."
     )
-    assert "worse with every seed, by 0.8000 to 0.8800" in said["vera"] and said["vera"].endswith(
-        "at no evaluation a lower loss than LoRA with every seed."
-    )
-    assert said["vera"].startswith("VeRA trains 10 numbers, 11.0 times fewer than LoRA (110)")
-    assert "not clearly different (−0.0100 to +0.0100 over the seeds)" in said["pissa"] and said["pissa"].endswith(
-        "50 of 100 steps."
-    )
-    assert said["lora-fa"].endswith("at no evaluation a lower loss than LoRA with every seed."), (
-        "a lead before the first step is none"
-    )
-    assert "0.75 of LoRA's" in said["lora-fa"]
+    none = "There is no evaluation at which {} has a lower loss than LoRA with every seed."
+    assert "the final loss of vera is higher than the final loss of LoRA, by 0.8000 to 0.8800." in said["vera"]
+    assert said["vera"].startswith("VeRA trains 10 parameters and LoRA 110, 11.0 times as many.")
+    assert said["vera"].endswith(none.format("vera"))
+    assert "is −0.0100 to +0.0100, so the difference is not clear." in said["pissa"]
+    assert said["pissa"].endswith("50 of 100 steps.")
+    assert said["lora-fa"].endswith(none.format("lora-fa")), "a lead before the first step is none"
+    assert "0.75 times the peak memory of a LoRA step" in said["lora-fa"]
 
 
 def test_runs_are_compared_with_those_of_their_own_seed():
@@ -300,12 +296,14 @@ def test_runs_are_compared_with_those_of_their_own_seed():
     ours = [{"seed": 1, "final": 3.0}, {"seed": 0, "final": 1.0}]
     others = [{"seed": 0, "final": 1.5}, {"seed": 1, "final": 3.25}, {"seed": 2, "final": 0.0}]
     assert paired_differences(ours, others) == [-0.5, -0.25]
-    assert verdict(ours, others) == "lower with every seed, by 0.2500 to 0.5000"
-    assert verdict(others, ours, less="worse", more="better") == "better with every seed, by 0.2500 to 0.5000"
-    assert differs([0.0, 0.1]) == "not clearly different (+0.0000 to +0.1000 over the seeds)", "no difference is none"
-    assert differs([0.0, 0.0]) == "the same with every seed"
-    assert differs([-0.25]) == "lower with the one seed, by 0.2500"
-    assert differs([1e-5, 3e-5]) == "higher with every seed, by 1.0e-05 to 3.0e-05", "a size is never 0.0000"
+    assert verdict("A", "B", ours, others) == "With every seed, A is lower than B, by 0.2500 to 0.5000."
+    assert verdict("B", "A", others, ours, more="wider") == "With every seed, B is wider than A, by 0.2500 to 0.5000."
+    unclear = "Over the seeds, A minus B is +0.0000 to +0.1000, so the difference is not clear."
+    assert differs("A", "B", [0.0, 0.1]) == unclear, "a zero among the differences is not a sign"
+    assert differs("A", "B", [0.0, 0.0]) == "With every seed, A equals B."
+    assert differs("A", "B", [-0.25]) == "With the one seed, A is lower than B, by 0.2500."
+    tiny = differs("A", "B", [1e-5, 3e-5])
+    assert tiny == "With every seed, A is higher than B, by 1.0e-05 to 3.0e-05.", "a size is never 0.0000"
 
 
 def test_what_a_path_had_forgotten_is_asked_where_it_had_learned_as_much():

@@ -205,10 +205,10 @@ def test_every_claim_has_a_verdict_a_short_number_and_findings_of_different_name
 def test_the_ratio_is_reported_for_each_alpha_and_for_each_seed_that_differs():
     table = tables.by_rank(4)
     note = claims.ten_times(table, tables.alphas(1.0)).note
-    assert "32, 8, 4, 2 and 0.5 at α = 4, 16, 32, 64 and 256" in note and "one seed" not in note
+    assert "With α = 4, 16, 32, 64 and 256, this ratio is 32, 8, 4, 2 and 0.5." in note and "one seed" not in note
     for row in table.where(r=1, rule="α/r", seed=1):
         row["own_best"] = row["phase"] == "near" and row["lr"] == 8e-3
-    assert "With r = 1, the best rate of one seed is 8 times" in claims.ten_times(table).note
+    assert "With r = 1, LoRA's best learning rate for one seed is 8 times" in claims.ten_times(table).note
 
 
 @pytest.mark.parametrize("ratio, verdict", [(4, "no"), (10, "yes"), (30, "no")])
@@ -228,7 +228,7 @@ def test_ten_times_is_asked_of_every_rank():
 def test_the_best_rate_is_called_independent_only_if_it_stays():
     table = tables.by_rank()
     claim = claims.independent_of_rank(table, tables.converged())
-    assert claim.verdict == "yes" and "0.016 at r = 1, 0.002 at r = 64" in claim.note
+    assert claim.verdict == "yes" and "0.016 at r = 1 and 0.002 at r = 64" in claim.note
     assert "0.0005 at r = 64" in claim.note
     for row in table.where(r=64, rule="α/r"):
         row["lr"] /= 4
@@ -248,8 +248,8 @@ def test_the_share_of_the_recipe_is_of_full_fine_tunings_gain():
     claim = claims.recipe(tables.by_rank())
     assert claim.verdict == ("yes" if share >= claims.ENOUGH else "no")
     least, most = claims.share_by_seed(tables.by_rank(), 16)
-    assert least <= share <= most and f"single seeds recover {100 * least:.1f} % to {100 * most:.1f} %" in claim.note
-    assert ("other seeds could change" in claim.note) == (least < claims.ENOUGH <= most)
+    assert least <= share <= most and f"Single seeds recover {100 * least:.1f} % to {100 * most:.1f} %" in claim.note
+    assert ("Other seeds could change" in claim.note) == (least < claims.ENOUGH <= most)
 
 
 def test_gradient_norms_are_compared_with_the_square_root():
@@ -264,10 +264,12 @@ def test_two_r_is_judged_at_each_rank():
         row["final"] += 0.1
     claim = claims.two_r(table, tables.scaled())
     one, many, kept = claim.findings
+    assert "a loss of 1.470 nats per byte with α = 2r = 2 and at 1.370 with α = 32." in one.sentence
+    assert "With every seed, the loss with α = 2r = 2 is higher than the loss with α = 32, by" in one.sentence
     assert (
-        "α = 2r ends at 1.470 nats per byte, α = 32 at 1.370: the first loss is higher with every seed" in one.sentence
+        many.value == pytest.approx(0)
+        and "1.394 nats per byte with α = 2r = 256 and at 1.331 with α = 32" in kept.sentence
     )
-    assert many.value == pytest.approx(0) and "1.394 nats per byte, α = 32 at 1.331" in kept.sentence
     assert claim.verdict == "no"
 
 
@@ -297,19 +299,20 @@ def test_large_batches_are_judged_against_the_seeds(extra, verdict):
 def test_dropout_is_judged_on_little_text_and_reported_for_all_of_it():
     claim = claims.dropping(tables.dropouts())
     little, own, much = claim.findings
-    assert (
-        "p = 0.1 ends at 1.520 nats per byte, p = 0 at 1.540: the first loss is lower with every seed"
-        in little.sentence
-    )
+    assert "1.520 nats per byte with a dropout of p = 0.1 and at 1.540 with p = 0." in little.sentence
+    assert "the loss with a dropout of p = 0.1 is lower than the loss with p = 0, by" in little.sentence
     assert claims.lower(little) and claims.lower(own) and claims.lower(much) is False and claim.verdict == "yes"
     assert "frozen base" not in claim.note
     table = tables.dropouts()
     table.settings["base_loss"] = 1.5
-    assert "The losses of all these runs are above the loss of the frozen base, 1.500." in claims.dropping(table).note
+    assert (
+        "the losses of all runs are above the loss of the frozen base, 1.500 nats per byte."
+        in claims.dropping(table).note
+    )
 
 
 def test_the_dropout_that_is_compared_is_chosen_on_validation_text():
     table = tables.dropouts()
     for row in table.rows:
         row["validation"] = 1 + abs(row["lora_dropout"] - 0.2)  # 0.2 is best there, whatever the held-out loss says
-    assert claims.dropping(table).note.count("p = 0.2 ends at") == 3
+    assert claims.dropping(table).note.count("nats per byte with a dropout of p = 0.2 and") == 3

@@ -201,7 +201,7 @@ def test_the_claims_say_what_the_committed_tables_say():
     assert len(findings) == sum(len(claim.findings) for claim in found), "two findings have one name"
     ranks = [row["rank90"] for row in tables["spectra"].where(model="tiny", method="full")]
     assert findings["low_rank.times_r.tiny"].value == np.median(ranks) / 8
-    assert f"On tiny, {np.median(ranks):g} directions" in findings["low_rank.times_r.tiny"].sentence
+    assert f"On the model tiny, {np.median(ranks):g} directions" in findings["low_rank.times_r.tiny"].sentence
     of_q = tables["subspaces"].where(kind="amplification", r=4, module="q_proj")
     assert findings["low_rank.amplification.q_proj.r4"].value == np.median([row["factor"] for row in of_q])
     inside = np.median([row["in_delta"] / row["in_random"] for row in of_q])
@@ -245,7 +245,8 @@ def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, sai
     _, one, two = claims_on_low_rank.on_dimension(dimensions(fine, scratch))
     assert one.verdict == few and two.verdict == fewer and said in two.number and "rough" not in two.note
     assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2].note.endswith(
-        "From random weights, d = 20 gains less than a smaller d, so d90 from random weights is a rough estimate."
+        "From random weights, training with d = 20 gains less than training with a smaller d. Therefore the number of "
+        "dimensions that training from random weights needs is a rough estimate."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..harness.findings import Claim, Finding, agrees
@@ -27,11 +27,11 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     steps = ((low, middle), (middle, high))
     growth, ranges = [exponent(table, *pair) for pair in steps], [exponents(table, *pair) for pair in steps]
     seen = [
-        f"{times_seen(table, *one):,} times ({name_of(*one)})"
+        f"{times_seen(table, *one):,} times by {name_of(*one)}"
         for one in (("lora", low), ("lora", high), ("full", None))
     ]
     less = [
-        f"{percent(lost_at_half(table, *one))} ({name_of(*one)})"
+        f"{percent(lost_at_half(table, *one))} fewer for {name_of(*one)}"
         for one in (("lora", middle), ("lora", high), ("full", None))
     ]
     few, many, rises = offers(table)
@@ -45,11 +45,13 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"at least {most.number} bits (LoRA), {full.number} (full fine-tuning)",
             STUDY,
             (*by_rank.values(), *free.values(), most, full),
-            f"With LoRA of r = {low} to {high}, a trained parameter holds at least {span(by_rank)} bits of random strings. A free "
-            f"parameter holds at least {span(free)} bits, because BA has r(in + out − r) free parameters. {most.sentence} "
-            f"{full.sentence} All these numbers are lower bounds, so a number below {BITS} does not refute the claim. Some numbers "
-            f"are further below the capacity than others, so do not compare them. Each string "
-            f"was read {', '.join(seen)}. Runs with half the steps hold fewer bits, by {', '.join(less)}.",
+            f"Depending on the rank ({low} to {high}), LoRA holds at least {span(by_rank)} bits of random strings per trained "
+            "parameter. "
+            f"LoRA's product BA has r(in + out − r) free parameters, fewer than LoRA trains. Depending on the rank, LoRA "
+            f"holds at least {span(free)} bits per free parameter. {most.sentence} {full.sentence} All numbers of bits are lower "
+            f"bounds, so a number below {BITS} does not refute the claim. The numbers of bits cannot be compared, because some "
+            f"are further below the capacity than others. Each string was read {listed(seen)}. "
+            f"Runs with half the steps hold fewer bits than runs with all steps: {listed(less)}.",
         ),
         Claim(
             "LoRA of twice the rank holds twice the bits of random strings",
@@ -58,10 +60,10 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"bits grow as r to the power {growth[0].number} to r = {middle}, {growth[1].number} to r = {high}",
             STUDY,
             (*growth, few, many, against),
-            f"{growth[0].sentence} {growth[1].sentence} These runs had not converged: if the runs of one "
-            "rank gained as many bits again as in the second half of their steps, the first power would be between "
-            f"{between[0]}, the second between {between[1]}. {few.sentence} "
-            f"{many.sentence}{' The bits held still grow with the bits offered, so no limit was found.' * rises} "
+            f"{growth[0].sentence} {growth[1].sentence} The training runs had not converged. Longer runs could gain as many bits "
+            f"again as in the second half of the steps. The power from r = {low} to r = {middle} would then be between "
+            f"{between[0]}. The power from r = {middle} to r = {high} would then be between {between[1]}. {few.sentence} "
+            f"{many.sentence}{' More bits offered lead to more bits held, so no limit was found.' * rises} "
             f"{against.sentence}",
         ),
     ]
@@ -71,6 +73,11 @@ def span(found: Mapping[int, Finding]) -> str:
     """Return the lowest and the highest value of the findings as text, for example "1.49 to 1.84"."""
     values = [finding.value for finding in found.values()]
     return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join the parts of a list with commas and "and"."""
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def of(table: Table, method: str, r: int | None = None) -> list[dict[str, Any]]:
@@ -89,8 +96,10 @@ def bits(table: Table, method: str, r: int | None = None) -> Finding:
     found = [row["memorised"] / row["trained"] for row in rows]
     who = name_of(method, r)
     sentence = f"{who[0].upper()}{who[1:]} holds at least {statistics.mean(found):.2f} bits of random strings per "
-    sentence += "trained parameter, "
-    sentence += f"which is {percent(of_offered(table, method, r))} of the bits offered."
+    sentence += (
+        f"trained parameter. {who[0].upper()}{who[1:]} holds {percent(of_offered(table, method, r))} of the bits in "
+    )
+    sentence += "its training strings."
     name = f"capacity.bits.{method}" + (f".r{r}" if r else "")
     return Finding(
         name, statistics.mean(found), sentence, "bits per trained parameter", (min(found), max(found)), ".2f"
@@ -134,7 +143,7 @@ def exponent(table: Table, low: int, high: int) -> Finding:
     """
     held = [bits(table, "lora", r).value * r for r in (low, high)]
     b = math.log(held[1] / held[0], high / low)
-    sentence = f"From r = {low} to r = {high} the bits that LoRA holds grow as r to the power {b:.2f}."
+    sentence = f"From r = {low} to r = {high}, the number of bits that LoRA holds grows as r to the power {b:.2f}."
     return Finding(f"capacity.exponent.r{low}-r{high}", b, sentence, form=".2f")
 
 
@@ -161,8 +170,8 @@ def highest(table: Table) -> Finding:
     runs = groups([*of(table, "lora"), *table.where(phase="offered")], "r", "offered").items()
     means = {setting: statistics.mean(row["memorised"] / row["trained"] for row in same) for setting, same in runs}
     r, offered = max(means, key=lambda setting: means[setting])
-    sentence = f"LoRA's largest value is {means[r, offered]:.2f} bits per trained parameter, with r = {r} and {offered:,.0f} bits "
-    sentence += "offered."
+    sentence = f"LoRA's largest value is {means[r, offered]:.2f} bits per trained parameter, measured with r = {r} and strings "
+    sentence += f"of {offered:,.0f} bits in total."
     return Finding("capacity.highest", means[r, offered], sentence, "bits per trained parameter", form=".2f")
 
 
@@ -201,8 +210,9 @@ def offers(table: Table) -> tuple[Finding, Finding, bool]:
 def against_full(table: Table, r: int) -> Finding:
     """Return the bits that LoRA holds at one rank, divided by the bits that full fine-tuning holds."""
     bits_share = mean(of(table, "lora", r), "memorised") / mean(of(table, "full"), "memorised")
-    sentence = f"LoRA with r = {r} holds {percent(bits_share)} of the bits that full fine-tuning holds, and trains "
+    sentence = f"LoRA with r = {r} holds {percent(bits_share)} of the bits that full fine-tuning holds. LoRA with "
     sentence += (
-        f"{percent(trained(table, 'lora', r) / trained(table, 'full'))} of the parameters that full fine-tuning trains."
+        f"r = {r} trains {percent(trained(table, 'lora', r) / trained(table, 'full'))} of the parameters that full "
     )
+    sentence += "fine-tuning trains."
     return Finding(f"capacity.against_full.r{r}", bits_share, sentence, "of full fine-tuning's bits", form=".0%")

@@ -13,6 +13,7 @@ from ..harness.words import percent
 NEEDED = ("convergence", "convergence_short", "shortfall")
 STUDY = "`lora_np/studies/convergence/study.py`, notebook 05"
 GAIN = "of full fine-tuning's gain"
+OWN = "Each method has its own best learning rate."
 ENOUGH = 0.95  # the share of the gain that counts as reaching full fine-tuning
 
 
@@ -31,9 +32,10 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"r = 8: {whole[8]}",
             STUDY,
             (*whole.values(), *early.values()),
-            f"When tiny learns Python code for {long.settings['steps']} steps, LoRA on all linear layers recovers these shares "
-            f"{GAIN}: {listed(whole)}. LoRA recovers at least {percent(ENOUGH)} {reached(whole)}. After "
-            f"{short.settings['steps']} steps, LoRA recovers {listed(early)}.",
+            f"The model tiny learns Python code with LoRA on all linear layers. After {long.settings['steps']} steps, LoRA "
+            f"recovers these shares {GAIN}: {listed(whole)}. After {long.settings['steps']} steps, LoRA recovers at least "
+            f"{percent(ENOUGH)} {GAIN} {reached(whole)}. After {short.settings['steps']} steps, LoRA recovers these shares "
+            f"{GAIN}: {listed(early)}.",
         ),
         Claim(
             "LoRA's shortfall from full fine-tuning has two causes: the low rank, and the frozen embedding and norms",
@@ -57,8 +59,9 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"r = 8: {attention[8].number} with the attention layers, {whole[8].number} with all linear layers",
             STUDY,
             tuple(attention.values()),
-            f"When tiny learns Python code, LoRA on the attention layers only recovers these shares {GAIN}: {listed(attention)}. "
-            f"LoRA on all linear layers recovers {listed({r: whole[r] for r in attention})}.",
+            f"The model tiny learns Python code. LoRA on only the attention layers recovers these shares {GAIN}: "
+            f"{listed(attention)}. LoRA on all linear layers recovers these shares {GAIN}: "
+            f"{listed({r: whole[r] for r in attention})}.",
         ),
     ]
 
@@ -67,9 +70,12 @@ def recovered(table: Table, r: int, target_modules: str = "all-linear") -> Findi
     """Return the share of full fine-tuning's gain that LoRA recovers at one rank: mean and range over the seeds."""
     shares = [row["recovered"] for row in table.where(phase="seeds", method="lora", target_modules=target_modules, r=r)]
     share, steps = sum(shares) / len(shares), table.settings["steps"]
-    layers = "all linear layers" if target_modules == "all-linear" else "the attention layers only"
+    layers = "all linear layers" if target_modules == "all-linear" else "only the attention layers"
     name = f"convergence.recovered.{target_modules}.r{r}.steps{steps}"
-    sentence = f"When tiny learns Python code for {steps} steps, LoRA with r = {r} on {layers} recovers {percent(share)} {GAIN}."
+    sentence = (
+        f"The model tiny learns Python code for {steps} steps. LoRA with r = {r} on {layers} recovers {percent(share)} "
+    )
+    sentence += f"{GAIN}."
     return Finding(name, share, sentence, GAIN, (min(shares), max(shares)), ".0%")
 
 
@@ -82,18 +88,21 @@ def shortfall(parts: Mapping[str, list[dict[str, Any]]], method: str) -> Finding
     """Return the share of full fine-tuning's gain that one method of `shortfall` recovers at the best learning rate."""
     r = parts["lora"][0]["r"]
     subject = {
-        "lora": f"When tiny learns Python code, LoRA with r = {r} on all linear layers",
-        "lora+rest": f"When tiny learns Python code, training the embedding, the norms and LoRA (r = {r})",
-        "linear": "When tiny learns Python code, full fine-tuning of only the linear layers",
+        "lora": f"LoRA with r = {r} on all linear layers",
+        "lora+rest": f"LoRA (r = {r}) with trained embedding and norms",
+        "linear": "full fine-tuning of only the linear layers",
     }[method]
     shares = [row["recovered"] for row in parts[method]]
     share = sum(shares) / len(shares)
     compared = (
         ""
         if method == "lora"
-        else f"; compared with LoRA alone, the final loss is {verdict(parts[method], parts['lora'])}"
+        else " " + verdict(f"the final loss of {subject}", "the final loss of LoRA alone", parts[method], parts["lora"])
     )
-    sentence = f"{subject} recovers {share:.1%} {GAIN}{compared}.".replace("%", " %")
+    sentence = f"{OWN} On the model tiny, which learns Python code, {subject} recovers {share:.1%} {GAIN}.".replace(
+        "%", " %"
+    )
+    sentence += compared
     return Finding(f"convergence.shortfall.{method}", share, sentence, GAIN, (min(shares), max(shares)), ".1%")
 
 

@@ -27,14 +27,14 @@ def small_share(one_matrix: Table, whole_models: Table) -> Claim:
     matrix = Finding(
         "counting.one_matrix.r8",
         row["share"],
-        f"For one 4096 × 4096 matrix, LoRA with r = 8 trains {row['lora']:,} of {row['full']:,} parameters, "
-        f"{row['factor']:g} times fewer.",
+        f"For one 4096 × 4096 matrix, LoRA with r = 8 trains {row['lora']:,} parameters. The matrix has "
+        f"{row['full']:,} parameters, {row['factor']:g} times as many.",
         form=".2%",
     )
     model = Finding(
         "counting.llama-2-7b.all-linear.r16",
         llama["share"],
-        f"On all linear layers of Llama-2-7B, LoRA with r = {llama['r']} trains {llama['trainable']:,} parameters. These are "
+        f"On all linear layers of Llama-2-7B, LoRA with r = {llama['r']} trains {llama['trainable']:,} parameters, "
         f"{percent(llama['share'])} of the model's parameters.",
         form=".2%",
     )
@@ -77,8 +77,8 @@ def operations() -> Claim:
     whole = Finding(
         "counting.flops.smollm2-135m.r8",
         steps[0] / steps[1],
-        f"For the whole model SmolLM2-135M, attention scores and head included, a LoRA step with r = {r} takes "
-        f"{steps[0] / steps[1]:.2f} times the operations of a full fine-tuning step.",
+        f"On SmolLM2-135M, a LoRA step with r = {r} takes {steps[0] / steps[1]:.2f} times the operations of a full "
+        "fine-tuning step. The operations of the attention scores and of the head are included.",
         "of a full step's operations",
         form=".2f",
     )
@@ -106,16 +106,16 @@ def memory() -> list[Claim]:
     of_65b = Finding(
         "memory.llama-65b.full",
         full,
-        f"Full fine-tuning of Llama-65B takes {full:.0f} GB of memory: 12 bytes per parameter for the weights, the gradients "
-        "and AdamW's state, and the checkpointed activations.",
+        f"Full fine-tuning of Llama-65B takes {full:.0f} GB of memory. The weights, the gradients and AdamW's state take "
+        "12 bytes per parameter, and the checkpointed activations take the rest.",
         "GB",
         form=".0f",
     )
     qlora = Finding(
         "memory.llama-65b.qlora",
         saved,
-        f"QLoRA on Llama-65B, with r = 16 and 512 tokens, takes {saved:.1f} GB of memory with checkpointed activations, and "
-        f"{kept:.1f} GB without checkpointing.",
+        f"A QLoRA step on Llama-65B, with r = 16 and 512 tokens, takes {saved:.1f} GB of memory with checkpointed activations. "
+        f"Without checkpointing, the QLoRA step takes {kept:.1f} GB.",
         "GB",
         form=".1f",
     )
@@ -129,16 +129,16 @@ def memory() -> list[Claim]:
     lora_gpt3 = Finding(
         "memory.gpt-3.lora",
         gpt3.total / 1e9,
-        f"LoRA on the queries and values of GPT-3 (r = 4) takes {gpt3.total / 1e9:.0f} GB of memory, of which the frozen "
-        f"weights in 16 bits are {gpt3.weights / 1e9:.0f} GB.",
+        f"LoRA on the queries and values of GPT-3 (r = 4) takes {gpt3.total / 1e9:.0f} GB of memory. The frozen weights in 16 bits "
+        f"take {gpt3.weights / 1e9:.0f} GB of this memory.",
         "GB",
         form=".0f",
     )
     full_gpt3 = Finding(
         "memory.gpt-3.full",
         gpt3_full.total / 1e12,
-        f"Full fine-tuning of GPT-3 with AdamW takes {gpt3_full.total / 1e12:.1f} TB of memory, with 12 bytes per parameter; "
-        "the 1.2 TB of Hu et al. 2021 would be 7 bytes per parameter.",
+        f"Full fine-tuning of GPT-3 with AdamW takes {gpt3_full.total / 1e12:.1f} TB of memory, with 12 bytes per parameter. "
+        "The 1.2 TB of Hu et al. 2021 would be 7 bytes per parameter of GPT-3.",
         "TB",
         form=".1f",
     )

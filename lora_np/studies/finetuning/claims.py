@@ -31,8 +31,8 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         "finetuning.lr_factor",
         factor,
         f"On SmolLM2-135M, the best learning rate of LoRA (r = {lora['r']}, α = 2r) is {factor:.3g} times the best learning rate "
-        f"of full fine-tuning, {full['lr']:g}. One seed chose both rates from lists in which neighbours differ by a factor of up "
-        f"to {grid:.2g}, so the ratio of the rates is only known up to this factor.",
+        f"of full fine-tuning, {full['lr']:g}. Neighbouring learning rates of the search differ by a factor of up to {grid:.2g}, "
+        "so the ratio of the two best rates is known only up to this factor. Both rates were chosen with one seed.",
         form=".3g",
     )
     time, memory = (
@@ -44,7 +44,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         )
         for key, what in (
             ("step_seconds", "time of a full fine-tuning step"),
-            ("peak_bytes", "memory of a full fine-tuning step, without the base's weights"),
+            ("peak_bytes", "memory of a full fine-tuning step (both without the base's weights)"),
         )
     )
     return [
@@ -80,11 +80,10 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
     name, text = TEXTS[key]
     differences = paired_differences(runs["lora"], runs["full"], key)
     sentence = (
-        f"After SmolLM2-135M has learned a voice, the loss on {text} is {mean(runs['lora'], key):.3f} nats per token with LoRA "
-        f"(r = {runs['lora'][0]['r']}) and {mean(runs['full'], key):.3f} with full fine-tuning; before fine-tuning, it is "
-        f"{before:.3f}. "
-        f"Compared with full fine-tuning, LoRA's loss on {text} is {verdict(runs['lora'], runs['full'], key)}."
-    )
+        f"SmolLM2-135M learns a voice. Before fine-tuning, the loss on {text} is {before:.3f} nats per token. After "
+        f"fine-tuning, the loss on {text} is {mean(runs['lora'], key):.3f} nats per token with LoRA "
+        f"(r = {runs['lora'][0]['r']}) and {mean(runs['full'], key):.3f} with full fine-tuning. "
+    ) + verdict(f"LoRA's loss on {text}", "full fine-tuning's loss", runs["lora"], runs["full"], key)
     return Finding(
         f"finetuning.{name}",
         sum(differences) / len(differences),
@@ -108,14 +107,14 @@ def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Seque
     for key, (_, text) in TEXTS.items():
         larger = abs(full[key] - other[key]) > max(map(abs, method[key]))
         effects.setdefault("a larger effect" if larger else "no larger effect", []).append(f"the loss on {text}")
-    said = [f"The rate has {effect} on {' and '.join(losses)}" for effect, losses in effects.items()]
+    said = [f"The learning rate has {effect} on {' and '.join(losses)}" for effect, losses in effects.items()]
     return Finding(
         "finetuning.rate",
         full["prose"] - other["prose"],
-        f"When SmolLM2-135M learns a voice, full fine-tuning at the rate {other['lr']:g} ends with a loss of "
-        f"{other['final']:.3f} on answers and {other['prose']:.3f} on prose. At the rate {full['lr']:g}, full fine-tuning ends "
-        f"with {full['final']:.3f} on answers and {full['prose']:.3f} on prose (seed {full['seed']}). "
-        + " ".join(f"{words} than the choice of LoRA or full fine-tuning." for words in said),
+        f"SmolLM2-135M learns a voice with full fine-tuning (seed {full['seed']}). With the learning rate {other['lr']:g}, the "
+        f"final loss is {other['final']:.3f} nats per token on answers and {other['prose']:.3f} on prose. With the learning rate "
+        f"{full['lr']:g}, the final loss is {full['final']:.3f} nats per token on answers and {full['prose']:.3f} on prose. "
+        + " ".join(f"{words} than the choice between LoRA and full fine-tuning." for words in said),
         "nats per token",
         form="+.3f",
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..harness.findings import Claim, Finding, agrees
-from ..harness.table import Table, median, model_name
+from ..harness.findings import Claim, Finding, agrees, paragraph
+from ..harness.table import Table, median, model_in_text, model_name
 from .qlora import means
 from .quantization import ANOTHER_BATCH
 
@@ -41,9 +41,10 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             agrees(cosine["nf4"] > MAINLY, cosine["fp4"] > MAINLY),
             f"median cosine {cosine['nf4']:.3f} (NF4), {cosine['fp4']:.3f} (FP4)",
             STUDY.format("quantization"),
-            note="The cosine compares dA and dB of each layer of tiny through the quantised base with dA and dB "
-            f"through float32 weights. If the cosine is above √½ = {MAINLY:.2f}, more than half of the squared norm of one "
-            "gradient lies along the other gradient. "
+            note="The gradients dA and dB of each layer of the model tiny are computed twice. The base is once in 4 bits and once "
+            "in float32. The cosine compares the two results. "
+            f"If the cosine is above √½ = {MAINLY:.2f}, more than half of the squared norm of one gradient lies along the "
+            "other gradient. "
             f"For comparison, the gradients of two different batches have a median cosine of {cosine[ANOTHER_BATCH]:.2f}.",
         ),
         Claim(
@@ -53,7 +54,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"loss {gaps[0].number} (tiny), {gaps[1].number} (SmolLM2-135M)",
             STUDY.format("qlora"),
             (*ends.values(), rounding),
-            " ".join(f.sentence for f in (*gaps, rounding)),
+            paragraph(*(f.sentence for f in (*gaps, rounding))),
         ),
         merged({name: tables[f"merge_routes_{name}"] for name in UNITS}),
         Claim(
@@ -62,8 +63,9 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             agrees(step <= DEAR),
             f"{step:.2f}× the time of a LoRA step",
             "`python -m lora_np bench --only quantized`",
-            note=f"Measured with steps of 2 × 256 tokens on SmolLM2-135M, {speed.settings['threads']} threads of "
-            f"{speed.settings['processor']}. To decode each matrix twice takes {decoding:.2f}× the time of a LoRA step.",
+            note="The time is measured with steps of 2 × 256 tokens on SmolLM2-135M. The computer is "
+            f"{speed.settings['processor']} with {speed.settings['threads']} threads. Decoding each 4-bit matrix twice takes "
+            f"{decoding:.2f} times the time of a LoRA step with a float32 base.",
         ),
     ]
 
@@ -89,11 +91,11 @@ def codes(table: Table) -> list[Claim]:
             agrees(all(nearest_at_64), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
             f"tiny, blocks of 64: {three('tiny', 64)}",
             STUDY.format("quantization"),
-            note=f"Over all block sizes, NF4 {'always has' if all(nearest) else 'does not always have'} the smallest error. "
-            f"On tiny, the block sizes are {sizes[0]} to {sizes[-1]:,}, and FP4 has a smaller error than int4 {blocks}. "
-            "The numbers are mean errors, divided by the root mean square of the weights. "
-            f"In blocks of 64: {'; '.join(f'{model_name(k)} {three(k, 64)}' for k in kinds)}. In blocks "
-            f"of 1024: tiny {three('tiny', 1024)}.",
+            note=f"At each block size, NF4 {'has' if all(nearest) else 'does not always have'} a smaller error than FP4 and int4. "
+            f"On the model tiny, blocks of {sizes[0]} to {sizes[-1]:,} weights are measured. FP4 has a smaller error than int4 "
+            f"{blocks}. An error is the mean absolute error of the weights, divided by the root mean square of the weights. "
+            + " ".join(f"In blocks of 64, the errors on {in_words(k)} are {three(k, 64)}." for k in kinds)
+            + f" In blocks of 1,024, the errors on the model tiny are {three('tiny', 1024)}.",
         ),
         Claim(
             "Double quantisation saves 0.373 bits per weight, without a loss",
@@ -101,11 +103,17 @@ def codes(table: Table) -> list[Claim]:
             agrees(f"{bits:.3f}" == "0.373", max(grown.values()) < SAME),
             f"{bits:.3f} bits; mean error at most {max(grown.values()):.2%} larger".replace("%", " %"),
             STUDY.format("quantization"),
-            note=f"The saving is 32/64 − 8/64 − 32/(64 · 256) = {bits:.3f} bits per weight. The mean error of NF4 grows by "
-            + ", ".join(f"{grown[kind]:.2%} on {model_name(kind)}" for kind in kinds).replace("%", " %")
+            note=f"The saving is 32/64 − 8/64 − 32/(64 · 256) = {bits:.3f} bits per weight. Double quantisation raises "
+            "the mean error of NF4 by "
+            + ", ".join(f"{grown[kind]:.2%} on {in_words(kind)}" for kind in kinds).replace("%", " %")
             + ".",
         ),
     ]
+
+
+def in_words(kind: str) -> str:
+    """Return the name of a set of weights: the name of a model, or "weights from N(0, 1)"."""
+    return "weights from N(0, 1)" if kind == "N(0, 1)" else model_in_text(kind)
 
 
 def losses(name: str, table: Table) -> list[Finding]:
@@ -113,18 +121,18 @@ def losses(name: str, table: Table) -> list[Finding]:
     settings, end, unit = table.settings, means(table), UNITS[name]
     start = {None: settings["base_loss"], "nf4": settings["quantized_loss"]["nf4"]}
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})
-    label, over = model_name(settings["base"]), f"{seeds} seed{'s' if seeds > 1 else ''}"
+    label, over = model_in_text(settings["base"]), f"{seeds} seed{'s' if seeds > 1 else ''}"
     found = []
     for method, t, what in (("lora", None, "float32"), ("qlora", "nf4", "NF4")):
         ours = [row["final"] for row in table.where(quant_type=t)]
         before = f"Before training, the held-out loss of {label} in {what} is {start[t]:.3f} {unit}."
-        after = f"Over {label} in {what}, the adapter ends at a held-out loss of {end[t]:.3f} {unit} (mean of {over})."
+        after = f"With {label} in {what} as the base, the adapter ends at a held-out loss of {end[t]:.3f} {unit} (mean of {over})."
         found.append(Finding(f"qlora.{name}.{method}.start", start[t], before, unit))
         found.append(Finding(f"qlora.{name}.{method}.end", end[t], after, unit, (min(ours), max(ours))))
     sentence = (
         f"On {label}, which learns {TASKS[name]}, QLoRA ends at a held-out loss of {end['nf4']:.3f} {unit} and LoRA at "
-        f"{end[None]:.3f} (mean of {over}). "
-        f"Before training, the loss of the base is {start['nf4']:.3f} in NF4 and {start[None]:.3f} in float32."
+        f"{end[None]:.3f} (mean of {over}). Before training, the held-out loss of {label} is {start['nf4']:.3f} {unit} in NF4 and "
+        f"{start[None]:.3f} in float32."
     )
     return [*found, Finding(f"qlora.{name}.gap", end["nf4"] / end[None] - 1, sentence, form="+.1%")]
 
@@ -137,8 +145,8 @@ def rounding_share(tables: Mapping[str, Table]) -> Finding:
     )
     share = (end["nf4"] - unrounded) / (end["nf4"] - end[None])
     sentence = (
-        f"Over the original weights of SmolLM2-135M, QLoRA's adapter has a held-out loss of {unrounded:.3f} nats per token, so the "
-        f"rounded base causes {share:.0%} of the difference between QLoRA and LoRA."
+        f"QLoRA's adapter on the original weights of SmolLM2-135M has a held-out loss of {unrounded:.3f} nats per token. On "
+        f"SmolLM2-135M, the rounded base causes {share:.0%} of the difference in loss between QLoRA and LoRA."
     )
     return Finding("qlora.smollm2.rounding", share, sentence.replace("%", " %"), "of the difference", form=".0%")
 
@@ -150,20 +158,22 @@ def merged(tables: Mapping[str, Table]) -> Claim:
     """
     findings, lines, changes = [], [], {}
     for name, table in tables.items():
-        row, label = {row["route"]: row for row in table.rows}, model_name(table.settings["model"])
+        row, model = {row["route"]: row for row in table.rows}, table.settings["model"]
+        label = model_in_text(model)
         size, kept = row["as trained"]["size"], row["requantised"]["kept"]
         trained, bfloat16, original, again = (
             row[r]["heldout"] for r in ("as trained", "bfloat16", "original", "requantised")
         )
-        sentence = f"On {label} the norm of ΔW is {size:.1%} of the weights' norm, and quantising the merged weights "
-        sentence += f"again keeps {kept:.0%} of ΔW."
+        sentence = f"On {label}, the norm of ΔW is {size:.1%} of the weights' norm. If the merged weights of {label} are quantised "
+        sentence += f"again, {kept:.0%} of ΔW remains."
         findings.append(Finding(f"merge_routes.{name}.kept", kept, sentence.replace("%", " %"), "of ΔW", form=".0%"))
         lines.append(
-            f"On {label}, the held-out loss is {trained:.4f} {UNITS[name]} as trained, {bfloat16:.4f} after a merge into the "
-            f"dequantised weights in 16 bits, {original:.4f} after a merge into the original weights, and {again:.4f} if the "
-            "merged weights are quantised again."
+            f"On {label}, the held-out loss before the merge is {trained:.4f} {UNITS[name]}. After a merge into the dequantised "
+            f"weights in 16 bits, the loss of {label} is {bfloat16:.4f} {UNITS[name]}. After a merge into the "
+            f"original weights, the loss of {label} is {original:.4f} {UNITS[name]}. If the merged weights are quantised again, "
+            f"the loss of {label} is {again:.4f} {UNITS[name]}."
         )
-        changes[label] = bfloat16 / trained - 1
+        changes[model_name(model)] = bfloat16 / trained - 1
     return Claim(
         "A QLoRA adapter can be merged into the dequantised weights",
         "this project",

@@ -101,7 +101,23 @@ class Claim:
     @property
     def below(self) -> str:
         """The text below the table: the note, or the sentences of the findings if the note is empty."""
-        return self.note or " ".join(finding.sentence for finding in self.findings)
+        return self.note or paragraph(*(finding.sentence for finding in self.findings))
+
+
+def paragraph(*texts: str) -> str:
+    """Join texts with spaces. If texts begin with the same sentence, only the first of these texts keeps the sentence.
+
+    Examples
+    --------
+    >>> paragraph("Each α has its own rate. A wins.", "Each α has its own rate. B wins.")
+    'Each α has its own rate. A wins. B wins.'
+    """
+    seen, parts = set(), []
+    for text in filter(None, texts):
+        first, dot, rest = text.partition(". ")
+        parts.append(rest if dot and first in seen else text)
+        seen.add(first)
+    return " ".join(parts)
 
 
 def agrees(*checks: bool | None) -> Verdict:

@@ -26,22 +26,33 @@ def paired_differences(rows: Rows, others: Rows, key: str = "final") -> list[flo
     return [one - other for one, other in zip(*of_both(rows, others, key), strict=True)]
 
 
-def verdict(rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower") -> str:
-    """Write in words whether `key` is higher or lower in `rows` than in `others` with every seed, and by how much."""
-    return differs(paired_differences(rows, others, key), more, less)
+def verdict(
+    what: str, other: str, rows: Rows, others: Rows, key: str = "final", more: str = "higher", less: str = "lower"
+) -> str:
+    """Write a sentence that compares `key` in `rows` (named `what`) with `key` in `others` (named `other`)."""
+    return differs(what, other, paired_differences(rows, others, key), more, less)
 
 
-def differs(differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
-    """Write differences in words, such as "lower with every seed, by 0.003 to 0.011"; mixed signs give a range."""
+def differs(what: str, other: str, differences: Sequence[float], more: str = "higher", less: str = "lower") -> str:
+    """Write the differences `what` minus `other`, one per seed, as one sentence.
+
+    Examples
+    --------
+    >>> differs("DoRA's loss", "LoRA's loss", [-0.011, -0.003])
+    "With every seed, DoRA's loss is lower than LoRA's loss, by 0.0030 to 0.0110."
+    >>> differs("the loss of A", "the loss of B", [-0.01, 0.02])
+    'Over the seeds, the loss of A minus the loss of B is −0.0100 to +0.0200, so the difference is not clear.'
+    """
     low, high = min(differences), max(differences)
     if low == high == 0:
-        return "the same with every seed"
+        return f"With every seed, {what} equals {other}."
     if low <= 0 <= high:
-        return f"not clearly different ({low:+.4f} to {high:+.4f} over the seeds)".replace("-", "−")
+        size = f"{low:+.4f} to {high:+.4f}".replace("-", "−")
+        return f"Over the seeds, {what} minus {other} is {size}, so the difference is not clear."
     word, (least, most) = more if low > 0 else less, sorted((abs(low), abs(high)))
     if len(differences) == 1:
-        return f"{word} with the one seed, by {_size(least)}"
-    return f"{word} with every seed, by {_size(least)} to {_size(most)}"
+        return f"With the one seed, {what} is {word} than {other}, by {_size(least)}."
+    return f"With every seed, {what} is {word} than {other}, by {_size(least)} to {_size(most)}."
 
 
 def _size(x: float) -> str:

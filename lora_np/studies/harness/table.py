@@ -31,6 +31,11 @@ def model_name(model: str) -> str:
     return MODELS.get(model, model)
 
 
+def model_in_text(model: str) -> str:
+    """Return a model's name for a sentence: "tiny" → "the model tiny", "smollm2-135m" → "SmolLM2-135M"."""
+    return "the model tiny" if model == "tiny" else model_name(model)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and NumPy, the platform and the number of cores: results may depend on them."""
     return {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from math import log2
 from typing import Any
 
-from ..harness.findings import Claim, Finding, agrees, is_lower
+from ..harness.findings import Claim, Finding, agrees, is_lower, paragraph
 from ..harness.paired import differs, of_both, paired_differences, verdict
 from ..harness.table import Table, groups, mean
 from ..harness.words import percent
@@ -17,6 +17,7 @@ NEEDED = (
     "convergence",
 )
 STUDY = "`lora_np/studies/hyperparameters/study.py`, notebook 06"
+OWN = "Each α has its own best learning rate."
 GRID = 2.0  # neighbouring learning rates of a sweep differ by this factor
 ENOUGH = 0.95  # the share of full fine-tuning's gain that a recipe should recover
 LOSS = "nats per byte"
@@ -47,7 +48,7 @@ def recipe(by_rank: Table) -> Claim:
     best = max(found, key=lambda r: found[r].value)
     shown = {r: found[r] for r in sorted({1, s["r"], best} & found.keys())}
     by_seed = share_by_seed(by_rank, s["r"])
-    narrow = ", so other seeds could change the verdict" if by_seed[0] < ENOUGH <= by_seed[1] else ""
+    narrow = " Other seeds could change the verdict." if by_seed[0] < ENOUGH <= by_seed[1] else ""
     share, least, most = (f"{100 * x:.1f} %" for x in (found[s["r"]].value, *by_seed))
     return Claim(
         f"A recipe to start from: r = {s['r']}, α = {s['lora_alpha']:g}, all linear layers, no dropout",
@@ -56,11 +57,11 @@ def recipe(by_rank: Table) -> Claim:
         f"{found[s['r']].number} of full fine-tuning's gain",
         STUDY,
         tuple(found.values()),
-        f"On tiny, which learns Python code, the recipe at a learning rate of {lora[0]['lr']:g} lowers the held-out loss from "
-        f"{s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}. Full fine-tuning lowers the loss to {mean(full):.3f}. "
-        f"{' '.join(finding.sentence for finding in shown.values())} "
-        f"A recipe must recover {percent(ENOUGH)}. The mean over the seeds with r = {s['r']} is {share}, and single seeds "
-        f"recover {least} to {most}{narrow}.",
+        f"The model tiny learns Python code with the recipe and a learning rate of {lora[0]['lr']:g}. The recipe lowers the "
+        f"held-out loss from {s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}. Full fine-tuning lowers the held-out loss to "
+        f"{mean(full):.3f} {LOSS}. {paragraph(*(finding.sentence for finding in shown.values()))} "
+        f"The verdict is yes if the recipe recovers at least {percent(ENOUGH)} of full fine-tuning's gain. The recipe recovers "
+        f"{share} of full fine-tuning's gain in the mean over the seeds. Single seeds recover {least} to {most}.{narrow}",
     )
 
 
@@ -76,9 +77,8 @@ def recovered(by_rank: Table, r: int) -> Finding:
     s = by_rank.settings
     gain = s["base_loss"] - mean(seeds(by_rank, method="full"))
     share = (s["base_loss"] - mean(seeds(by_rank, r=r, rule="α/r"))) / gain
-    sentence = (
-        f"On tiny, LoRA with r = {r} recovers {percent(share)} of full fine-tuning's gain after {s['steps']} steps."
-    )
+    sentence = f"On the model tiny, LoRA with r = {r} recovers {percent(share)} of full fine-tuning's gain after "
+    sentence += f"{s['steps']} steps."
     return Finding(f"hyperparameters.recovered.r{r}", share, sentence, "of full fine-tuning's gain", form=".0%")
 
 
@@ -94,14 +94,14 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
     found = [finding.value for finding in ratios.values()]
     near = [10 / GRID**0.5 <= value <= 10 * GRID**0.5 for value in found]  # within half a step of the grid
     times = " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(found), max(found))))
-    note = f"On tiny, full fine-tuning's best learning rate is {full:.2g} for {s['steps']} steps. Learning rates are "
-    note += "tried in steps of "
-    note += f"a factor of {GRID:g}."
+    note = f"On the model tiny, the best learning rate of full fine-tuning is {full:.2g} for {s['steps']} steps. Neighbouring "
+    note += f"learning rates of the search differ by a factor of {GRID:g}."
     for r, lr in strays(by_rank, "α/r"):
-        note += f" With r = {r}, the best rate of one seed is {lr / full:g} times full fine-tuning's."
+        note += f" With r = {r}, LoRA's best learning rate for one seed is {lr / full:g} times the best learning rate of full "
+        note += "fine-tuning."
     if of_alpha:
-        note += " The ratio of LoRA's to full fine-tuning's best rate depends on α: the ratio is "
-        note += f"{listed(f.value for f in of_alpha.values())} at α = {listed(of_alpha)}."
+        note += " LoRA's best learning rate, divided by the best learning rate of full fine-tuning, depends on α. With "
+        note += f"α = {listed(of_alpha)}, this ratio is {listed(f.value for f in of_alpha.values())}."
     return Claim(
         "LoRA's best learning rate is about ten times full fine-tuning's",
         "Schulman et al. 2025",
@@ -115,7 +115,8 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
 
 def ratio(name: str, times: float, setting: str) -> Finding:
     """Return the best learning rate of one setting divided by full fine-tuning's."""
-    sentence = f"On tiny, which learns Python code, LoRA's best learning rate with {setting} is {times:g} times full fine-tuning's."
+    sentence = f"On the model tiny, LoRA's best learning rate with {setting} is {times:g} times the best learning rate of full "
+    sentence += "fine-tuning."
     return Finding(f"hyperparameters.ratio.{name}", times, sentence, "times full fine-tuning's", form="g")
 
 
@@ -130,8 +131,9 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
         agrees(max(fixed.values()) <= GRID * min(fixed.values()) * (1 + 1e-9)),  # within one step of the grid
         ends(fixed),
         STUDY + ", 05",
-        note=f"On tiny with α = {s['lora_alpha'] / s['r']:g}r the best rate depends on the rank: {ends(doubled)}. With "
-        f"α = {c['alpha_over_r']:g}r and {c['steps']} steps the best rate also depends on the rank: {ends(longer)}.",
+        note="If α grows with the rank r, LoRA's best learning rate on the model tiny depends on the rank. With "
+        f"α = {s['lora_alpha'] / s['r']:g}r and {s['steps']} steps, the best learning rate is {ends(doubled)}. With "
+        f"α = {c['alpha_over_r']:g}r and {c['steps']} steps, the best learning rate is {ends(longer)}.",
     )
 
 
@@ -145,20 +147,20 @@ def alpha_and_rate(table: Table) -> Claim:
     rates = {a: rows[0]["lr"] for a, rows in own.items()}
     low, high = min(rates), max(rates)
     power = statistics.linear_regression(*([log2(x) for x in xs] for xs in (rates, rates.values()))).slope
-    span = f"the losses of LoRA with α = {low:g} to {high:g} (r = {s['r']}) differ by"
+    span = f"On the model tiny, the losses of LoRA with α = {low:g} to {high:g} (r = {s['r']}) differ by up to"
     at_one, at_own = (
         Finding(f"hyperparameters.alpha.spread.{name}", width(by_a), f"{at} {span} {width(by_a):.3f} {LOSS}.", LOSS)
         for name, by_a, at in (
-            ("fixed", fixed, "On tiny, at one learning rate,"),
-            ("own", own, "On tiny, if each α has its own best learning rate,"),
+            ("fixed", fixed, "All values of α have one common learning rate."),
+            ("own", own, OWN),
         )
     )
-    sentence = f"On tiny, LoRA's best learning rate falls from {rates[low]:g} at α = {low:g} to {rates[high]:g} at α = {high:g}, "
-    sentence += f"as α to the power {power:.2f} (fitted to {len(rates)} values of α)."
+    sentence = f"On the model tiny, LoRA's best learning rate falls from {rates[low]:g} with α = {low:g} to {rates[high]:g} with "
+    sentence += f"α = {high:g}. Fitted to {len(rates)} values of α, LoRA's best learning rate falls as α to the power {power:.2f}."
     slope = Finding("hyperparameters.alpha.power", power, sentence.replace("-", "−"), form=".2f")
     usual = s["lora_alpha"]
     against = [
-        compared(f"alpha{a:g}", f"On tiny, each α at its best rate, α = {a:g}", rows, f"α = {usual:g}", own[usual])
+        compared(f"alpha{a:g}", f"α = {a:g}", rows, f"α = {usual:g}", own[usual], OWN)
         for a, rows in own.items()
         if a != usual
     ]
@@ -177,12 +179,14 @@ def two_r(by_rank: Table, scaled: Table) -> Claim:
     s = by_rank.settings
     ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
     top = max(row["r"] for row in scaled.rows)
-    sets = {f"r{r}": (f"On tiny with r = {r}, each α at its best rate,", seeds(by_rank, r=r)) for r in ranks}
-    sets["fixed"] = (f"On tiny with r = {top}, at the best rate of r = {s['r']},", scaled.where(r=top))
+    sets = {f"r{r}": (r, OWN, seeds(by_rank, r=r)) for r in ranks}
+    common = f"Both values of α have the best learning rate of r = {s['r']}."
+    sets["fixed"] = (top, common, scaled.where(r=top))
     found = {}
-    for name, (text, rows) in sets.items():
+    for name, (r, rate, rows) in sets.items():
         two, one = ([row for row in rows if row["rule"] == rule] for rule in ("α = 2r", "α/r"))
-        found[name] = compared(f"two_r.{name}", f"{text} α = 2r", two, f"α = {s['lora_alpha']:g}", one)
+        usual, ours = f"α = {s['lora_alpha']:g}", f"α = 2r = {2 * r}"
+        found[name] = compared(f"two_r.{name}", ours, two, usual, one, rate, f"With r = {r}, ")
     return Claim(
         "Take α = 2r",
         "a rule of thumb (r = 16 with α = 32, and kept for other ranks)",
@@ -200,11 +204,11 @@ def rank_stabilised(scaled: Table) -> Claim:
     norms = []
     for name, rule, rows in (("plain", "α/r", plain), ("rslora", "α/√r", stable)):
         times = mean(rows[top], "grad_norm") / mean(rows[low], "grad_norm")
-        sentence = f"On tiny with s = {rule}, the norm of the first gradient at r = {top} is {times:.2f} times the "
-        sentence += f"norm at r = {low}."
+        sentence = f"On the model tiny with s = {rule}, the norm of the first gradient with r = {top} is {times:.2f} times the "
+        sentence += f"norm with r = {low}."
         norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
-    root, rate = (low / top) ** 0.5, f"On tiny, at the learning rate {s['fixed_lr']:g} and r = {top},"
-    loss = compared("rslora", f"{rate} α/√r", stable[top], "α/r", plain[top])
+    root, rate = (low / top) ** 0.5, f"Both scales have the learning rate {s['fixed_lr']:g}."
+    loss = compared("rslora", "s = α/√r", stable[top], "s = α/r", plain[top], rate, f"With r = {top}, ")
     return Claim(
         "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
         "Kalajdzievski 2023",
@@ -212,8 +216,9 @@ def rank_stabilised(scaled: Table) -> Claim:
         f"norm {norms[0].number}×, rsLoRA {norms[1].number}×; loss {loss.number} {LOSS}",
         STUDY,
         (*norms, loss),
-        f"{norms[0].sentence} The prediction is √({low}/{top}) = {root:.2f}. {norms[1].sentence} But Adam divides "
-        f"by this norm. {loss.sentence} With r = {low}, LoRA ends at {mean(plain[low]):.3f}.",
+        f"{norms[0].sentence} The theory of rsLoRA predicts √({low}/{top}) = {root:.2f} times. {norms[1].sentence} But "
+        f"Adam's steps hardly depend on the size of the gradients. {loss.sentence} With r = {low}, LoRA ends at a loss of "
+        f"{mean(plain[low]):.3f} {LOSS}.",
     )
 
 
@@ -224,16 +229,16 @@ def where(equal: Table, alone: Table) -> Claim:
         by_group = groups(of_size, "target_modules")
         mlp, attention = by_group["MLP"], by_group["attention"]
         what = {name: f"LoRA in {WORDS[name]} (r = {rows[0]['r']})" for name, rows in by_group.items()}
-        size = f"On tiny with {mlp[0]['trainable']:,} trained parameters, {what['MLP']}"
-        found.append(compared(f"modules.r{r}", size, mlp, what["attention"], attention))
+        size = f"With {mlp[0]['trainable']:,} trained parameters, "
+        found.append(compared(f"modules.r{r}", what["MLP"], mlp, what["attention"], attention, where=size))
         numbers.append(f"{mean(mlp):.3f} against {mean(attention):.3f}")
         if rows := by_group.get("all-linear"):
-            size = f"On tiny with {rows[0]['trainable']:,} trained parameters, {what['all-linear']}"
-            more.append(compared(f"modules.all.r{r}", size, rows, what["MLP"], mlp))
+            size = f"With {rows[0]['trainable']:,} trained parameters, "
+            more.append(compared(f"modules.all.r{r}", what["all-linear"], rows, what["MLP"], mlp, where=size))
     by_target = groups(seeds(alone), "target_modules")
     single = {name.removesuffix("_proj"): mean(rows) for name, rows in by_target.items() if name.endswith("_proj")}
     order = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(single.items(), key=lambda item: item[1]))
-    said = " ".join(finding.sentence for finding in [*found, *more])
+    said = paragraph(*(finding.sentence for finding in [*found, *more]))
     return Claim(
         "At equal parameters the MLP alone beats attention alone",
         "Schulman et al. 2025; Hu et al. 2021 disagree",
@@ -241,7 +246,8 @@ def where(equal: Table, alone: Table) -> Claim:
         f"{'; '.join(numbers)} {LOSS}",
         STUDY,
         (*found, *more),
-        f"{said} LoRA in one kind of matrix, with r = {alone.settings['module_r']}, ends at these losses: {order}.",
+        f"{said} LoRA with r = {alone.settings['module_r']} is also trained in one kind of matrix at a time. The final losses in "
+        f"{LOSS} are: {order}.",
     )
 
 
@@ -249,11 +255,15 @@ def dropping(table: Table) -> Claim:
     """Compare the best dropout probability with no dropout, on little text and on all of the text."""
     s, base = table.settings, table.settings["base_loss"]
     little = [row for row in table.rows if row["train_bytes"] is not None]
-    small = f"On tiny with {s['small_bytes'] // 1024} kB of text that is read many times"
+    size = f"{s['small_bytes'] // 1024} kB"
+    small = f"The model tiny reads {size} of text many times, and"
     sets = {
-        "fixed": (f"{small}, at one learning rate,", [row for row in little if row["phase"] == "fixed"]),
-        "own": (f"{small}, each p at its best rate,", [row for row in little if row["phase"] == "seeds"]),
-        "all": ("On tiny with all of the text,", table.where(train_bytes=None, phase="fixed")),
+        "fixed": (f"{small} all runs have one learning rate.", [row for row in little if row["phase"] == "fixed"]),
+        "own": (f"{small} each p has its own best learning rate.", [row for row in little if row["phase"] == "seeds"]),
+        "all": (
+            "The model tiny reads all of the text, and all runs have one learning rate.",
+            table.where(train_bytes=None, phase="fixed"),
+        ),
     }
     found, said = {}, []
     for name, (text, rows) in sets.items():
@@ -261,10 +271,15 @@ def dropping(table: Table) -> Claim:
         best = min(
             (p for p in by_p if p), key=lambda p: mean(by_p[p], "validation")
         )  # chosen on validation text, judged on held-out text
-        found[name] = compared(f"dropout.{name}", f"{text} dropout with p = {best:g}", by_p[best], "p = 0", by_p[0.0])
+        dropped = f"a dropout of p = {best:g}"
+        found[name] = compared(f"dropout.{name}", dropped, by_p[best], "p = 0", by_p[0.0], text)
         said.append(found[name].sentence)
         if all(row["final"] > base for row in rows):
-            said.append(f"The losses of all these runs are above the loss of the frozen base, {base:.3f}.")
+            why = "one learning rate" if name != "own" else "a best learning rate per p"
+            said.append(
+                f"With {size if name != 'all' else 'all'} of the text and {why}, the losses of all runs are above the loss "
+                f"of the frozen base, {base:.3f} {LOSS}."
+            )
     return Claim(
         "Dropout helps where the data are few",
         "a rule of thumb; Dettmers et al. 2023, B (p = 0.05, for their smaller models)",
@@ -272,7 +287,7 @@ def dropping(table: Table) -> Claim:
         f"{found['fixed'].number} {LOSS} at one rate, {found['own'].number} at the best",
         STUDY,
         tuple(found.values()),
-        " ".join(said),
+        paragraph(*said),
     )
 
 
@@ -282,16 +297,18 @@ def large_batches(table: Table) -> Claim:
     gaps = {
         b: compared(
             f"batch.{b}",
-            f"On tiny in batches of {b}, LoRA (r = {table.settings['r']})",
+            f"LoRA (r = {table.settings['r']})",
             rows,
             "full fine-tuning",
             full[b],
+            where=f"In batches of {b}, ",
         )
         for b, rows in lora.items()
     }
     few, many = min(gaps), max(gaps)
     by_size = [paired_differences(lora[b], full[b]) for b in (few, many)]
     wider = [b - a for a, b in zip(*by_size, strict=True)]
+    change = differs(f"the gap in batches of {many}", f"the gap in batches of {few}", wider, "wider", "narrower")
     return Claim(
         "LoRA suffers more than full fine-tuning from large batches",
         "Schulman et al. 2025",
@@ -299,8 +316,8 @@ def large_batches(table: Table) -> Claim:
         f"gap {gaps[few].number} {LOSS} in batches of {few}, {gaps[many].number} of {many}",
         STUDY,
         tuple(gaps.values()),
-        f"All runs read equally many tokens. {' '.join(gap.sentence for gap in gaps.values())} In batches of {many} the "
-        f"gap between LoRA and full fine-tuning, compared with batches of {few}, is {differs(wider, 'wider', 'narrower')}.",
+        f"All runs read equally many tokens. {paragraph(*(gap.sentence for gap in gaps.values()))} The gap is LoRA's loss minus "
+        f"full fine-tuning's loss. {change}",
     )
 
 
@@ -308,12 +325,25 @@ def large_batches(table: Table) -> Claim:
 
 
 def compared(
-    name: str, what: str, rows: Iterable[Mapping[str, Any]], other: str, others: Iterable[Mapping[str, Any]]
+    name: str,
+    what: str,
+    rows: Iterable[Mapping[str, Any]],
+    other: str,
+    others: Iterable[Mapping[str, Any]],
+    setting: str = "",
+    where: str = "",
 ) -> Finding:
-    """Return the final loss of `rows` minus the final loss of `others`, seed by seed: mean and range."""
+    """Return the final loss of `rows` minus the final loss of `others`, seed by seed: mean and range.
+
+    The finding's sentence begins with `setting`, a whole sentence. `where` begins the comparison, for example "With r = 64, ".
+    """
     rows, others = list(rows), list(others)
     differences = paired_differences(rows, others)
-    sentence = f"{what} ends at {mean(rows):.3f} {LOSS}, {other} at {mean(others):.3f}: the first loss is {verdict(rows, others)}."
+    begin = f"{where}the" if where else "The"
+    sentence = f"{begin} model tiny ends at a loss of {mean(rows):.3f} {LOSS} with {what} and at {mean(others):.3f} with {other}. "
+    sentence = f"{setting} {sentence}".lstrip() + verdict(
+        f"the loss with {what}", f"the loss with {other}", rows, others
+    )
     spread = (min(differences), max(differences))
     return Finding(f"hyperparameters.{name}", statistics.mean(differences), sentence, LOSS, spread, "+.3f")
 
@@ -352,8 +382,8 @@ def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
 
 
 def ends(rates: Mapping[int, float]) -> str:
-    """Return the learning rates at the lowest and at the highest rank as text: "0.008 at r = 1, 0.002 at r = 64"."""
-    return ", ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
+    """Return the learning rates at the lowest and at the highest rank as text: "0.008 at r = 1 and 0.002 at r = 64"."""
+    return " and ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
 
 
 def listed(numbers: Iterable[float]) -> str:

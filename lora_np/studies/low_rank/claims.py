@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..harness.findings import Claim, Finding, agrees
-from ..harness.table import Table, groups, mean, median, model_name
+from ..harness.findings import Claim, Finding, agrees, paragraph
+from ..harness.table import Table, groups, mean, median, model_in_text, model_name
 from ..harness.words import percent
 from .intrinsic_toy import ZERO, toy
 
@@ -22,6 +22,7 @@ TIMES, MOST_TIMES = 10, 100  # the claim: the rank of full fine-tuning's ΔW is 
 # GPT-3's W_q, layer 48 (Hu et al. 2021, table 7), by rank: ‖ΔW‖/‖UᵀWVᵀ‖, and ‖UᵀWVᵀ‖ in ΔW's directions over random ones
 PAPER_AMPLIFICATION = {4: 6.91 / 0.32, 64: 3.57 / 1.90}
 PAPER_INSIDE = {4: 0.32 / 0.02, 64: 1.90 / 0.33}
+TRAINED = "Full fine-tuning on Python code changes each matrix of the model tiny by ΔW."
 STUDY = "`lora_np/studies/low_rank/{}.py`, notebook 04"
 
 
@@ -41,17 +42,19 @@ def low_rank(spectra: Table, cut: Table, r: int = USUAL) -> Claim:
     The findings also have the gain after a cut to half of r and to twice r.
     """
     learned, random = (energy(spectra, key, r) for key in ("singular_values", "random_singular_values"))
-    sentence = f"If tiny is fully fine-tuned on Python code, the top {r} directions of ΔW hold {percent(learned)} of the energy "
-    sentence += f"of ΔW (median over matrices). In a random matrix the top {r} directions hold {percent(random)}."
+    sentence = (
+        f"{TRAINED} The top {r} directions of ΔW hold {percent(learned)} of the energy of ΔW (median over matrices). "
+    )
+    sentence += f"The top {r} directions of a random matrix hold {percent(random)} of the energy of the random matrix."
     held = Finding(f"low_rank.energy.top{r}", learned, sentence, "of ΔW's energy", form=".0%")
     kept = {}
     for k in (r // 2, r, 2 * r):
-        said = f"If tiny is fully fine-tuned on Python code and every ΔW is cut to rank {k}, {percent(gain_kept(cut, k))} of "
-        said += "the gain on held-out code is left."
+        said = f"{TRAINED} If every ΔW is cut to rank {k}, {percent(gain_kept(cut, k))} of the gain on held-out code is left."
         kept[k] = Finding(f"low_rank.gain_kept.r{k}", gain_kept(cut, k), said, "of the gain", form=".0%")
     base, full = cut.settings["base_loss"], cut.settings["full_loss"]
     norms = (base - cut.settings["norms_loss"]) / (base - full)
-    said = f"Norms are vectors and are not cut. The fine-tuned norms alone keep {percent(norms)} of the gain on held-out code."
+    said = "The norms' weights are vectors and are not cut to a lower rank. The fine-tuned norms alone keep "
+    said += f"{percent(norms)} of the gain on held-out code."
     alone = Finding("low_rank.gain_kept.norms", norms, said, "of the gain", form=".0%")
     return Claim(
         f"The change that fine-tuning makes has a low rank: rank {r} holds {percent(MOST)} of its energy and of its gain",
@@ -86,17 +89,17 @@ def on_dimension(table: Table) -> list[Claim]:
     toy_task = f"A toy task that prescribes {blocks} sums of {D:,} weights"
     exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
     fine, scratch = (
-        d90(table, "tiny", "Fine-tuning tiny on Python code"),
+        d90(table, "tiny", "Fine-tuning the model tiny on Python code"),
         d90(table, "random", "Learning Python code from random weights"),
     )
     paths = {base: path(table, base) for base in ("tiny", "random")}
-    note = f"{fine.sentence} {scratch.sentence} The two gains differ: from random weights the loss falls from {paths['random']} "
-    note += (
-        f"nats per byte (a model of byte frequencies alone: {s['unigram']:.2f}), in fine-tuning from {paths['tiny']}."
-    )
+    note = f"{fine.sentence} {scratch.sentence} The gain from random weights differs from the gain of fine-tuning. From random "
+    note += f"weights, the loss falls from {paths['random']} nats per byte. In fine-tuning, the loss falls from {paths['tiny']} "
+    note += f"nats per byte. A model of byte frequencies alone has a loss of {s['unigram']:.2f} nats per byte."
     if dips := falls(table, "random"):
         where = ", ".join(f"{d:,}" for d in dips)
-        note += f" From random weights, d = {where} gains less than a smaller d, so d90 from random weights is a rough estimate."
+        note += f" From random weights, training with d = {where} gains less than training with a smaller d. Therefore the number "
+        note += "of dimensions that training from random weights needs is a rough estimate."
     return [
         Claim(
             "A task's intrinsic dimension can be measured by training in random subspaces",
@@ -105,9 +108,9 @@ def on_dimension(table: Table) -> list[Claim]:
             f"dimension {exact.number} for {blocks} sums of {D:,} weights",
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
             (exact,),
-            f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is {lowest[blocks - 1]:.0e} of the "
-            f"loss at the start. In a random subspace of {blocks} dimensions, it is {lowest[blocks]:.0e}; a number below "
-            f"{ZERO:.0e} counts as 0.",
+            f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is {lowest[blocks - 1]:.0e} times "
+            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {lowest[blocks]:.0e} times "
+            f"the loss at the start. A ratio of losses below {ZERO:.0e} counts as 0.",
         ),
         Claim(
             f"Fine-tuning needs few dimensions: at most {FEW:,} for 90 % of the gain",
@@ -116,8 +119,8 @@ def on_dimension(table: Table) -> list[Claim]:
             f"d90 = {share_of(fine.value, s['D'])}",
             STUDY.format("intrinsic"),
             (fine, scratch),
-            f"{fine.sentence} tiny has {s['D']:,} parameters. The search finds d90 within a factor of "
-            f"{s['resolution']:.2g}.{as_lora(s, fine.value)}",
+            f"{fine.sentence} The model tiny has {s['D']:,} parameters. The search finds the number of dimensions within a factor "
+            f"of {s['resolution']:.2g}.{as_lora(s, fine.value)}",
         ),
         Claim(
             "Fine-tuning needs fewer dimensions than learning the same task from random weights",
@@ -134,10 +137,13 @@ def d90(table: Table, base: str, what: str) -> Finding:
     """Return the intrinsic dimension d90 of one start, or infinity if no d reaches the wanted share of the gain."""
     s = table.settings
     found = math.inf if s["d90"].get(base) is None else s["d90"][base]
-    goal = f"{percent(s['share'])} of the gain that full training has after {s['steps']} steps"
-    sentence = f"{what} needs d = {share_of(found, s['D'])} dimensions for {goal}."
+    goal = f"{percent(s['share'])} of the gain of full training after {s['steps']} steps"
     if math.isinf(found):
         sentence = f"{what} does not reach {goal} with any number of dimensions that was tried."
+    else:
+        sentence = (
+            f"{what} needs {found:,} dimensions ({percent(found / s['D'])} of the number of parameters) for {goal}."
+        )
     return Finding(f"low_rank.d90.{base}", found, sentence, "dimensions", form=",")
 
 
@@ -156,7 +162,7 @@ def as_lora(settings: Mapping[str, Any], d: float) -> str:
     if math.isinf(d):
         return ""
     r, count = min(settings["lora"].items(), key=lambda item: abs(item[1] - d))
-    return f" LoRA with r = {r} trains about the same number of parameters ({count:,})."
+    return f" LoRA with r = {r} trains about as many parameters ({count:,}) as fine-tuning needs dimensions."
 
 
 def path(table: Table, base: str) -> str:
@@ -182,13 +188,16 @@ def rank_of_full(table: Table) -> Claim:
         full, lora = (table.where(model=model, method=method) for method in ("full", "lora"))
         rank, random, effective = (median(full, key) for key in ("rank90", "random_rank90", "effective_rank"))
         r, name = lora[0]["r"], model_name(model)
-        sentence = f"On {name}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW, {rank / r:.1f} "
-        sentence += f"times LoRA's r = {r}. "
-        sentence += f"In a random matrix {random:g} directions hold 90 %, in LoRA's ΔW {median(lora, 'rank90'):g}. "
-        sentence += f"The effective rank of full fine-tuning's ΔW is {effective:.0f}."
+        text = model_in_text(model)
+        sentence = f"On {text}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW, {rank / r:.1f} "
+        sentence += f"times LoRA's r = {r}. On {text}, {median(lora, 'rank90'):g} directions hold 90 % of the energy of LoRA's ΔW. "
+        sentence += f"In a random matrix with the shape of ΔW, {random:g} directions hold 90 % of the energy. "
+        sentence += f"On {text}, the effective rank of full fine-tuning's ΔW is {effective:.0f}."
         found[name] = Finding(f"low_rank.times_r.{model}", rank / r, sentence, "times r", form=".1f")
         if random < TIMES * r:
-            possible.append(f"On {name} even a random matrix has less than {TIMES} times r.")
+            possible.append(
+                f"On {text}, even a random matrix needs fewer than {TIMES} times r directions for 90 % of its energy."
+            )
     said = [finding.sentence for finding in found.values()]
     return Claim(
         f"Full fine-tuning's ΔW has a rank {TIMES} to {MOST_TIMES} times LoRA's usual one",
@@ -197,7 +206,7 @@ def rank_of_full(table: Table) -> Claim:
         "; ".join(f"{name}: {finding.number} times r" for name, finding in found.items()),
         STUDY.format("spectra"),
         tuple(found.values()),
-        " ".join([*said, "All these numbers are medians over all linear layers.", *possible]),
+        " ".join([*said, "All numbers of directions are medians over all linear layers.", *possible]),
     )
 
 
@@ -216,9 +225,8 @@ def on_directions(table: Table) -> list[Claim]:
     factors = {r: amplified(table, r) for r in ranks}
     inside = {r: inside_delta(table, r) for r in ranks}
     everywhere = {r: amplified(table, r, None) for r in ranks}
-    by_chance = f"By chance φ(1, 1) is {1 / d:.3f} and φ({low}, {low}) is {low / d:.2f}. All measured φ are medians "
-    by_chance += "over layers and "
-    by_chance += "pairs of runs, for q_proj. The two runs of a pair have different seeds."
+    by_chance = f"Between random subspaces, φ(1, 1) is {1 / d:.3f} and φ({low}, {low}) is {low / d:.2f}. Each measured overlap φ "
+    by_chance += "is a median over layers and pairs of runs. The two runs of a pair have different seeds."
     said = [finding.sentence for r in ranks for finding in (factors[r], inside[r], everywhere[r])]
     return [
         Claim(
@@ -228,7 +236,7 @@ def on_directions(table: Table) -> list[Claim]:
             f"φ(1, 1): A {apart['A', 1].number}, B {apart['B', 1].number}",
             STUDY.format("subspaces"),
             tuple(apart.values()),
-            " ".join([*(finding.sentence for finding in apart.values()), by_chance]),
+            paragraph(*(finding.sentence for finding in apart.values()), by_chance),
         ),
         Claim(
             f"Two LoRA runs with r = {high} share more of their top {low} directions than two random matrices",
@@ -237,8 +245,9 @@ def on_directions(table: Table) -> list[Claim]:
             f"φ({low}, {low}): A {alike['A', low].number}, B {alike['B', low].number}; before training {start.number}",
             f"{STUDY.format('subspaces')}; `test_phi_of_random_subspaces_has_the_mean_max_i_j_over_d`",
             (*alike.values(), start),
-            " ".join(
-                [*(finding.sentence for finding in (*alike.values(), start)), "By chance φ(i, j) is max(i, j)/d."]
+            paragraph(
+                *(finding.sentence for finding in (*alike.values(), start)),
+                "Between random subspaces in d dimensions, the overlap φ(i, j) is max(i, j)/d.",
             ),
         ),
         Claim(
@@ -248,7 +257,7 @@ def on_directions(table: Table) -> list[Claim]:
             "; ".join(f"r = {r}: {factors[r].number}× (GPT-3: {PAPER_AMPLIFICATION[r]:.2g}×)" for r in ranks),
             STUDY.format("subspaces"),
             tuple(finding for each in (factors, inside, everywhere) for finding in each.values()),
-            " ".join([*said, "All these numbers are medians over layers and seeds."]),
+            " ".join([*said, "All ratios of sizes are medians over layers and seeds."]),
         ),
     ]
 
@@ -257,10 +266,12 @@ def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
     """Return φ(n, n) of q_proj between runs of two ranks: the median over layers and pairs of runs."""
     rows = table.where(kind="similarity", of=of, r=r, module="q_proj")
     found = [row["phi"][row["i"].index(n)][row["j"].index(n)] for row in rows]
-    pair = f"r = {r[0]} and r = {r[1]}" if r[0] != r[1] else f"r = {r[0]}, two seeds"
+    pair = f"with r = {r[0]} and r = {r[1]}" if r[0] != r[1] else f"with r = {r[0]} and different seeds"
     what = f"the top {n} directions" if n > 1 else "the top direction"
-    sentence = f"The overlap φ({n}, {n}) of {what} of {of.replace('at the start', 'before training')} in q_proj is "
-    sentence += f"{statistics.median(found):.2f} between two LoRA runs on tiny ({pair})."
+    sentence = f"The adapters of q_proj in two LoRA runs on the model tiny, {pair}, are compared. The overlap "
+    sentence += (
+        f"φ({n}, {n}) of {what} of {of.replace('at the start', 'before training')} is {statistics.median(found):.2f}."
+    )
     name = f"low_rank.phi.{of.replace(' at the start', '0')}.r{r[0]}-r{r[1]}.top{n}"
     return Finding(name, statistics.median(found), sentence, spread=(min(found), max(found)), form=".2f")
 
@@ -268,8 +279,11 @@ def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
 def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
     """Return the amplification at one rank: ‖ΔW‖ divided by the size of W in the directions of ΔW."""
     factor = median(amplification(table, r, module), "factor")
-    paper = f" (GPT-3: {PAPER_AMPLIFICATION[r]:.2g})" if module else ""
-    sentence = f"On tiny with r = {r}, ΔW amplifies its directions in W {factor:.2g} times in {module or 'all matrices'}{paper}."
+    paper = f" (on GPT-3 {PAPER_AMPLIFICATION[r]:.2g} times)" if module else ""
+    sentence = (
+        f"On the model tiny with r = {r}, ΔW of {module or 'all matrices'} is {factor:.2g} times as large as W in the "
+    )
+    sentence += f"directions of ΔW{paper}."
     return Finding(f"low_rank.amplification.{module or 'all'}.r{r}", factor, sentence, "times", form=".2g")
 
 
@@ -277,8 +291,8 @@ def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
     """Return the size of W in the directions of ΔW divided by the size of W in random directions, at one rank."""
     ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
     sentence = (
-        f"On tiny with r = {r}, W of {module} is {ratio:.2g} times as large in the directions of ΔW as in random directions "
-        f"(GPT-3: {PAPER_INSIDE[r]:.2g})."
+        f"On the model tiny with r = {r}, W of {module} is {ratio:.2g} times as large in the directions of ΔW as in random "
+        f"directions (on GPT-3 {PAPER_INSIDE[r]:.2g} times)."
     )
     return Finding(f"low_rank.inside.{module}.r{r}", ratio, sentence, "times random directions", form=".2g")
 

@@ -10,14 +10,20 @@ import numpy as np
 
 from ..harness.findings import Claim, Finding, agrees, is_lower
 from ..harness.paired import forgotten_when, paired_differences, verdict
-from ..harness.table import Table, mean
+from ..harness.table import Table, mean, model_in_text
 from ..harness.words import percent
-from .lesson import LESSON, QUANTITIES, lesson_rows, ratio_of_B
+from .lesson import LESSON, lesson_rows, ratio_of_B
 from .settings import R
 
 NEEDED = ("comparison", "comparison_smollm2", "method_costs", "method_costs_smollm2")
 STUDY = "`lora_np/studies/methods/comparison.py`, notebook 09"
 MODELS = {"tiny": "", "SmolLM2-135M": "_smollm2"}  # name → suffix of its tables
+AGAINST_LESSON = {
+    "agrees": "which agrees with the lesson",
+    "less": "less than the lesson says",
+    "more": "more than the lesson says",
+    "chosen so": "a share that was chosen to agree with the lesson",
+}
 FEWER = 10  # times: VeRA's promise
 
 
@@ -36,13 +42,6 @@ def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
     for method, lesson in LESSON.items():
         rows = [row | {"model": model} for model, each in ours.items() for row in each if row["method"] == method]
         gains = ", ".join(f"{percent(row['ours'])} ({row['model']})" for row in rows if row["quantity"] == "quality")
-        notes = [
-            f"{model}: "
-            + ", ".join(
-                f"{QUANTITIES[r['quantity']][0]} {r['here']} ({r['verdict']})" for r in rows if r["model"] == model
-            )
-            for model in MODELS
-        ]
         claimed.append(
             Claim(
                 f"{names[method]}: {lesson['share'].words} trained, latency {lesson['latency'].words}, "
@@ -52,7 +51,6 @@ def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
                 f"of full fine-tuning's gain: {gains}",
                 "`lora_np/studies/methods/lesson.py`, notebook 09",
                 tuple(lesson_finding(row) for row in rows),
-                f"{'. '.join(notes)}.",
             )
         )
     return claimed
@@ -61,7 +59,14 @@ def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
 def lesson_finding(row: Mapping[str, Any]) -> Finding:
     """Return our measured value of one quantity in the lesson's table."""
     model, quantity = row["model"].split("-")[0].lower(), row["quantity"]
-    sentence = f"Measured for {row['label']} on {row['model']}: {QUANTITIES[quantity][0]} {row['here']}."
+    place, label = f"On {model_in_text(row['model'])}", row["label"]
+    merged = "merged " if "merged" in LESSON[row["method"]]["latency"].words else ""
+    measured = {
+        "share": f"{row['here']} of the parameters are trained with {label}",
+        "latency": f"a token with {merged}{label} takes {row['here'].rstrip('×')} times as long as a token with the base",
+        "quality": f"training with {label} recovers {row['here']} of full fine-tuning's gain",
+    }[quantity]
+    sentence = f"{place}, {measured}, {AGAINST_LESSON[row['verdict']]}."
     return Finding(
         f"lesson.{model}.{row['method']}.{quantity}",
         row["ours"],
@@ -78,12 +83,15 @@ def forgetting(compared: Table) -> Claim:
         paths[method] = base - curve(runs, "heldout"), curve(runs, "prose") - prose
     (learned, forgotten), (reached, lost) = paths["full"], (path[-1] for path in paths["lora"])
     alike = forgotten_when(learned, forgotten, reached)
-    lora = f"On tiny, LoRA (r = {R}) learns {reached:.3f} nats per byte of code and forgets {lost:.3f} of prose."
-    full = f"On tiny, full fine-tuning learns {learned[-1]:.3f} nats per byte of code and forgets {forgotten[-1]:.3f} of prose."
+    how = "Learning lowers the loss on code, and forgetting raises the loss on prose."
+    lora = f"{how} On the model tiny, LoRA (r = {R}) learns {reached:.3f} nats per byte and forgets {lost:.3f} nats per byte."
+    full = f"{how} On the model tiny, full fine-tuning learns {learned[-1]:.3f} nats per byte and forgets {forgotten[-1]:.3f} "
+    full += "nats per byte."
     if alike is None:
         full += " Full fine-tuning never learns as much as LoRA."
     else:
-        full += f" When full fine-tuning has learned as much as LoRA, it has forgotten {alike:.3f}."
+        full += " When full fine-tuning has learned as much as LoRA at the end, full fine-tuning has forgotten "
+        full += f"{alike:.3f} nats per byte."
     return Claim(
         "LoRA forgets less than full fine-tuning",
         "Biderman et al. 2024",
@@ -110,11 +118,11 @@ def at_a_smaller_rate(compared: Table) -> list[Finding]:
         learned = {lr: compared.settings["base_loss"] - row["final"] for lr, row in swept.items()}
         lr = max(below)
         forgotten = swept[lr]["prose"][-1] - compared.settings["base_prose"]
-        less = f" ({percent(1 - learned[lr] / learned[best])} less than at its best rate)" if best in learned else ""
-        at = f"On tiny, at {lr / best:g} times its best learning rate (one seed),"
-        sentence = (
-            f"{at} {label} learns {learned[lr]:.3f} nats per byte of code{less} and forgets {forgotten:.3f} of prose."
-        )
+        sentence = f"On the model tiny, {label} was run with one seed at {lr / best:g} times the best learning rate. At this rate, "
+        sentence += f"{label} learns {learned[lr]:.3f} nats per byte of code and forgets {forgotten:.3f} nats per byte of prose."
+        if best in learned:
+            sentence += f" At {lr / best:g} times the best learning rate, {label} learns "
+            sentence += f"{percent(1 - learned[lr] / learned[best])} less than at the best rate."
         found.append(Finding(f"methods.forgetting.{method}.smaller_rate", forgotten, sentence, "nats per byte"))
     return found
 
@@ -140,8 +148,8 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
         number = number or f"loss {end.number}, LoRA {mean(runs['lora'], 'final'):.3f} nats per byte"
         return Claim(words, paper, agrees(*checks), number, check, (end,), f"{note} {end.sentence}".lstrip())
 
-    swept = f"In LoRA+ the learning rate of B is {ratio:g} times the rate of A, and the best rate of A was searched."
-    counted = f"VeRA trains {vera:,} numbers, {fewer:.1f} times fewer than LoRA ({lora:,})."
+    swept = f"In LoRA+ the learning rate of B is {ratio:g} times the learning rate of A. The best learning rate of A was searched."
+    counted = f"VeRA trains {vera:,} parameters and LoRA {lora:,}, {fewer:.1f} times as many."
     fewer_at = "VeRA trains ten times fewer parameters at the same quality"
     return [
         claim(
@@ -150,7 +158,7 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
             "Hayou et al. 2024: 1 to 2 % better, up to twice as fast",
             is_lower(lost["lora+"]),
             faster(compared, "lora+"),
-            note=f"{swept} LoRA+ needs {reached(compared, 'lora+')}.",
+            note=f"{swept} {in_fewer_steps(compared, 'lora+')}",
         ),
         claim("dora", "DoRA is better than LoRA", "Liu et al. 2024", is_lower(lost["dora"])),
         claim(
@@ -158,7 +166,7 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
             "PiSSA converges faster than LoRA",
             "Meng et al. 2024",
             faster(compared, "pissa"),
-            note=f"PiSSA needs {reached(compared, 'pissa')}.",
+            note=in_fewer_steps(compared, "pissa"),
             number=reached(compared, "pissa"),
         ),
         claim("vera", fewer_at, "Kopiczko et al. 2023", fewer >= FEWER, min(lost["vera"]) <= 0, note=counted),
@@ -167,7 +175,7 @@ def promises(compared: Table, costs: Table) -> list[Claim]:
             "LoRA-FA saves activation memory without losing quality",
             "Zhang et al. 2023",
             *(peak < 1, min(lost["lora-fa"]) <= 0),
-            note=f"The peak memory of a LoRA-FA step is {peak:.2f} of LoRA's peak memory.",
+            note=f"The peak memory of a LoRA-FA step is {peak:.2f} times the peak memory of a LoRA step.",
             check=f"`test_lora_fa_keeps_n_r_numbers_in_place_of_n_in`; {STUDY}",
         ),
     ]
@@ -179,13 +187,14 @@ def against_lora(compared: Table, method: str) -> Finding:
     label, steps = compared.settings["labels"][method], ours[0]["steps"][-1]
     found = ", ".join(str(step) for step in ahead(compared, method))
     way = (
-        f"has a lower loss than LoRA with every seed after {found} of {steps} steps"
+        f"With every seed, {label} has a lower loss than LoRA after {found} of {steps} steps."
         if found
-        else "has at no evaluation a lower loss than LoRA with every seed"
+        else f"There is no evaluation at which {label} has a lower loss than LoRA with every seed."
     )
+    compares = verdict(f"the final loss of {label}", "the final loss of LoRA", ours, lora)
     sentence = (
-        f"On tiny, which learns Python code, {label} ends at a held-out loss of {mean(ours, 'final'):.3f} nats per byte, LoRA at "
-        f"{mean(lora, 'final'):.3f}: {label} is {verdict(ours, lora, more='worse', less='better')}. {label} {way}."
+        f"On the model tiny, which learns Python code, {label} ends at a held-out loss of {mean(ours, 'final'):.3f} nats per byte "
+        f"and LoRA at {mean(lora, 'final'):.3f}. {compares} {way}"
     )
     ends = [row["final"] for row in ours]
     return Finding(f"methods.{method}.loss", mean(ours, "final"), sentence, "nats per byte", (min(ends), max(ends)))
@@ -235,6 +244,15 @@ def reached(compared: Table, method: str) -> str:
     steps = [n for n in found if n is not None]
     after = f" (after {', '.join(map(str, steps))} steps)" if steps else ""
     return f"fewer steps to LoRA's final loss with {len(steps)} of {len(found)} seeds{after}"
+
+
+def in_fewer_steps(compared: Table, method: str) -> str:
+    """Return a sentence: with how many seeds the method needs fewer steps than LoRA to reach LoRA's final loss."""
+    found, label = sooner(compared, method), compared.settings["labels"][method]
+    steps = [n for n in found if n is not None]
+    after = f" (after {', '.join(map(str, steps))} steps)" if steps else ""
+    some = f"{len(steps)} of {len(found)} seeds" if steps else f"none of the {len(found)} seeds"
+    return f"With {some}, {label} needs fewer steps than LoRA to reach LoRA's final loss{after}."
 
 
 def curve(runs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

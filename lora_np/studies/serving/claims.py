@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..harness.findings import NOISE, Claim, Finding, agrees
-from ..harness.table import Table, model_name
+from ..harness.table import Table, model_in_text
 from .merging import OTHERS, SAME
 
 NEEDED = ("merge_latency", "merge_drift", "combinations", "serving", "serving_step")
@@ -31,11 +31,12 @@ def costs_nothing(latency: Table) -> Claim:
         Finding(
             f"merge.{state}.{row['model'].split('-')[0]}.token",
             row["token_ratio"],
-            f"On {model_name(row['model'])}, a token with the adapter {state} takes {row['token_ratio']:.2f}× the base's time.",
+            f"On {model_in_text(row['model'])}, a token with {article} {state} adapter takes {row['token_ratio']:.2f} times as "
+            "long as a token with the base alone.",
             "× the base's time",
             form=".2f",
         )
-        for state in ("merged", "unmerged")
+        for article, state in (("a", "merged"), ("an", "unmerged"))
         for row in latency.where(state=state)
     ]
     merged = [f for f in found if ".merged." in f.name]
@@ -46,9 +47,9 @@ def costs_nothing(latency: Table) -> Claim:
         f"{' and '.join(f'{f.number}×' for f in merged)} the base's time per token",
         "`test_merged_equals_unmerged_to_1e_5_in_float32`, `lora_np/studies/timing/latency.py`",
         tuple(found),
-        "The time decides the verdict; a test proves that the model computes the same. "
-        "In float32, the logits before and after the merge agree to 1e-5 of the largest logit. The merged model is a plain "
-        "Transformer. " + " ".join(f.sentence for f in found),
+        "The time per token decides the verdict. A test proves that the merged model and the adapter compute the same. "
+        "In float32, the logits before and after the merge agree to 1e-5 of the largest logit. The merged model is a "
+        "Transformer without adapters. " + " ".join(f.sentence for f in found),
     )
 
 
@@ -57,7 +58,7 @@ def recovers(drift: Table) -> Claim:
     n, of, errors = drift.rows[0]["cycles"][-1], drift.settings["of"], {}
     for dtype in ROUNDING:
         errors[dtype] = [drift.where(dtype=dtype, adapters=which)[0]["errors"][-1] for which in (SAME, OTHERS)]
-    listed = "; ".join(f"{one:.0e} and {turns:.0e} in {dtype}" for dtype, (one, turns) in errors.items())
+    one, many = (", ".join(f"{each[i]:.0e} in {dtype}" for dtype, each in errors.items()) for i in (0, 1))
     same, others = (grown(drift, which) for which in (SAME, OTHERS))
     return Claim(
         "Subtracting BA again recovers W",
@@ -65,10 +66,11 @@ def recovers(drift: Table) -> Claim:
         agrees(*(error <= ROUNDING[dtype] for dtype, each in errors.items() for error in each)),
         f"bfloat16, {n:,} merges: error {errors['bfloat16'][0]:.0e} to {errors['bfloat16'][1]:.0e} of ‖W‖",
         "`drift` in " + STUDY.format("merging"),
-        note="W counts as recovered if the error is at most the error of rounding once. "
-        f"After {n:,} merges and unmerges of a matrix of tiny, with one adapter and with {of} adapters in turns, the error as a "
-        f"share of ‖W‖ is {listed}. With one adapter, the error after {n:,} merges is {same} the error after one merge. With {of} "
-        f"adapters in turns, the error after {n:,} merges is {others} the error after one merge.",
+        note="W counts as recovered if the error is at most the error of rounding W once. "
+        f"A matrix of the model tiny is merged and unmerged {n:,} times. With one adapter, the error as a share of ‖W‖ is {one}. "
+        f"With {of} adapters one after another, the error as a share of ‖W‖ is {many}. "
+        f"With one adapter, the error after {n:,} merges is {same} the error after one merge. With {of} adapters one after "
+        f"another, the error after {n:,} merges is {others} the error after one merge.",
     )
 
 
@@ -90,10 +92,9 @@ def linear_is_no_sum(joined: Table) -> Claim:
         agrees(linear["error"] <= RIGHT),
         f"error of ΔW: {linear['error']:.0%} of the sum's norm".replace("%", " %"),
         f"`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; {STUDY.format('merging')}",
-        note=f"With `cat`, the error of ΔW is at most {rounding:.0e} of the sum's norm. On tiny, the sum of the "
-        "held-out losses on code "
-        f"and on the voice is {loss['linear']:.2f} nats per byte with `linear`, and {loss['cat']:.2f} with `cat`, each at its best "
-        "scale.",
+        note=f"With the combination type `cat`, the error of ΔW is at most {rounding:.0e} of the sum's norm. Each combination "
+        "type has its own best scale. The held-out losses of the model tiny on code and on the voice are added. The sum is "
+        f"{loss['linear']:.2f} nats per byte with `linear` and {loss['cat']:.2f} nats per byte with `cat`.",
     )
 
 
@@ -102,15 +103,15 @@ def mixed_batch(step: Table) -> Claim:
     found, notes = [], []
     for model in dict.fromkeys(row["model"] for row in step.rows):
         row = {row["competitor"]: row for row in step.where(model=model)}
-        ours, theirs, label = row["ours, each"], row.get("PEFT, each"), model_name(model)
+        ours, theirs, label = row["ours, each"], row.get("PEFT, each"), model_in_text(model)
         sentence = f"On {label}, a decode step of {step.settings['rows']} rows with one adapter per row takes "
-        sentence += f"{ours['to_one']:.2f}× the time of a step with one adapter for all rows."
+        sentence += f"{ours['to_one']:.2f} times the time of a decode step with one adapter for all rows."
         found.append(Finding(f"serving.{model.split('-')[0]}.each", ours["to_one"], sentence, "×", form=".2f"))
         if theirs:
             notes.append(
-                f"In PEFT on {label}, a step with one adapter per row takes {theirs['to_one']:.1f}× the time of "
-                "PEFT's step with one "
-                f"adapter, and {theirs['to_ours']:.1f}× the time of the same step here."
+                f"On {label}, PEFT's decode step with one adapter per row takes {theirs['to_one']:.1f} times the time of PEFT's "
+                f"decode step with one adapter for all rows. On {label}, PEFT's decode step with one adapter per row takes "
+                f"{theirs['to_ours']:.1f} times the time of this library's decode step with one adapter per row."
             )
     return Claim(
         "A batch costs the same whether its rows share an adapter or not",
@@ -129,8 +130,11 @@ def thousands(table: Table) -> Claim:
     row = next(row for row in many if row["workload"] == "distinct")
     n, r, peft = row["adapters"], table.settings["r"], [each["peft_ratio"] for each in many if each.get("peft_ratio")]
     ours, merged = f"{row['bytes'] / 1e6:.0f} MB", f"{row['merged_bytes'] / 1e9:.2f} GB"
-    sentence = f"{n:,} adapters of r = {r} on the base {table.settings['model']} need {ours}; {n:,} merged models of "
-    sentence += f"the same size need {merged}."
+    base = model_in_text(table.settings["model"])
+    sentence = (
+        f"{n:,} adapters with r = {r} and one base, {base}, need {ours} of memory. {n:,} merged copies of {base} need "
+    )
+    sentence += f"{merged}."
     memory = Finding("serving.memory", row["merged_bytes"] / row["bytes"], sentence, "× less memory", form=".0f")
     return Claim(
         f"{MANY:,} adapters can be served from one base, with less memory than {MANY:,} merged models",
@@ -139,7 +143,12 @@ def thousands(table: Table) -> Claim:
         f"{n:,} adapters: {ours}; merged models: {merged}",
         STUDY.format("serving"),
         (memory,),
-        f"{sentence} One adapter has {row['adapter_bytes']:,} bytes. If each row has its own adapter, a decode step with "
-        f"merged models takes {row['merged_ratio']:.1f}× the time of a step on one base."
-        + (f" PEFT's mixed batch takes {min(peft):.1f} to {max(peft):.1f}× the time of the step here." if peft else ""),
+        f"{sentence} One adapter has {row['adapter_bytes']:,} bytes. Each row of the measured batches has its own adapter. A "
+        f"decode step with merged models takes {row['merged_ratio']:.1f} times the time of a decode step with adapters on one base."
+        + (
+            f" PEFT's decode step of mixed batches takes {min(peft):.1f} to {max(peft):.1f} times the time of this "
+            "library's decode step."
+            if peft
+            else ""
+        ),
     )

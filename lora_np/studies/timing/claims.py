@@ -28,7 +28,7 @@ def cheaper(cost: Table) -> Claim:
         for (key, what), value in zip(
             {
                 "seconds": "the time of a full fine-tuning step",
-                "peak_bytes": "the memory of a full fine-tuning step, without the base's weights",
+                "peak_bytes": "the memory of a full fine-tuning step (both without the base's weights)",
             }.items(),
             ratios(cost),
             strict=True,
@@ -41,10 +41,9 @@ def cheaper(cost: Table) -> Claim:
         f"{seconds.number}× the time, {memory.number}× the memory",
         f"`{cost.command}`",
         (seconds, memory),
-        f"The steps are measured on the model tiny, with LoRA of rank {R} on all linear layers. The hidden size of tiny, 128, "
-        f"is only {128 / R:g} times the rank. A step counts as cheaper if "
-        f"its time and its memory are below {1 / NOISE:.2f} times the time and the memory of a full fine-tuning step. The times "
-        "of two equal steps can differ by 5 %.",
+        f"{seconds.sentence} {memory.sentence} The steps are measured with LoRA on all linear layers. The hidden size of the model "
+        f"tiny, 128, is only {128 / R:g} times the rank. A LoRA step counts as cheaper if its time and memory are below "
+        f"{1 / NOISE:.2f} times those of a full fine-tuning step. The times of two equal steps can differ by 5 %.",
     )
 
 
@@ -61,8 +60,10 @@ def as_fast_as_peft(speed: Table) -> Claim:
     step = Finding(
         "timing.smollm2-135m.step",
         ours["seconds"],
-        f"A LoRA step of 2 × 256 tokens on SmolLM2-135M takes {ours['seconds']:.2f} s in this library; only the "
-        f"products with frozen matrices would take {ours['floor_share']:.0%} of this time.".replace("%", " %"),
+        f"A LoRA step of 2 × 256 tokens on SmolLM2-135M takes {ours['seconds']:.2f} s in this library. The "
+        f"products with frozen matrices alone take {ours['floor_share']:.0%} of the time of a LoRA step.".replace(
+            "%", " %"
+        ),
         "s",
         form=".2f",
     )
@@ -70,12 +71,12 @@ def as_fast_as_peft(speed: Table) -> Claim:
         Finding(
             f"timing.smollm2-135m.{key}",
             row["ratio"],
-            f"{name} takes {row['ratio']:.2f} times as long as this library for a LoRA step on SmolLM2-135M.",
+            f"For a LoRA step on SmolLM2-135M, {name} takes {row['ratio']:.2f} times as long as this library.",
             form=".2f",
         )
         for key, name, row in (
             ("peft", "PyTorch with PEFT", peft),
-            ("peft_compiled", "PEFT with torch.compile", compiled),
+            ("peft_compiled", "PyTorch with PEFT and torch.compile", compiled),
         )
         if row
     ]
@@ -83,7 +84,7 @@ def as_fast_as_peft(speed: Table) -> Claim:
         "timing.smollm2-135m.memory",
         ours["peak_bytes"] / peft["peak_bytes"],
         f"For a LoRA step on SmolLM2-135M, this library's peak memory is {ours['peak_bytes'] / peft['peak_bytes']:.2f} times "
-        "the peak memory of PyTorch with PEFT, libraries and weights included.",
+        "the peak memory of PyTorch with PEFT. Both memories include the libraries and the weights.",
         form=".2f",
     )
     return Claim(
