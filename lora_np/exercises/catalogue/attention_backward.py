@@ -198,15 +198,15 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the function returns dv first instead of last",
-            "The docstring asks for dq, dk, dv. Test it: set v to zero. Then dq and dk are zero. Which of the "
-            "arrays that your function returns are zero?",
+            "The docstring asks for dq, dk, dv. Test it: set v to zero, so that dq and dk are zero. Are the "
+            "first two returned arrays zero?",
             {"return dq, dk, dv": "return dv, dq, dk"},
             {"return dq, dk, dv": "return dv, dk, dq"},
         ),
         Mistake(
             "the gradient dp is transposed",
-            "Like p, dp has the query as its first index. Which of the two arrays do and v has one row per "
-            "query, and is this array first in your product?",
+            "Like p, dp has the query as its first index. Which of the arrays v and do has one row per query? "
+            "Is this array the first factor of your product?",
             {"dp = do @ v.T": "dp = v @ do.T"},
         ),
         Mistake(
@@ -222,8 +222,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the array v is not transposed in the gradient dp",
-            "Your code runs only if t and d are equal. do and v have the shape (t, d), and dp has the shape "
-            "(t, t). Which shapes does your product have?",
+            "Your code runs only if t and d are equal. The arrays v and do have the shape (t, d), and dp has "
+            "the shape (t, t). Which shapes does your product have?",
             {"do @ v.T": "do @ v"},
         ),
         Mistake(

@@ -123,8 +123,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A and B are swapped in the backward pass",
-            "Your code runs without an error if in and out are equal. Test it: set B to zero. The correct dA "
-            "is then zero. Is your dA zero?",
+            "For a square W your code can run without an error. Test it: set B to zero. Then dA should be "
+            "zero. Is your dA zero?",
             {HIDDEN: "hidden = x @ B", DHIDDEN: "dhidden = dy @ A.T", BYPASS: "bypass = scaling * (dhidden @ B.T)"},
             {HIDDEN: "hidden = x @ B", DHIDDEN: "dhidden = dy @ A.T", BYPASS: "bypass = scaling * (dy @ B @ A)"},
             {HIDDEN: "hidden = x @ B.T", DHIDDEN: "dhidden = dy @ A", BYPASS: "bypass = scaling * (dy @ A @ B)"},
@@ -150,15 +150,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the weight matrix W is transposed in the gradient dx",
-            "For a square W your code runs without an error. dy has the shape (n, out) and dx has the shape "
-            "(n, in). By a matrix of which shape must dy be multiplied?",
+            "For a square W your code runs without an error. The array dy of shape (n, out) is multiplied by "
+            "a matrix, which gives dx of shape (n, in). Which shape must this matrix have?",
             {FROZEN: "frozen = dy @ W.T"},
         ),
         Mistake(
             "the factor B is transposed in the backward pass",
-            "For a square B (r = out) your code runs without an error. dy has the shape (n, out) and the "
-            "gradient of the hidden features has the shape (n, r). By a matrix of which shape must dy be "
-            "multiplied?",
+            "For a square B (r = out) your code runs without an error. The array dy of shape (n, out) is "
+            "multiplied by a matrix, which gives an array of shape (n, r). Which shape must this matrix have?",
             {DHIDDEN: "dhidden = dy @ B.T"},
         ),
         Mistake(

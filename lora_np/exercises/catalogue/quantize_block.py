@@ -92,7 +92,7 @@ EXERCISE = Exercise(
             {NEAREST: "np.rint((scaled + 1) * 7.5).astype(int)"},
         ),
         Mistake(
-            "the second number of a pair is in the upper four bits of the byte instead of the first number",
+            "the upper four bits of a byte contain the second number of the pair, not the first",
             "Test it: print the byte of two weights in hexadecimal. The first digit should be the number of "
             "the first weight. Is this the first digit of your byte?",
             {PACKED: "first + 16 * second"},

@@ -175,7 +175,7 @@ EXERCISE = Exercise(
             {"np.sqrt(mean_square + eps)": "(mean_square + eps)"},
         ),
         Mistake(
-            "ρ is not inverted: ρ is the root mean square, not 1 divided by the root mean square",
+            "ρ is the root mean square instead of 1 divided by the root mean square",
             "Test it: multiply x by 10. In the equation ρ becomes smaller. Does your ρ become smaller?",
             {"1 / np.sqrt(mean_square + eps)": "np.sqrt(mean_square + eps)"},
         ),

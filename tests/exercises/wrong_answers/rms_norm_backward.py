@@ -69,7 +69,7 @@ ANSWERS = {
         "(np.einsum('...i,...i->...', x, x)[..., None] + eps) ** -0.5"
     ),
     "the square root is missing in ρ": rho("((x**2).mean(-1, keepdims=True) + eps) ** -1.0"),
-    "ρ is not inverted: ρ is the root mean square, not 1 divided by the root mean square": rho(
+    "ρ is the root mean square instead of 1 divided by the root mean square": rho(
         "((x**2).mean(-1, keepdims=True) + eps) ** 0.5"
     ),
     "ε is added outside the square root in ρ": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
