@@ -18,13 +18,13 @@ from .shapes import explained
 
 KINDS = {  # the kinds of verdict, as the page for teachers explains them
     "right": "the function is right on every case and changes no input that it must not change",
-    "known": "one or two mistakes of the list below",
-    "unknown": "wrong on some case, by a mistake that is not in the list; `exercises check FILE` shows the smallest case",
-    "raised": "an exception; `words` quotes the student's line that raised it",
-    "changed": "the function changes an input in place; the caller still needs the old values",
-    "blank": "not written yet, or not finished",
-    "stopped": "an endless loop, too much printed output, or an end of the whole process",
-    "unreadable": "not Python, not a notebook, or several files with different answers to one exercise",
+    "known": "the function makes one or two mistakes of the list below",
+    "unknown": "the function makes a mistake that is not in the list; `exercises check FILE` shows the smallest wrong case",
+    "raised": "the function raised an exception; the column `words` quotes the student's line that raised the exception",
+    "changed": "the function changes an input in place that it must not change",
+    "blank": "the function is not written yet, or not finished",
+    "stopped": "the answer ran too long, printed too much, or ended its Python process",
+    "unreadable": "the file is neither Python nor a notebook, or several files have different answers to one exercise",
     "missing": "no file defines the function",
 }
 

@@ -184,7 +184,7 @@ def test_check_reads_the_cells_that_a_notebook_has_run(capsys):
     namespace = {"__name__": "__main__", "In": ["", *cells]}
     exec(compile("\n".join(cells[:2]), "<ipython-input-1>", "exec"), namespace)
     check(namespace["lora_forward"])
-    assert capsys.readouterr().out.startswith("✗ lora_forward: the scaling is missing. ")
+    assert capsys.readouterr().out.startswith("✗ lora_forward: the factor alpha/r is missing in the bypass. ")
 
 
 def test_after_a_right_answer_check_gives_the_question_and_the_next_exercise(tmp_path, capsys):
@@ -406,7 +406,7 @@ def test_a_class_is_graded_to_its_end(submissions, tmp_path):
     with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     assert rows["ada"]["passed"] == "1" and rows["bob"]["passed"] == "0"
-    assert rows["bob"]["mistakes"] == "the scaling is missing"
+    assert rows["bob"]["mistakes"] == "the factor alpha/r is missing in the bypass"
     assert "'=frank()" in rows, "a spreadsheet must not compute a student's name"
     assert "several files" in rows["gina"]["words"] and "unpack it" in rows["kim"]["words"]
 
@@ -417,7 +417,10 @@ def test_the_command_grades_prints_and_writes(submissions, tmp_path, capsys):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(["exercises", "grade", str(submissions), "--csv", str(tmp_path / "new" / "out.csv")]) == 0
     out = capsys.readouterr().out
-    assert re.search(rf"ada +1 of {len(exercises())}", out) and "1 × lora_forward: the scaling is missing" in out
+    assert (
+        re.search(rf"ada +1 of {len(exercises())}", out)
+        and "1 × lora_forward: the factor alpha/r is missing in the bypass" in out
+    )
     assert (tmp_path / "new" / "out.csv").is_file()
 
 

@@ -82,100 +82,107 @@ EXERCISE = Exercise(
     observe=observe,
     mistakes=(
         Mistake(
-            "neither average is corrected",
-            "Start with zeros, the gradient 1 and t = 1. The corrected averages m̂ and v̂ should both be 1. Print "
-            "your averages.",
+            "the averages m and v are not corrected for their start at zero",
+            "Test it: start with m = v = 0, the gradient 1 and t = 1. The corrected averages m̂ and v̂ should "
+            "both be 1. Print your m̂ and v̂.",
             {M_HAT: 'm = slots["m"]', V_HAT: 'v = slots["v"]'},
         ),
         Mistake(
-            "only m is corrected",
-            "Start with zeros, the gradient 1 and t = 1. The corrected average v̂ should be 1. Print your v̂.",
+            "the average v is not corrected for its start at zero",
+            "Test it: start with v = 0, the gradient 1 and t = 1. The corrected average v̂ should be 1. Print your v̂.",
             {V_HAT: 'v = slots["v"]'},
         ),
         Mistake(
-            "only v is corrected",
-            "Start with zeros, the gradient 1 and t = 1. The corrected average m̂ should be 1. Print your m̂.",
+            "the average m is not corrected for its start at zero",
+            "Test it: start with m = 0, the gradient 1 and t = 1. The corrected average m̂ should be 1. Print your m̂.",
             {M_HAT: 'm = slots["m"]'},
         ),
         Mistake(
-            "the corrected averages are stored in the state",
-            "The next step must start from m and v, not from m̂ and v̂. Print the state after a step and "
-            "compare it with the equations.",
+            "the corrected averages m̂ and v̂ are stored in the state instead of m and v",
+            "The next step must start from m and v, not from m̂ and v̂. Test it: print the state after a "
+            "step. Does the state contain m and v?",
             {M_HAT: f"{M_HAT}\n        slots['m'] = m", V_HAT: f"{V_HAT}\n        slots['v'] = v"},
         ),
         Mistake(
-            "the correction is the same at every step",
-            "The denominator of the correction contains a power of β. Print your denominator for t = 1 and for t = "
-            "1000: it should approach 1.",
+            "the correction of m and v is the same at every step t",
+            "The denominators 1 − β^t approach 1 as t grows. Test it: print your denominators for t = 1 and "
+            "for t = 1000. Do your denominators change?",
             {"beta1**t": "beta1", "beta2**t": "beta2"},
         ),
         Mistake(
-            "beta is multiplied by t in the correction",
-            "Compute 1 − β^t for β = 0.5 and t = 1, 2, 3 on paper. Compare the three numbers with your denominators.",
+            "the correction of m and v uses β · t instead of β^t",
+            "Compute 1 − β^t for β = 0.5 and t = 1, 2, 3 on paper. Does your code give the same three denominators?",
             {"beta1**t": "beta1 * t", "beta2**t": "beta2 * t"},
         ),
         Mistake(
-            "the correction counts one step too few",
-            "Print the two denominators of your correction for t = 1. Neither of them should be 0.",
+            "the correction of m and v uses t − 1 instead of t",
+            "Test it: print the two denominators of your correction for t = 1. Is one of the denominators 0?",
             {"beta1**t": "beta1 ** (t - 1)", "beta2**t": "beta2 ** (t - 1)"},
         ),
         Mistake(
-            "the correction counts one step too many",
-            "Print the two denominators of your correction for t = 1. They should be 1 − β₁ and 1 − β₂.",
+            "the correction of m and v uses t + 1 instead of t",
+            "Test it: print the two denominators of your correction for t = 1. Are these denominators 1 − β₁ "
+            "and 1 − β₂?",
             {"beta1**t": "beta1 ** (t + 1)", "beta2**t": "beta2 ** (t + 1)"},
         ),
         Mistake(
-            "the decay is added to the gradient",
-            "Call your function with the gradient 0 and a state of zeros: m and v must stay zero. Print your m and v.",
+            "the weight decay is added to the gradient",
+            "Test it: call your function with the gradient 0 and a state of zeros. Then m and v must stay "
+            "zero. Print your m and v.",
             {G: "g = grads[name] + weight_decay * p", DECAY: "pass"},
         ),
         Mistake(
-            "there is no weight decay",
-            "Call your function with the gradient 0 and a state of zeros. The weights should still shrink. Do your "
-            "weights?",
+            "the weight decay is missing",
+            "Test it: call your function with the gradient 0 and a state of zeros. The weights should still "
+            "become smaller. Do your weights become smaller?",
             {DECAY: "pass"},
         ),
         Mistake(
-            "the decay is not multiplied by the learning rate",
-            "Call your function with lr = 0. No weight should change. Does one of your weights?",
+            "the weight decay is not multiplied by the learning rate",
+            "Test it: call your function with lr = 0. The weights should not change. Do your weights change?",
             {DECAY: "p *= 1 - weight_decay"},
         ),
         Mistake(
-            "the decay has the wrong sign",
-            "Call your function ten times with the gradient 0 and the weight 2. The weight should come closer to "
-            "zero. Does it?",
+            "the weight decay has the wrong sign",
+            "Test it: call your function ten times with the gradient 0 and the weight 2. The weight should "
+            "come closer to zero. Does your weight come closer to zero?",
             {DECAY: "p *= 1 + lr * weight_decay"},
         ),
         Mistake(
-            "the decay is applied after the step",
-            "In the equation every θ on the right is the weight before the step. Which θ does your decay use?",
+            "the weight decay uses the weight after the gradient step instead of before",
+            "On the right side of the equation, every θ is the weight before the step. Which θ does your "
+            "weight decay use?",
             {DECAY: "pass", STEP: f"{STEP}\n        {DECAY}"},
         ),
         Mistake(
-            "both factors share one state",
-            'Print state["A"]["m"] and state["B"]["m"] after a step. Each m should be an average of the '
-            "gradients of its own factor.",
+            "the factors A and B share one state",
+            'Test it: print state["A"]["m"] and state["B"]["m"] after a step. Each m should be an average of '
+            "the gradients of one factor only.",
             {SLOTS: 'slots = factors[name], state["A"]'},
             {SLOTS: 'slots = factors[name], state["B"]'},
         ),
         Mistake(
-            "only the first factor gets a step",
-            "Print A and B before and after the call. Both should change. How often does the body of your loop run?",
+            "only one of the factors A and B gets a step",
+            "Test it: print A and B before and after the call. Both factors should change. How often does the "
+            "body of your loop run?",
             {LOOP: "in list(factors)[:1]:"},
         ),
         Mistake(
-            "epsilon is inside the root",
-            "Let v̂ be 0 and eps be 0.25. The equation divides by 0.25. Print your divisor.",
+            "eps is added inside the square root of v̂",
+            "Test it: set v̂ to 0 and eps to 0.25. The equation then divides by 0.25. By which number does "
+            "your code divide?",
             {ROOT: "np.sqrt(v + eps)"},
         ),
         Mistake(
-            "epsilon is added before v is corrected",
-            "Let eps be 0.25, v̂ be 0 and t = 1. The equation divides by 0.25. Print your divisor.",
+            "eps is added before v is corrected",
+            "Test it: set v to 0, eps to 0.25 and t to 1. The equation then divides by 0.25. By which number "
+            "does your code divide?",
             {ROOT: "np.sqrt(v) + eps / np.sqrt(1 - beta2**t)"},
         ),
         Mistake(
-            "the step uses the old averages",
-            "Start with zeros and the gradient 1. The first step should already change the weight. Does it?",
+            "the step uses the averages m and v from before the update",
+            "Test it: start with m = v = 0 and the gradient 1. The first step should already change the "
+            "weight. Does your weight change?",
             {
                 M: f'old_m, old_v = slots["m"], slots["v"]\n        {M}',
                 M_HAT: M_HAT.replace('slots["m"]', "old_m"),
@@ -183,46 +190,49 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "epsilon is left out of the step",
-            "In LoRA's first step the gradient of A is 0, so v̂ is 0. Print your divisor.",
+            "eps is left out of the divisor",
+            "In the first step of LoRA the gradient of A is 0, so v̂ is 0. By which number does your code then divide?",
             {ROOT: "np.sqrt(v)"},
         ),
         Mistake(
-            "the step divides by v without a root",
-            "Multiply all gradients by 10. The step should hardly change. By what factor does your step change?",
+            "the step divides by v̂ instead of the square root of v̂",
+            "Test it: multiply all gradients by 10. The step should hardly change. By what factor does your "
+            "step change?",
             {ROOT: "v + eps"},
         ),
         Mistake(
-            "v averages the gradient without squaring it",
-            "Let the gradient be 3 in every step. Then v̂ should be 9. Print your v̂.",
+            "v is an average of the gradient, not of the squared gradient",
+            "Test it: let the gradient be 3 in every step. The correct v̂ is then 9. Print your v̂.",
             {V: V.replace("g**2", "g")},
             {V: V.replace("g**2", "np.abs(g)")},
         ),
         Mistake(
-            "the new gradient has the weight 1 in an average",
-            "Let the gradient be 1 in every step. The average should approach 1. To which number does your average "
-            "grow?",
+            "the new gradient enters an average with the weight 1 instead of 1 − β",
+            "Test it: let the gradient be 1 in every step. Each average should approach 1. To which numbers "
+            "do your averages grow?",
             {M: M.replace("(1 - beta1) * g", "g"), V: V.replace("(1 - beta2) * g", "g")},
             {M: M.replace("(1 - beta1) * g", "g")},
             {V: V.replace("(1 - beta2) * g", "g")},
         ),
         Mistake(
-            "the two weights of an average are swapped",
-            "With β = 0.9 the old average has the weight 0.9, and the new gradient has the weight 0.1. Print your "
-            "two weights.",
+            "the weights β and 1 − β of an average are swapped",
+            "With β = 0.9 the old average has the weight 0.9, and the new gradient has the weight 0.1. Which "
+            "two weights does your code use?",
             {
                 M: 'slots["m"] = (1 - beta1) * slots["m"] + beta1 * g',
                 V: 'slots["v"] = (1 - beta2) * slots["v"] + beta2 * g**2',
             },
         ),
         Mistake(
-            "beta1 and beta2 are swapped",
-            "Set beta2 to 0. Then v should be g² of the last step alone. Compare your v with g² and your m with g.",
+            "the parameters beta1 and beta2 are swapped",
+            "Test it: set beta2 to 0. Then v should equal g², the squared gradient of the last step. Does "
+            "your v equal g²?",
             {f"for name {LOOP}": f"beta1, beta2 = beta2, beta1\n    for name {LOOP}"},
         ),
         Mistake(
-            "the new averages leave out the old averages",
-            "Take two steps with different gradients. m and v should depend on both gradients. Do your m and v?",
+            "a new average, m or v, leaves out the old average",
+            "Test it: take two steps with different gradients. The averages m and v should depend on both "
+            "gradients. Do your m and v depend on the first gradient?",
             {M: 'slots["m"] = g', V: 'slots["v"] = g**2'},
             {M: 'slots["m"] = (1 - beta1) * g', V: 'slots["v"] = (1 - beta2) * g**2'},
             {M: 'slots["m"] = g'},
@@ -231,27 +241,26 @@ EXERCISE = Exercise(
             {V: 'slots["v"] = (1 - beta2) * g**2'},
         ),
         Mistake(
-            "the new averages are not stored",
-            "Print the state before and after a step. The next step starts from this state, so the state must "
-            "change. Does your state change?",
+            "the new averages m and v are not stored in the state",
+            "Test it: print the state before and after a step. The next step starts from this state. Does the "
+            "state change?",
             {SLOTS: "slots = factors[name], dict(state[name])"},
         ),
         Mistake(
-            "neither the weights nor the averages are stored",
-            "Print factors and state after the call. The caller reads the new values from factors and state. Which "
-            "of your lines changes these arrays?",
+            "neither the new weights nor the new averages are stored",
+            "Test it: print factors and state after the call. The caller reads the new values from these two "
+            "arguments. Which of your lines changes their arrays?",
             {SLOTS: "slots = factors[name].copy(), dict(state[name])"},
         ),
         Mistake(
-            "the new weights are not stored in factors",
-            'Print factors["B"] after a step. Which of your lines changes the array, and which line only '
-            "creates a new array?",
+            "the new weights are not stored in `factors`",
+            'Test it: print factors["B"] before and after a step. Which of your lines changes this array?',
             {SLOTS: "slots = factors[name].copy(), state[name]"},
         ),
         Mistake(
-            "the step goes in the direction of the gradient",
-            "Let the loss be p², with the gradient 2p, and start at p = 1. After a step p should be closer to zero. "
-            "Is your p?",
+            "the step goes in the direction of the gradient, not against the gradient",
+            "Test it: use the loss p², which has the gradient 2p, and start at p = 1. After a step p should "
+            "be closer to zero. Is your p closer to zero?",
             {STEP: STEP.replace("-=", "+=")},
         ),
     ),

@@ -44,202 +44,217 @@ EXERCISE = Exercise(
     returns=("dq", "dk", "dv"),
     mistakes=(
         Mistake(
-            "the softmax's derivative lacks its second term",
-            "Each row of dz must sum to zero, because adding a number to all scores of a row does not change "
-            "the shares. Print the sums of your rows.",
+            "the derivative of the softmax lacks the second term",
+            "A constant added to all scores of a row does not change the shares p, so each row of dz has the "
+            "sum zero. Test it: print the sum of each row of your dz.",
             {DZ: "p * dp"},
         ),
         Mistake(
-            "the softmax's derivative lacks its outer factor p",
-            "A masked token has the share 0, so its score gets no gradient. Print your dz for a masked token.",
+            "the derivative of the softmax lacks the outer factor p",
+            "The share p of a masked token is 0, so the gradient of its score is 0. Test it: print your dz "
+            "for a masked token. Is this number 0?",
             {DZ: "dp - dot"},
         ),
         Mistake(
             "a token does not attend to itself",
-            "Print the first row of your shares. The first token sees only itself, so its row is 1, 0, 0, …",
+            "The first token attends only to itself. Test it: print the first row of your shares p. Is this "
+            "row 1, 0, 0, …?",
             {MASK: MASK.replace("k=1", "k=0")},
             {MASK: "mask = np.triu(np.full((t, t), -np.inf), k=0)"},
             {MASK: "mask = np.triu(np.full((t, t), -1e9), k=0)"},
         ),
         Mistake(
             "a token attends to the next token too",
-            "Print the first row of your shares. The first token sees only itself. How many shares of your first "
-            "row are not zero?",
+            "The first token attends only to itself. Test it: print the first row of your shares p. How many "
+            "shares of this row are not zero?",
             {MASK: MASK.replace("k=1", "k=2")},
         ),
         Mistake(
-            "there is no causal mask",
-            "Print your shares. The share p[t, u] must be zero if u is later than t. Is it zero in your shares?",
+            "the causal mask is missing",
+            "The share p[t, u] must be zero if the token u comes after the token t. Test it: print your "
+            "shares p. Are these shares zero?",
             {" + mask": ""},
         ),
         Mistake(
-            "the mask hides the past and shows the future",
-            "Print your shares for three tokens. The zeros must be above the diagonal, where the key comes "
-            "after the query.",
+            "the causal mask hides the earlier tokens instead of the later tokens",
+            "Test it: print your shares p for three tokens. Above the diagonal, the key comes after the "
+            "query. Are your shares zero above the diagonal?",
             {MASK: "mask = np.tril(np.full((t, t), -1e30), k=-1)"},
         ),
         Mistake(
-            "the mask comes after the softmax",
-            "Print the sum of each row of your shares. It must be 1. Which line changes the sums after the softmax?",
+            "the causal mask is applied after the softmax",
+            "Each row of the shares p must have the sum 1. Test it: print the sum of each row of your shares. "
+            "Which line changes the sums after the softmax?",
             {" + mask": "", SHARES: f"np.tril({SHARES})"},
         ),
         Mistake(
-            "masked scores are set to zero",
-            "exp(0) is 1, so a score of 0 still gets a share. Print your shares above the diagonal.",
+            "the masked scores are set to zero instead of a very negative number",
+            "The exponential of a score of 0 is 1, so its share is not zero. Test it: print your shares p "
+            "above the diagonal. Are these shares zero?",
             {MASKED: "z = np.tril(scale * (q @ k.T))"},
         ),
         Mistake(
-            "the backward pass leaves the scaling out of dq and dk",
-            "z = scale · q kᵀ. Which factor of this line is missing in your dq and dk?",
+            "the gradients dq and dk lack the factor 1/√d",
+            "The equation z = q kᵀ/√d has three factors. Which of these factors is missing in your dq and dk?",
             {DQ: "dz @ k", DK: "dz.T @ q"},
         ),
         Mistake(
-            "the backward pass leaves the scaling out of dq",
-            "q and k enter z in the same way. Compare your line for dq with your line for dk.",
+            "the gradient dq lacks the factor 1/√d",
+            "q and k enter z in the same way, so dq and dk have the same factors. Which factor of your dk is "
+            "missing in your dq?",
             {DQ: "dz @ k"},
         ),
         Mistake(
-            "the backward pass leaves the scaling out of dk",
-            "z is symmetric in q and k. Compare the factors in your line for dk with the factors in your line for dq.",
+            "the gradient dk lacks the factor 1/√d",
+            "q and k enter z in the same way, so dq and dk have the same factors. Which factor of your dq is "
+            "missing in your dk?",
             {DK: "dz.T @ q"},
         ),
         Mistake(
-            "the scaling is missing in both passes",
-            "The equation for z has the factor 1/√d. Print your z for q and k full of ones with d = 4: it should be 2.",
+            "the factor 1/√d is missing in the forward and the backward pass",
+            "Test it: print your z for q and k full of ones with d = 4. The correct scores are 2. Which "
+            "factor of the equation does your code not use?",
             {SCALE: "1.0"},
         ),
         Mistake(
-            "the forward pass leaves the scaling out of the scores",
-            "Print your z for q and k full of ones with d = 4: it should be 2. Does the forward pass use the scaling?",
+            "the scores z lack the factor 1/√d",
+            "Test it: print your z for q and k full of ones with d = 4. The correct scores are 2. Does your "
+            "line for z multiply by 1/√d?",
             {"scale * (q @ k.T)": "q @ k.T"},
         ),
         Mistake(
-            "the backward pass scales twice",
-            "The forward pass multiplies by the scaling once between q and z. Count the factors between your "
-            "dz and dq.",
+            "the gradients dq and dk are multiplied by 1/√d twice",
+            "The equation for z contains the factor 1/√d once. How often do your lines from dz to dq multiply by 1/√d?",
             {DZ: f"scale * {DZ}"},
             {DQ: f"scale * {DQ}", DK: f"scale * {DK}"},
         ),
         Mistake(
-            "dk is scaled twice",
-            "If your stored q already contains the scaling, do not multiply dk by it again. Count the factors in dk.",
+            "the gradient dk is multiplied by 1/√d twice",
+            "Does your stored q already contain the factor 1/√d? Count this factor in every array that your "
+            "line for dk uses.",
             {DK: f"scale * {DK}"},
         ),
         Mistake(
-            "the scores are divided by d",
-            "The equation divides by √d. Print your z for q and k full of ones with d = 4: it should be 2.",
+            "the scores z are divided by d instead of √d",
+            "Test it: print your z for q and k full of ones with d = 4. The correct scores are 2. By which "
+            "number does your code divide?",
             {SCALE: "1 / d"},
         ),
         Mistake(
-            "the scores are scaled by the number of tokens",
-            "Add a token at the end of the sequence. The score between the first two tokens should stay the "
-            "same. Does it?",
+            "the scores z are divided by the root of the number of tokens, not by √d",
+            "Test it: add a token at the end of the sequence. The score between the first two tokens should "
+            "not change. Does this score change?",
             {SCALE: "1 / np.sqrt(t)"},
         ),
         Mistake(
-            "dk is computed from dz instead of its transpose",
-            "The first index of dz is the query, the second is the key. For dk, the sum runs over the "
-            "queries. Over which index do you sum?",
+            "the gradient dk is computed from dz instead of dzᵀ",
+            "The first index of dz is the query, and the second index is the key. For dk, the sum runs over "
+            "the queries. Over which index does your code sum?",
             {DK: "scale * (dz @ q)"},
         ),
         Mistake(
-            "dv is computed from p instead of its transpose",
-            "The first index of p is the query, the second is the value. For dv, the sum runs over the "
-            "queries. Over which index do you sum?",
+            "the gradient dv is computed from p instead of pᵀ",
+            "The first index of p is the query, and the second index is the value. For dv, the sum runs over "
+            "the queries. Over which index does your code sum?",
             {"p.T @ do": "p @ do"},
         ),
         Mistake(
-            "the softmax runs over the queries",
-            "Print the sums of the rows of p and of its columns. The shares of one query, a row, must sum to 1.",
+            "the softmax runs over the queries instead of the keys",
+            "The shares of one query are one row of p and must have the sum 1. Test it: print the sum of each "
+            "row of your p. Are these sums 1?",
             {MAX: MAX.replace("-1", "0"), SUM: SUM.replace("-1", "0")},
             {SUM: SUM.replace("-1", "0")},
         ),
         Mistake(
-            "the softmax's sum has lost its last axis",
-            "Print the shape of your sum. If it is (t,), NumPy divides each column, not each row, by a "
-            "number. See keepdims.",
+            "the sum in the softmax lacks its last axis (keepdims=True)",
+            "With a sum of shape (t,), NumPy divides each column by one number, not each row. Test it: print "
+            "the shape of your sum.",
             {SUM: "e.sum(axis=-1)"},
             {MAX: "z.max(axis=-1)", SUM: "e.sum(axis=-1)"},
         ),
         Mistake(
-            "the derivative's inner sum runs over the queries",
-            "Each row of p is a softmax of its own, so the inner sum runs along a row. Along which axis does your "
-            "sum run?",
+            "the inner sum in the softmax's derivative runs over the queries instead of the keys",
+            "Each row of p is a separate softmax, so the inner sum runs along a row. Along which axis does "
+            "your sum run?",
             {DOT: DOT.replace("-1", "0")},
         ),
         Mistake(
-            "the derivative's inner sum has lost its last axis",
-            "Print the shapes of dp and of the sum that you subtract. If the sum has the shape (t,), NumPy "
-            "subtracts it along the wrong axis. See keepdims.",
+            "the inner sum in the softmax's derivative lacks its last axis (keepdims=True)",
+            "With a sum of shape (t,), NumPy subtracts one number from each column of dp, not from each row. "
+            "Test it: print the shape of your inner sum.",
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(
-            "the derivative's inner sum runs over the whole matrix",
-            "Change one entry in the last row of do. The first row of dz should stay the same. Does it?",
+            "the inner sum in the softmax's derivative runs over all queries and keys",
+            "Test it: change one number in the last row of do. The first row of dz should not change. Does "
+            "your first row change?",
             {DOT: "(p * dp).sum()"},
         ),
         Mistake(
-            "dq and dk are swapped",
-            "The first query sees only one key, so its share is always 1 and the first row of dq is zero. "
-            "Which of your two arrays has that row?",
+            "the gradients dq and dk are swapped",
+            "The first query attends to one key only, so this share is always 1 and the first row of dq is "
+            "zero. Which of your two arrays has a first row of zeros?",
             {"return dq, dk, dv": "return dk, dq, dv"},
         ),
         Mistake(
-            "the arrays are returned with dv first",
-            "The docstring asks for dq, dk, dv. Set v = 0: then dq and dk are zero, and dv is not. Print your dq, "
-            "dk and dv.",
+            "the function returns dv first instead of last",
+            "The docstring asks for dq, dk, dv. Test it: set v to zero, so that dq and dk are zero. Are the "
+            "first two returned arrays zero?",
             {"return dq, dk, dv": "return dv, dq, dk"},
             {"return dq, dk, dv": "return dv, dk, dq"},
         ),
         Mistake(
-            "dp is transposed",
-            "dp has the indices of p: the first is the query. do belongs to queries and v to keys. Which of "
-            "the two comes first in your product?",
+            "the gradient dp is transposed",
+            "Like p, dp has the query as its first index. Which of the arrays v and do has one row per query? "
+            "Is this array the first factor of your product?",
             {"dp = do @ v.T": "dp = v @ do.T"},
         ),
         Mistake(
-            "dq is computed with q instead of k",
-            "z is linear in q. The derivative of z with respect to q does not contain q. What does this derivative "
-            "contain?",
+            "the gradient dq is computed with q instead of k",
+            "z is linear in q, so the derivative of z with respect to q does not contain q. Which array does "
+            "this derivative contain?",
             {DQ: "scale * (dz @ q)"},
         ),
         Mistake(
-            "dk is computed with k instead of q",
-            "Set q to zero. Then k has no influence on the output, so dk is zero. What is your dk?",
+            "the gradient dk is computed with k instead of q",
+            "Test it: set q to zero. Then k does not change the output, so dk is zero. Is your dk zero?",
             {DK: "scale * (dz.T @ k)"},
         ),
         Mistake(
-            "v is not transposed in dp",
-            "Your code runs only if t equals d. Write the shapes: do is (t, d), v is (t, d) and dp is (t, t).",
+            "the array v is not transposed in the gradient dp",
+            "Your code runs only if t and d are equal. The arrays v and do have the shape (t, d), and dp has "
+            "the shape (t, t). Which shapes does your product have?",
             {"do @ v.T": "do @ v"},
         ),
         Mistake(
-            "k is not transposed in the scores",
-            "Your code runs only if t equals d. Write the shapes: q is (t, d), k is (t, d) and z is (t, t).",
+            "the array k is not transposed in the scores z",
+            "Your code runs only if t and d are equal. q and k have the shape (t, d), and z has the shape (t, "
+            "t). Which shapes does your product have?",
             {"q @ k.T": "q @ k"},
         ),
         Mistake(
-            "exp overflows for large scores",
-            "Print np.exp(800.0). Which number can you subtract from all scores of a row without changing the shares?",
+            "the exponential overflows for large scores",
+            "Test it: print np.exp(800.0). Which number can be subtracted from all scores of a row, so that "
+            "the shares do not change?",
             {f"z - {MAX}": "z"},
         ),
         Mistake(
-            "the maximum includes masked scores",
-            "If a masked score is the largest of its row, exp gives 0 for all other scores. Over which scores should "
-            "the maximum be taken?",
+            "the maximum of each row of scores includes masked scores",
+            "If a masked score is the largest score of its row, all other exponentials of the row can become "
+            "0. Over which scores should the maximum be taken?",
             {MASKED: "z = scale * (q @ k.T)", f"z - {MAX}": f"z - {MAX} + mask"},
         ),
         Mistake(
-            "the mask is too weak",
-            "A masked score can be 5000 before the mask is added. Print your z for a masked token. Is this z small "
-            "enough for exp to give 0?",
+            "the causal mask subtracts too little from the masked scores",
+            "Before the mask is added, a masked score can be 5000. Test it: print your z for a masked token. "
+            "Is z so small that the exponential is 0?",
             {"-1e30": "-100.0"},
             {"-1e30": "-1000.0"},
         ),
         Mistake(
-            "one maximum is subtracted from all rows",
-            "If all scores of a row are a thousand below your maximum, exp gives only zeros. Which maximum "
-            "does each row need?",
+            "the maximum of the whole score matrix z is subtracted from every row",
+            "If all scores of a row are a thousand below your maximum, all exponentials of this row are 0. "
+            "Which maximum does each row need?",
             {MAX: "z.max()"},
         ),
     ),

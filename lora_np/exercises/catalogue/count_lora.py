@@ -28,93 +28,94 @@ EXERCISE = Exercise(
     cases=cases,
     mistakes=(
         Mistake(
-            "B is counted as if it had the size of A",
-            "For a square matrix this mistake makes no difference. For a (2, 8) matrix and r = 1, write down "
-            "the shapes of A and B.",
+            "the size of A is counted for B",
+            "The mistake makes no difference for a square matrix. Test it: write down the shapes of A and B "
+            "for a matrix of shape (2, 8) and r = 1.",
             {B: "size_B = in_ * r"},
         ),
         Mistake(
-            "A is counted as if it had the size of B",
-            "For a square matrix this mistake makes no difference. For an (8, 2) matrix and r = 1, write down "
-            "the shapes of A and B.",
+            "the size of B is counted for A",
+            "The mistake makes no difference for a square matrix. Test it: write down the shapes of A and B "
+            "for a matrix of shape (8, 2) and r = 1.",
             {A: "size_A = r * out"},
         ),
         Mistake(
-            "B is not counted",
-            "Your count contains only the numbers of A. Which array has the shape (out, r), and is it trained?",
+            "the numbers of B are not counted",
+            "Your count contains only the numbers of A. Which array has the shape (out, r), and is this array trained?",
             {BOTH: "size_A"},
         ),
         Mistake(
-            "A is not counted",
-            "Your count contains only the numbers of B. Which array has the shape (r, in), and is it trained?",
+            "the numbers of A are not counted",
+            "Your count contains only the numbers of B. Which array has the shape (r, in), and is this array trained?",
             {BOTH: "size_B"},
         ),
         Mistake(
-            "the numbers of ΔW are counted",
-            "Your count does not change with r. Which arrays are trained and stored: the product ΔW, or its "
-            "two factors?",
+            "the numbers of the product ΔW are counted instead of A and B",
+            "Your count does not change with r. Are the numbers of the product ΔW trained, or the numbers of "
+            "its factors A and B?",
             {BOTH: "out * in_"},
         ),
         Mistake(
-            "the frozen W is counted too",
-            "If r doubles, your count should double, but it does not. Which part of your count does not "
-            "contain r, and is it trained?",
+            "the numbers of the frozen weight matrix W are counted too",
+            "If r doubles, the correct count doubles, but your count does not. Which part of your count does "
+            "not contain r, and is this part trained?",
             {BOTH: "out * in_ + size_A + size_B"},
         ),
         Mistake(
-            "an r × r matrix is counted between A and B",
+            "the numbers of an r × r matrix are counted too",
             "Your count has a term r · r. Which array of the equation has the shape (r, r)?",
             {BOTH: "size_A + size_B + r * r"},
         ),
         Mistake(
-            "a bias is counted with each matrix",
-            "With r = 0 there is no adapter, but your count is not zero. What is still counted?",
+            "the numbers of a bias are counted with each weight matrix",
+            "With r = 0 there is no adapter, but your count is not zero. Which numbers does your function still count?",
             {BOTH: "size_A + size_B + out"},
             {BOTH: "size_A + size_B + out + r"},
         ),
         Mistake(
-            "the sizes of A and B are multiplied",
-            "If r doubles, the numbers in A double and the numbers in B double. By what factor does your count grow?",
+            "the sizes of A and B are multiplied instead of added",
+            "If r doubles, the size of A doubles and the size of B doubles. By what factor does your count grow?",
             {BOTH: "size_A * size_B"},
         ),
         Mistake(
-            "the sides of the matrix are multiplied instead of added",
-            "For a (2, 8) matrix and r = 1, write down the shapes of A and B, and count the numbers in each array. "
-            "Is their sum your count?",
+            "the two sides of the weight matrix are multiplied instead of added",
+            "Test it: count the numbers of A and of B for a matrix of shape (2, 8) and r = 1. Is your result "
+            "the sum of these two counts?",
             {BOTH: "r * out * in_"},
         ),
         Mistake(
-            "the rank multiplies only one side of the matrix",
-            "Print the sizes of A and B for r = 1 and for r = 2. Both sizes should double. Which of the two sizes "
-            "stays the same?",
+            "the rank r multiplies only one side of the weight matrix",
+            "Test it: print the sizes of A and B for r = 1 and for r = 2. Both sizes should double. Which of "
+            "the two sizes does not change?",
             {A: "size_A = in_"},
             {B: "size_B = out"},
         ),
         Mistake(
-            "the rank is added to the sides of the matrix",
-            "How many numbers are in an array with 2 rows and 8 columns? Count A, of shape (r, in), in the same way.",
+            "the rank r is added to the sides of the weight matrix instead of multiplied by the sides",
+            "How many numbers does an array with 2 rows and 8 columns have? Count the numbers of A, of shape "
+            "(r, in), in the same way.",
             {BOTH: "r + out + in_"},
         ),
         Mistake(
-            "the rank is left out",
-            "Call your function with r = 1 and with r = 2. Should the two counts be equal?",
+            "the rank r is left out of the count",
+            "Test it: call your function with r = 1 and with r = 2. Should the two counts be equal?",
             {A: "size_A = in_", B: "size_B = out"},
         ),
         Mistake(
-            "only the first matrix is counted",
-            "Call your function with the same shape three times in the list. How many of the three shapes does your "
-            "function use?",
+            "only the first weight matrix of the list is counted",
+            "Test it: call your function with the same shape three times in the list. How many of the three "
+            "shapes does your function count?",
             {"in shapes:": "in shapes[:1]:"},
         ),
         Mistake(
-            "only the last matrix is counted",
-            "Call your function with a large and then a small matrix, and print the total after each matrix. What happens to "
-            "the count of the first matrix?",
+            "only the last weight matrix of the list is counted",
+            "Test it: print your total after each matrix of the list. Does the final total still contain the "
+            "count of the first matrix?",
             {"total += ": "total = "},
         ),
         Mistake(
-            "matrices of the same shape are counted once",
-            "k_proj and v_proj have the same shape in every layer. Do they share an adapter?",
+            "weight matrices of equal shape are counted only once",
+            "In every layer k_proj and v_proj have equal shapes. Do k_proj and v_proj share an adapter?",
             {"in shapes:": "in set(shapes):"},
         ),
     ),

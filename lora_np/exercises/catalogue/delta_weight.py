@@ -36,130 +36,132 @@ EXERCISE = Exercise(
     cases=cases,
     mistakes=(
         Mistake(
-            "ΔW has no scaling",
+            "ΔW is not multiplied by a scaling",
             "If alpha doubles, ΔW should double. Does your function use alpha anywhere?",
             {SCALING: "1.0"},
         ),
         Mistake(
-            "alpha alone is the scaling",
-            "Print your scaling for alpha = 8, once with r = 2 and once with r = 8. The formula contains alpha and "
-            "r. Which of the two does your scaling not use?",
+            "the scaling of plain LoRA is alpha, not alpha/r",
+            "Test it: print your scaling for alpha = 8, once with r = 2 and once with r = 8. Does your "
+            "scaling depend on r?",
             {SCALING: "alpha"},
         ),
         Mistake(
-            "alpha is left out",
-            "Your scaling depends on the rank, but not on alpha. If alpha doubles, ΔW should double.",
+            "alpha is left out of the scaling",
+            "If alpha doubles, ΔW should double. Does your scaling depend on alpha?",
             {SCALING: "1 / divisor"},
         ),
         Mistake(
-            "alpha is multiplied by the rank",
-            "Print your scaling for r = 8 and for r = 64. Should the scaling grow or shrink with the rank?",
+            "alpha is multiplied by the rank r instead of divided",
+            "Test it: print your scaling for r = 8 and for r = 64. Does your scaling become smaller when the "
+            "rank grows?",
             {SCALING: "alpha * divisor"},
             {SCALING: "alpha * r"},
             {SCALING: "alpha / divisor if use_rslora else alpha * r"},
         ),
         Mistake(
-            "the quotient is inverted (r over alpha)",
+            "the scaling is inverted: r/alpha instead of alpha/r",
             "If alpha doubles, ΔW should double. By what factor does your ΔW change?",
             {SCALING: "divisor / alpha"},
         ),
         Mistake(
-            "the scaling divides by the rank twice",
-            "With alpha = r the scaling of plain LoRA is 1. Print your scaling for alpha = r = 2 and for alpha = r "
-            "= 8.",
+            "the scaling divides alpha by the rank r twice",
+            "With alpha = r the scaling of plain LoRA is 1. Test it: print your scaling for alpha = r = 2 and "
+            "for alpha = r = 8.",
             {SCALING: "alpha / divisor**2"},
             {SCALING: "alpha / divisor / r"},
             {SCALING: "alpha / divisor if use_rslora else alpha / r**2"},
         ),
         Mistake(
-            "the scaling enters twice",
-            "If alpha doubles, ΔW should double. By what factor does your ΔW grow, and which lines multiply by "
-            "the scaling?",
+            "ΔW is multiplied by the scaling twice",
+            "If alpha doubles, ΔW should double. By what factor does your ΔW grow?",
             {SCALING: "(alpha / divisor) ** 2"},
         ),
         Mistake(
-            "the division is rounded down",
-            "If r divides alpha, this mistake makes no difference. Print your scaling for alpha = 3 and r = 2.",
+            "the quotient alpha/r is rounded down to a whole number",
+            "The mistake makes no difference if r divides alpha. Test it: print your scaling for alpha = 3 and r = 2.",
             {SCALING: "alpha // divisor"},
             {SCALING: "alpha / divisor if use_rslora else alpha // r"},
         ),
         Mistake(
-            "rsLoRA is ignored",
-            "Call your function with use_rslora=True and with False on factors of rank 4. The two results should differ "
-            "by a factor of 2.",
+            "the argument use_rslora has no effect: the scaling is always the scaling of plain LoRA",
+            "Test it: call your function with use_rslora=True and with use_rslora=False on factors of rank 4. "
+            "Does the first result equal the second result multiplied by 2?",
             {ROOT: "r"},
         ),
         Mistake(
-            "rsLoRA is always on",
-            "Print your scaling for use_rslora=True and for False, with the same r and alpha. Which line reads "
-            "use_rslora?",
+            "the argument use_rslora has no effect: the scaling is always the scaling of rsLoRA",
+            "Test it: print your scaling for use_rslora=True and for use_rslora=False, with the same r and "
+            "alpha. Which line reads use_rslora?",
             {ROOT: "np.sqrt(r)"},
         ),
         Mistake(
-            "use_rslora has the opposite effect",
-            "Print your scaling for use_rslora=True and for False, and compare the two numbers with the two formulas.",
+            "use_rslora=True and use_rslora=False are exchanged",
+            "Test it: print your scaling for use_rslora=True and for use_rslora=False. Which formula gives "
+            "which of the two numbers?",
             {ROOT: "r if use_rslora else np.sqrt(r)"},
         ),
         Mistake(
-            "the root is taken of alpha too",
-            "With rsLoRA ΔW is still proportional to alpha. If alpha doubles, your ΔW grows by less than a factor of 2. "
-            "Which quantities are under your root?",
+            "the scaling of rsLoRA has alpha under the square root too",
+            "With rsLoRA ΔW is still proportional to alpha. Which quantities are under your square root?",
             {SCALING: "np.sqrt(alpha / r) if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the root is taken of alpha instead of the rank",
-            "Only the rank is under the root in rsLoRA's formula. Which quantity is under your root?",
+            "the scaling of rsLoRA takes the square root of alpha instead of r",
+            "In the formula of rsLoRA only the rank is under the square root. Which quantity is under your "
+            "square root?",
             {SCALING: "np.sqrt(alpha) / r if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the square of the rank is used instead of its root",
-            "For r > 1 the scaling of rsLoRA is larger than the scaling of LoRA. Is your scaling for rsLoRA larger?",
+            "the scaling of rsLoRA divides by the square of r, not by the square root of r",
+            "For the same r > 1 and alpha, rsLoRA has a larger scaling than plain LoRA. Does your function "
+            "give rsLoRA a larger scaling?",
             {ROOT: "r**2 if use_rslora else r"},
         ),
         Mistake(
-            "half the rank is used instead of its square root",
-            "For r = 4 this mistake makes no difference. Print your denominator for r = 9. Which two operations "
-            "give 2 for r = 4?",
+            "the scaling of rsLoRA divides by half of r, not by the square root of r",
+            "The mistake makes no difference for r = 4. Test it: print your denominator for r = 9. Is your "
+            "denominator 3?",
             {ROOT: "r / 2 if use_rslora else r"},
             {ROOT: "r // 2 if use_rslora else r"},
         ),
         Mistake(
-            "the power 1/2 lacks its brackets",
-            "Run 9**1/2 in a cell. In which order does Python compute it?",
+            "the exponent 1/2 of the square root lacks its brackets",
+            "Test it: run 9**1/2 in a cell. Does Python compute the power or the division first?",
             {SCALING: "alpha / r**1 / 2 if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the root is rounded down",
-            "For r = 1, 4, 9 and 16 this mistake makes no difference. Print your root for r = 2.",
+            "the square root of the rank is rounded down to a whole number",
+            "The mistake makes no difference for r = 1, 4, 9 and 16. Test it: print your square root for r = 2.",
             {ROOT: "int(np.sqrt(r)) if use_rslora else r"},
         ),
         Mistake(
-            "the rank is read from the wrong axis",
-            "Print the r of your function, A.shape and B.shape. A is (r, in) and B is (out, r).",
+            "the rank r is read from the wrong axis of A or B",
+            "Test it: print your r, A.shape and B.shape. A has the shape (r, in) and B has the shape (out, r).",
             {R: "r = A.shape[1]"},
             {R: "r = B.shape[0]"},
         ),
         Mistake(
-            "the factors are multiplied in the wrong order",
-            "If in equals out, the shapes of B and A fit by accident. Which shape must ΔW have so that it can be added "
-            "to W, and which shape does your product have?",
+            "the factors of ΔW are multiplied in the wrong order",
+            "ΔW is added to W, so ΔW must have the shape of W. Which shape does your product have if in and "
+            "out are not equal?",
             {PRODUCT: "A @ B"},
         ),
         Mistake(
-            "ΔW is transposed",
-            "ΔW is added to W. Print both shapes for a W that is not square.",
+            "the product ΔW is transposed",
+            "ΔW is added to W. Test it: print the shapes of ΔW and W for a W that is not square.",
             {PRODUCT: "(B @ A).T"},
         ),
         Mistake(
-            "B is transposed in the product",
-            "If r equals out, your code runs without an error. Write the shapes of your two factors side by side. "
-            "Do the two inner axes both have the length r?",
+            "the factor B is transposed in the product",
+            "For a square B (r = out) your code runs without an error. Write down the shapes of your two "
+            "factors. Do the two inner axes both have the length r?",
             {PRODUCT: "B.T @ A"},
         ),
         Mistake(
-            "A is transposed in the product",
-            "If r equals in, your code runs without an error. Write the shapes of your two factors side by side. "
-            "Do the two inner axes both have the length r?",
+            "the factor A is transposed in the product",
+            "For a square A (r = in) your code runs without an error. Write down the shapes of your two "
+            "factors. Do the two inner axes both have the length r?",
             {PRODUCT: "B @ A.T"},
         ),
     ),

@@ -113,129 +113,138 @@ EXERCISE = Exercise(
     tells=False,
     mistakes=(
         Mistake(
-            "the fan-in is taken to be r",
-            "A hidden feature is the product of one row of A with one x. How many terms does that sum have? "
-            "Does the number of terms depend on r?",
+            "the bound b is computed from r instead of the number of input features",
+            "A hidden feature is the product of one row of A with one token x. Does the number of terms in "
+            "this sum depend on r?",
             {FAN: "fan_in = r"},
         ),
         Mistake(
-            "the fan-in is taken to be out",
-            "A has the shape (r, in), so A does not contain out. How many terms does the product of one row of "
-            "A with one x have?",
+            "the bound b is computed from the number of output features instead of input features",
+            "A hidden feature is the product of one row of A with one token x. Does the number of terms in "
+            "this sum depend on the number of output features?",
             {FAN: "fan_in = out_features"},
         ),
         Mistake(
-            "the slope a is left out",
-            "For in = 100 the bound should be 0.1. Print your bound. Which letter of the formula do you not use?",
+            "the slope a is left out of the bound b",
+            "For 100 input features the bound b should be 0.1. Test it: print your bound. Which letter of the "
+            "formula does your code not use?",
             {SLOPE: "a = 0"},
         ),
         Mistake(
-            "the slope a is not squared",
-            "Print your value of 1 + a² for a = √5. This value should be a whole number.",
+            "the slope a is not squared in the bound b",
+            "Test it: print your value of 1 + a² for a = √5. Is your value 6?",
             {BOUND: "bound = np.sqrt(6 / ((1 + a) * fan_in))"},
         ),
         Mistake(
-            "the slope is squared once too often",
-            "Print your value of 1 + a² for a = √5. This value should be 6.",
+            "the slope a is squared twice in the bound b",
+            "The formula for b contains a², the square of a. Test it: print your value of 1 + a² for a = √5. "
+            "Is your value 6?",
             {SLOPE: "a = 5"},
         ),
         Mistake(
-            "the root is missing in the bound",
-            "If in grows by a factor of 4, the bound should become half as large. By what factor does your bound "
-            "change?",
+            "the square root is missing in the bound b",
+            "If the number of input features grows by a factor of 4, the bound b should be half as large. By "
+            "what factor does your bound change?",
             {BOUND: "bound = 6 / ((1 + a**2) * fan_in)"},
         ),
         Mistake(
-            "the bound is used as the standard deviation",
-            "Compute A.std() and abs(A).max() for a large A. Which of the two should equal b?",
+            "the bound b is used as the standard deviation of A",
+            "Test it: print A.std() and abs(A).max() for a large A. Which of the two numbers should be close to b?",
             {BOUND: "bound = np.sqrt(3 / fan_in)"},
         ),
         Mistake(
-            "the interval is half as wide as it should be",
-            "Print A.min() and A.max() of a large A. These two numbers should be close to −b and b.",
+            "the numbers of A are drawn from an interval half as wide as from −b to b",
+            "Test it: print A.min() and A.max() of a large A. Are these two numbers close to −b and b?",
             {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
         ),
         Mistake(
-            "the bound is not used",
-            "Your A has numbers of the same size for every in. Print b for in = 100 and compare it with abs(A).max().",
+            "the bound b is not used for the numbers of A",
+            "Test it: print abs(A).max() for 10 and for 1000 input features. The second number should be "
+            "smaller. Is your second number smaller?",
             {NO_BOUND: "A = rng.uniform(-1, 1, "},
         ),
         Mistake(
-            "A has no negative numbers",
-            "Print A.min() of a large A. This minimum should be close to −b.",
+            "the numbers of A are drawn from 0 to b, not from −b to b",
+            "Test it: print A.min() of a large A. Is this minimum close to −b?",
             {DRAW_A: "rng.uniform(0, bound, (r, in_features))"},
         ),
         Mistake(
-            "A is drawn from a normal distribution",
-            "Draw a histogram of a large A. A uniform distribution ends at ±b and has no tails. Does your histogram "
-            "have tails?",
+            "the numbers of A are drawn from a normal distribution, not from a uniform distribution",
+            "Test it: draw a histogram of a large A. A uniform distribution has no numbers outside −b and b. "
+            "Does your A have such numbers?",
             {NO_BOUND: "A = rng.normal(0, 1 / r, "},
         ),
         Mistake(
-            "the numbers of A are evenly spaced",
-            "Sort the numbers of A and print their np.diff. If each number is drawn independently, the "
-            "differences are not equal.",
+            "the numbers of A are evenly spaced instead of random",
+            "Test it: sort the numbers of A and print their np.diff. The differences of independent random "
+            "numbers are not equal. Are your differences equal?",
             {DRAW_A: "rng.permutation(np.linspace(-bound, bound, r * in_features)).reshape(r, in_features)"},
             {DRAW_A: "np.linspace(-bound, bound, r * in_features).reshape(r, in_features)"},
         ),
         Mistake(
-            "rows of A are not independent",
-            "Print np.corrcoef(A). Two rows with a correlation of 1 compute the same hidden feature.",
+            "the rows of A are not independent of each other",
+            "Test it: print np.corrcoef(A). Two rows with a correlation of 1 compute the same hidden feature. "
+            "Which rows of your A have a correlation of 1?",
             {DRAW_A: "np.tile(rng.uniform(-bound, bound, (1, in_features)), (r, 1))"},
             {DRAW_A: "np.repeat(rng.uniform(-bound, bound, (r // 2, in_features)), 2, axis=0)"},
         ),
         Mistake(
-            "A is zero and B is random",
-            "ΔW is zero if either factor is zero. The equation says which of the two factors starts at zero. Which "
-            "factor starts at zero in your function?",
+            "A starts at zero and B is random, not the reverse",
+            "According to the equation, which of the factors A and B starts at zero? Which factor starts at "
+            "zero in your function?",
             {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},
         ),
         Mistake(
-            "A and B are both random",
-            "Compute B @ A at the start. This product must be zero, so that the adapted model starts as the base.",
+            "A and B are both random, but B must start at zero",
+            "Test it: compute B @ A at the start. This product must be zero, so that the adapted model equals "
+            "the base model. Is your product zero?",
             {ZERO_B: "rng.standard_normal((out_features, r))"},
         ),
         Mistake(
-            "A and B are both zero",
-            "With B = 0, dA is zero; with A = 0, dB is zero. Which of the two changes in the first step if "
-            "both are zero?",
+            "A and B are both zero, but A must be random",
+            "If B is zero, dA is zero. If A is zero, dB is zero. Which of your two factors changes in the "
+            "first training step?",
             {NO_BOUND: "A = np.zeros("},
         ),
         Mistake(
-            "B is filled with a number that is not zero",
-            "Compute the product B @ A at the start. What must this product be, so that the model is still the base?",
+            "B starts with a number that is not zero",
+            "At the start the adapted model must equal the base model. Test it: compute B @ A at the start. "
+            "Is this product zero?",
             {ZERO_B: "np.ones((out_features, r))"},
         ),
         Mistake(
-            "A has the same number everywhere",
-            "Compute x Aᵀ for some x. Are the r hidden features different from each other?",
+            "all numbers of A are equal",
+            "Test it: compute x Aᵀ for some x. Are the r hidden features different from each other?",
             {NO_BOUND: "A = 0.1 * np.ones("},
         ),
         Mistake(
-            "A is transposed",
-            "The forward pass computes x Aᵀ. Try your A with an x of shape (2, in).",
+            "A has the transposed shape (in, r) instead of (r, in)",
+            "The forward pass computes x Aᵀ. Test it: compute x Aᵀ with your A and an x of shape (2, in).",
             {SHAPE_A: "(in_features, r)"},
         ),
         Mistake(
-            "B is transposed",
-            "The forward pass computes (x Aᵀ) Bᵀ, with x Aᵀ of shape (n, r). Try your B with out ≠ r.",
+            "B has the transposed shape (r, out) instead of (out, r)",
+            "The forward pass computes (x Aᵀ) Bᵀ, and x Aᵀ has the shape (n, r). Test it: compute this "
+            "product with your B for r and out that are not equal.",
             {SHAPE_B: "(r, out_features)"},
         ),
         Mistake(
-            "in and out are swapped",
-            "Print A.shape and B.shape for out = 3 and in = 5, and compare them with the docstring.",
+            "the numbers of input and output features are swapped in the shapes of A and B",
+            "Test it: print A.shape and B.shape for 5 input and 3 output features. Are the shapes the shapes "
+            "of the docstring?",
             {SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
             {FAN: "fan_in = out_features", SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
         ),
         Mistake(
-            "B is returned before A",
-            "Write A, B = init_lora(…) and print the two shapes. Compare them with the docstring.",
+            "the function returns B, A instead of A, B",
+            "Test it: run A, B = init_lora(…) and print the two shapes. Are the shapes the shapes of the docstring?",
             {"return A, B": "return B, A"},
         ),
         Mistake(
-            "the given rng is not used",
-            "Call your function twice with np.random.default_rng(0), then once with default_rng(1). The first two "
-            "results should be equal, the third different.",
+            "the random generator rng of the caller is not used",
+            "Test it: call your function twice with np.random.default_rng(0) and once with "
+            "np.random.default_rng(1). Only the first two results should be equal. Which of your results are "
+            "equal?",
             {"rng.uniform": "np.random.uniform"},
             {"rng.uniform": "np.random.default_rng(0).uniform"},
         ),

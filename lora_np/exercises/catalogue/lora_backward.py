@@ -56,37 +56,37 @@ EXERCISE = Exercise(
     observe=observe,
     mistakes=(
         Mistake(
-            "the scaling is missing in all gradients",
-            "If the scaling doubles, the bypass doubles, and a change of A or B acts twice as strongly. By what "
-            "factor do your gradients change?",
+            "the factor scaling is missing in all three gradients dA, dB and dx",
+            "If the scaling doubles, a change of A or B changes y twice as much. By what factor do your "
+            "gradients change?",
             {DA: "dhidden.T @ x", DB: "dy.T @ hidden", BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
-            "the scaling is missing in dA",
-            "Compare dA with a difference quotient, with scaling = 1 and then with scaling = 2, for the same error. "
-            "The quotient doubles. Does your dA double?",
+            "the factor scaling is missing in the gradient dA",
+            "Test it: compute a difference quotient for A with scaling = 1 and with scaling = 2, for the same "
+            "error. The quotient doubles. Does your dA double?",
             {DA: "dhidden.T @ x"},
         ),
         Mistake(
-            "the scaling is missing in dB",
-            "Compare dB with a difference quotient, with scaling = 1 and then with scaling = 2. Which factors "
-            "multiply Bᵀ in the equation for y?",
+            "the factor scaling is missing in the gradient dB",
+            "Which factors multiply Bᵀ in the equation for y? Does your dB contain all of these factors?",
             {DB: "dy.T @ hidden"},
         ),
         Mistake(
-            "the scaling is missing in dx",
-            "In the equation for y, follow x through the bypass. Which factor of that path is missing in your dx?",
+            "the factor scaling is missing in the bypass's part of the gradient dx",
+            "Follow x through the bypass in the equation for y. Which factor of the bypass is missing in your dx?",
             {BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
-            "the scaling is missing in dA and dx",
-            "dA and dx are both computed from the gradient of the hidden features x Aᵀ. Which two factors multiply "
-            "x Aᵀ in the equation for y? Are both factors in that gradient?",
+            "the factor scaling is missing in the gradients dA and dx",
+            "dA and dx both use the gradient of the hidden features x Aᵀ. Which two factors multiply x Aᵀ in "
+            "the equation for y? Does your gradient of x Aᵀ contain both factors?",
             {DA: "dhidden.T @ x", BYPASS: "bypass = dhidden @ A"},
         ),
         Mistake(
-            "the scaling enters all gradients twice",
-            "Keep the error and double the scaling: dA should double. By what factor does your dA grow?",
+            "all three gradients dA, dB and dx are multiplied by the scaling twice",
+            "Test it: keep the error and double the scaling. The correct dA and dB double. By what factor do "
+            "your dA and dB grow?",
             {
                 DA: "scaling**2 * dhidden.T @ x",
                 DB: "scaling**2 * dy.T @ hidden",
@@ -94,174 +94,177 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "the scaling enters dA twice",
-            "Keep the error and double the scaling: dA should double. By what factor does your dA grow, and which "
-            "lines multiply by the scaling?",
+            "the gradient dA is multiplied by the scaling twice",
+            "Test it: keep the error and double the scaling. The correct dA doubles. By what factor does your dA grow?",
             {DA: "scaling**2 * (dhidden.T @ x)"},
         ),
         Mistake(
-            "the scaling enters dA and dx twice",
-            "dA and dx are both computed from the gradient of the hidden features. Is the scaling already in "
-            "that gradient?",
+            "the gradients dA and dx are multiplied by the scaling twice",
+            "dA and dx both use the gradient of the hidden features x Aᵀ. Does this gradient already contain "
+            "the scaling?",
             {DHIDDEN: "dhidden = scaling * (dy @ B)"},
         ),
         Mistake(
-            "dy already contains the scaling",
-            "dy is ∂L/∂y and depends only on the error and on n. Where does the scaling first appear when "
-            "you go from y back to B?",
+            "the gradient dy is multiplied by the scaling",
+            "dy is ∂L/∂y and depends only on the error and on n. Which term of the equation for y contains "
+            "the scaling?",
             {DY: "dy = scaling * error / n"},
         ),
         Mistake(
-            "the scaling enters dB twice",
-            "If your hidden features x Aᵀ already contain the scaling, you must not multiply by it again in "
-            "dB. Count the factors in dB.",
+            "the gradient dB is multiplied by the scaling twice",
+            "How often does your dB contain the scaling? Count the scaling in your hidden features x Aᵀ too.",
             {DB: "scaling**2 * (dy.T @ hidden)"},
         ),
         Mistake(
-            "the scaling enters dx twice",
-            "Keep the error, set W to zero and double the scaling: dx should double. By what factor does your dx grow?",
+            "the bypass's part of the gradient dx is multiplied by the scaling twice",
+            "Test it: keep the error, set W to zero and double the scaling. The correct dx doubles. By what "
+            "factor does your dx grow?",
             {BYPASS: "bypass = scaling**2 * (dhidden @ A)"},
         ),
         Mistake(
             "A and B are swapped in the backward pass",
-            "If in equals out, your code runs without an error. At the start B is zero: should dA be zero then? Is "
-            "your dA zero?",
+            "For a square W your code can run without an error. Test it: set B to zero. Then dA should be "
+            "zero. Is your dA zero?",
             {HIDDEN: "hidden = x @ B", DHIDDEN: "dhidden = dy @ A.T", BYPASS: "bypass = scaling * (dhidden @ B.T)"},
             {HIDDEN: "hidden = x @ B", DHIDDEN: "dhidden = dy @ A.T", BYPASS: "bypass = scaling * (dy @ B @ A)"},
             {HIDDEN: "hidden = x @ B.T", DHIDDEN: "dhidden = dy @ A", BYPASS: "bypass = scaling * (dy @ A @ B)"},
             {HIDDEN: "hidden = x @ B.T", DHIDDEN: "dhidden = dy @ A", BYPASS: "bypass = scaling * (dy @ B @ A)"},
         ),
         Mistake(
-            "dA is added to B's gradient, and dB to A's",
-            "A gradient has the shape of its parameter. Print the shapes of dA and dB, and of the arrays in grads.",
+            "dA is added to the gradient of B, and dB to the gradient of A",
+            "A gradient has the shape of its parameter. Test it: print the shapes of dA and dB, and of the "
+            "arrays in grads.",
             {ADD_A: 'grads["A"] += dB', ADD_B: 'grads["B"] += dA'},
         ),
         Mistake(
-            "dA is transposed",
-            "If r equals in, your code runs without an error. Which shape must dA have so that A − lr · dA is "
-            "possible?",
+            "the gradient dA is transposed",
+            "For a square A (r = in) your code runs without an error. Which shape must dA have so that A − lr "
+            "· dA is possible?",
             {DA: "scaling * (x.T @ dhidden)"},
         ),
         Mistake(
-            "dB is transposed",
-            "If r equals out, your code runs without an error. Which shape must dB have so that B − lr · dB is "
-            "possible?",
+            "the gradient dB is transposed",
+            "For a square B (r = out) your code runs without an error. Which shape must dB have so that B − "
+            "lr · dB is possible?",
             {DB: "scaling * (hidden.T @ dy)"},
         ),
         Mistake(
-            "W is transposed in dx",
-            "For a square W your code runs without an error. Write the shapes: dy is (n, out) and dx is (n, in). "
-            "Which shape must the matrix between them have?",
+            "the weight matrix W is transposed in the gradient dx",
+            "For a square W your code runs without an error. The array dy of shape (n, out) is multiplied by "
+            "a matrix, which gives dx of shape (n, in). Which shape must this matrix have?",
             {FROZEN: "frozen = dy @ W.T"},
         ),
         Mistake(
-            "B is transposed in the backward pass",
-            "If r equals out, your code runs without an error. Write the shapes: dy is (n, out) and the gradient "
-            "of the hidden features is (n, r).",
+            "the factor B is transposed in the backward pass",
+            "For a square B (r = out) your code runs without an error. The array dy of shape (n, out) is "
+            "multiplied by a matrix, which gives an array of shape (n, r). Which shape must this matrix have?",
             {DHIDDEN: "dhidden = dy @ B.T"},
         ),
         Mistake(
-            "A is not transposed in x Aᵀ",
-            "If r equals in, your code runs without an error. Compute the r hidden features of one token with a "
-            "loop, and compare.",
+            "the factor A is not transposed in the hidden features x Aᵀ",
+            "For a square A (r = in) your code runs without an error. Test it: compute the r hidden features "
+            "of one token with a loop. Does your x Aᵀ have the same numbers?",
             {HIDDEN: "hidden = x @ A"},
         ),
         Mistake(
-            "A is transposed in dx",
-            "If r equals in, your code runs without an error. Write the shapes: the gradient of the hidden "
-            "features is (n, r) and dx is (n, in).",
+            "the factor A is transposed in the gradient dx",
+            "For a square A (r = in) your code runs without an error. The gradient of the hidden features has "
+            "the shape (n, r) and dx has the shape (n, in). Which shape must the matrix between the two "
+            "arrays have?",
             {BYPASS: "bypass = scaling * (dhidden @ A.T)"},
         ),
         Mistake(
-            "the gradients are overwritten",
-            "Call your function twice with the same grads. After the second call, grads should hold the sum "
-            "of both calls. Does it?",
+            "the gradients in grads are overwritten instead of added",
+            "Test it: call your function twice with the same grads. Does grads contain the sum of both calls?",
             {ADD_A: 'grads["A"] = dA', ADD_B: 'grads["B"] = dB'},
             {ADD_A: 'grads["A"] = dA'},
             {ADD_B: 'grads["B"] = dB'},
         ),
         Mistake(
-            "dA and dB are not stored in grads",
-            "Print grads before and after a call. Which of your lines changes the arrays in grads?",
+            "the gradients dA and dB are not stored in grads",
+            "Test it: print grads before and after a call. Which of your lines changes the arrays in grads?",
             {ADD_A: "pass", ADD_B: "pass", RETURN: "return frozen + bypass, dA, dB"},
             {ADD_A: "pass", ADD_B: "pass"},
         ),
         Mistake(
-            "a gradient is computed for W too",
-            "W is frozen: the optimizer must not move it, and its gradient needs as much memory as W. Which line "
-            "computes this gradient?",
+            "a gradient of the frozen weight matrix W is computed too",
+            "W is frozen: the optimizer does not change W. Which of your lines computes a gradient of W?",
             {RETURN: 'grads["W"] = dy.T @ x\n    return frozen + bypass'},
             {RETURN: "return frozen + bypass, dy.T @ x"},
             {RETURN: "return dy.T @ x, frozen + bypass"},
         ),
         Mistake(
-            "dx is not returned",
+            "the gradient dx is not returned",
             "The layers below need dx to compute their own gradients. What does your function return?",
             {RETURN: "return None"},
         ),
         Mistake(
-            "dx lacks the frozen path",
-            "Set B to zero. Then y = x Wᵀ still depends on x. What is your dx?",
+            "the gradient dx lacks the part of the frozen path x Wᵀ",
+            "Test it: set B to zero. Then y = x Wᵀ still depends on x. Is your dx zero?",
             {RETURN: "return bypass"},
         ),
         Mistake(
-            "dx lacks the bypass",
-            "Set W to zero. Then y still depends on x, through A and B. What is your dx?",
+            "the gradient dx lacks the part of the bypass",
+            "Test it: set W to zero. Then y still depends on x, through A and B. Is your dx zero?",
             {RETURN: "return frozen"},
         ),
         Mistake(
-            "the frozen path of dx is scaled too",
-            "Set B to zero and change the scaling: y stays the same, so dx should stay the same. Does your dx?",
+            "the part of the frozen path in the gradient dx is multiplied by the scaling",
+            "Test it: set B to zero and change the scaling. Then y does not change, so dx should not change. "
+            "Does your dx change?",
             {FROZEN: "frozen = scaling * (dy @ W)"},
         ),
         Mistake(
-            "the mean over the tokens is forgotten",
-            "Repeat every token. L is a mean and stays the same, so dA and dB should stay the same. Do your dA and dB?",
+            "the gradients are not divided by the number of tokens n",
+            "Test it: put every token into the batch twice. L is a mean over the tokens, so dA and dB should "
+            "not change. Do your dA and dB change?",
             {DY: "dy = error"},
         ),
         Mistake(
-            "the mean over the tokens is forgotten in dx",
-            "L is a mean over the tokens, so dx has a factor 1/n. Is this factor in your dx? Compare dx with a "
-            "difference quotient of L.",
+            "the gradient dx is not divided by the number of tokens n",
+            "L is a mean over the tokens, so dx contains the factor 1/n. Does your dx contain this factor?",
             {FROZEN: "frozen = error @ W", BYPASS: "bypass = scaling * (error @ B @ A)"},
         ),
         Mistake(
-            "the mean over the tokens is taken twice",
-            "With one token this mistake makes no difference. With ten tokens the gradients become ten times too small. How "
-            "often do you divide by n?",
+            "the gradients are divided by the number of tokens n twice",
+            "With one token the mistake makes no difference. With ten tokens your gradients are ten times too "
+            "small. How often does your code divide by n?",
             {DY: "dy = error / n**2"},
             {DA: "scaling * (dhidden.T @ x) / n", DB: "scaling * (dy.T @ hidden) / n"},
         ),
         Mistake(
-            "the mean is taken over all numbers of the error",
-            "L divides by the number of tokens n only. Print the number that you divide by, for an error of "
-            "shape (2, 4).",
+            "the gradients are divided by the size of the error, n · out, not by n",
+            "L divides by the number of tokens n only. Test it: print your divisor for an error of shape (2, "
+            "4). Is your divisor 2?",
             {DY: "dy = error / error.size"},
         ),
         Mistake(
-            "the mean is taken over the output features",
-            "L divides by the number of tokens n. Print the number that you divide by, for an error of shape (2, 4).",
+            "the gradients are divided by the number of output features, not by n",
+            "L divides by the number of tokens n. Test it: print your divisor for an error of shape (2, 4). "
+            "Is your divisor 2?",
             {DY: "dy = error / error.shape[1]"},
         ),
         Mistake(
-            "all gradients are twice as large as they should be",
+            "all three gradients dA, dB and dx are twice as large as they should be",
             "L contains the factor ½. What is the derivative of ½(y − target)² with respect to y?",
             {DY: "dy = 2 * error / n"},
         ),
         Mistake(
-            "all gradients are half as large as they should be",
-            "What is the derivative of ½(y − target)² with respect to y? Does the derivative still contain ½?",
+            "all three gradients dA, dB and dx are half as large as they should be",
+            "What is the derivative of ½(y − target)² with respect to y? Does this derivative still contain "
+            "the factor ½?",
             {DY: "dy = error / 2 / n"},
         ),
         Mistake(
-            "all signs are reversed",
-            "Add a small multiple of your dA to A and compute L again. L should rise along the gradient. Does it?",
+            "the signs of all three gradients dA, dB and dx are reversed",
+            "Test it: add a small multiple of your dA to A and compute L again. L should become larger. Does "
+            "L become larger?",
             {DY: "dy = -error / n"},
         ),
         Mistake(
-            "dA and dB are subtracted from grads",
-            "Your function takes a step against the gradient. In this exercise the gradients are only added to "
-            "grads. The optimizer takes the step later.",
+            "dA and dB are subtracted from grads instead of added",
+            "In this exercise the gradients are only added to grads. The optimizer subtracts the gradients "
+            "from A and B later.",
             {ADD_A: 'grads["A"] -= dA', ADD_B: 'grads["B"] -= dB'},
         ),
     ),

@@ -40,21 +40,21 @@ EXERCISE = Exercise(
     tells=False,
     mistakes=(
         Mistake(
-            "the frozen path has dropout too",
-            "Set B = 0. Then y must equal x Wᵀ in every call. Is your y random?",
+            "the frozen path x Wᵀ has dropout too",
+            "Test it: set B to zero. Then y must equal x Wᵀ in every call. Does your y change from call to call?",
             {"frozen = x @ W.T": "frozen = dropped @ W.T", RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
             {"frozen = x @ W.T": "frozen = dropped @ W.T"},
         ),
         Mistake(
-            "the whole dx is masked",
-            "A number of x that the mask sets to zero still reaches y through W. So the gradient of this number is "
-            "not zero. What is this gradient in your dx?",
+            "the whole gradient dx is masked, not only the bypass's part",
+            "The mask m is in the bypass only. If the mask drops a number of x, this number still changes y "
+            "through W. What is the gradient of this number in your dx?",
             {RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
         ),
         Mistake(
-            "only the frozen path has dropout",
-            "Set B = 0. Then y must equal x Wᵀ in every call. Which path should have the mask: the frozen "
-            "path or the bypass?",
+            "the frozen path has dropout instead of the bypass",
+            "Test it: set B to zero. Then y must equal x Wᵀ in every call. To which path does your code apply "
+            "the mask?",
             {
                 "frozen = x @ W.T": "frozen = dropped @ W.T",
                 UP_AGAIN: "x @ A.T @ B.T",
@@ -62,98 +62,97 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "all tokens have the same mask",
-            "Print your mask. Each number of x must be kept or dropped independently. Do the rows of your mask differ?",
+            "all tokens have the same dropout mask",
+            "Each number of x must be kept or dropped independently. Test it: print your mask. Do the rows of "
+            "your mask differ?",
             {KEPT: "rng.random(x.shape[-1]) >= p"},
         ),
         Mistake(
             "all features of a token are dropped together",
-            "Print your mask for a few tokens. A token can keep one feature and lose another. Does this happen in "
-            "your mask?",
+            "Each number of x must be kept or dropped independently. Test it: print your mask for a few "
+            "tokens. Does any row of your mask contain kept and dropped numbers?",
             {KEPT: "rng.random((len(x), 1)) >= p"},
         ),
         Mistake(
-            "the whole input is dropped or kept at once",
-            "Call your function ten times. In some calls the whole bypass is zero, in other calls no number is dropped. How many "
-            "random numbers do you draw?",
+            "the whole input x is dropped or kept at once",
+            "Each number of x must be kept or dropped independently. How many random numbers does your "
+            "function draw for an x of shape (2, 3)?",
             {KEPT: "rng.random() >= p"},
         ),
         Mistake(
-            "the backward pass draws a mask of its own",
-            "dx is the derivative of the y that was computed. Hold the mask fixed and compare dx with a "
-            "difference quotient of y.",
+            "the backward pass draws a second dropout mask",
+            "dx must be the derivative of the y of the same call. How many masks does your function draw in one call?",
             {RETURN_DX: "dx_frozen + dx_dropped * (rng.random(x.shape) >= p) / (1 - p)"},
         ),
         Mistake(
-            "the backward pass has no mask",
-            "Change a number of x that the mask sets to zero. The bypass does not change. What is the bypass's part "
-            "of your dx for this number?",
+            "the backward pass does not apply the dropout mask",
+            "If the mask drops a number of x, this number does not change the bypass. What is the bypass's "
+            "part of your dx for this number?",
             {RETURN_DX: "dx_frozen + dx_dropped"},
             {RETURN_DX: "dx_frozen + dx_dropped / (1 - p)"},
         ),
         Mistake(
-            "the kept numbers are not rescaled",
-            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Is your mean "
-            "close to this y?",
+            "the kept numbers of x are not divided by 1 − p",
+            "Test it: compute the mean of y over a thousand calls. Is your mean close to the y without dropout?",
             {TIMES: "1.0"},
         ),
         Mistake(
-            "the forward pass does not rescale the kept numbers",
-            "Compute the mean of y over a thousand calls. It should be close to the y without dropout. Print "
-            "the factor by which the forward pass multiplies the kept numbers.",
+            "the forward pass does not divide the kept numbers of x by 1 − p",
+            "The mean of y over many calls should equal the y without dropout. By which factor does your "
+            "forward pass multiply the kept numbers of x?",
             {DROPPED: "dropped = x * kept"},
         ),
         Mistake(
-            "the backward pass does not rescale the kept numbers",
-            "In y, each kept number is multiplied by a factor. Which factor must its gradient have? Compare "
-            "with a difference quotient with the same mask.",
+            "the backward pass does not divide the gradients of the kept numbers by 1 − p",
+            "In the forward pass each kept number of x is multiplied by a factor. Does your dx contain this factor?",
             {RETURN_DX: "dx_frozen + dx_dropped * kept"},
         ),
         Mistake(
-            "numbers are kept with probability p instead of dropped",
-            "Call your function with p = 0.01 and count the zeros in your mask. About one number in a hundred "
-            "should be zero.",
+            "the numbers of x are kept with probability p instead of dropped",
+            "Test it: call your function with p = 0.01. About one number in a hundred of your mask should be "
+            "zero. How many are zero?",
             {KEPT: "rng.random(x.shape) < p"},
             {KEPT: "rng.random(x.shape) < p", TIMES: "1 / p"},
         ),
         Mistake(
-            "half of the numbers are dropped for every p",
-            "Count the zeros in your mask for p = 0.1 and for p = 0.9. The share should be p.",
+            "half of the numbers of x are dropped, whatever p is",
+            "Test it: count the zeros in your mask for p = 0.1 and for p = 0.9. The share of zeros should be "
+            "close to p. Is your share close to p?",
             {KEPT: "rng.random(x.shape) >= 0.5"},
             {KEPT: "rng.random(x.shape) >= 0.5", TIMES: "2.0"},
         ),
         Mistake(
-            "numbers are dropped with a probability other than p",
-            "Count the zeros in your mask for an x with a million numbers, with p = 0.2 and with p = 0.4. The "
-            "share should be p.",
+            "the numbers of x are dropped with a probability other than p",
+            "Test it: count the zeros in your mask for an x with a million numbers and p = 0.2. The share of "
+            "zeros should be close to p. Is your share close to p?",
             {KEPT: "rng.random(x.shape) >= 2 * p"},
             {KEPT: "rng.random(x.shape) >= p / 2"},
             {KEPT: "rng.random(x.shape) >= 0.1"},
             {KEPT: "rng.random(x.shape) >= 0.1", TIMES: "1 / 0.9"},
         ),
         Mistake(
-            "the same number of features is dropped in every call",
-            "Count the zeros in your mask in ten calls. If the numbers are dropped independently, the count "
-            "varies from call to call.",
+            "an equal number of features is dropped in every call",
+            "If each number is dropped independently, the count of dropped numbers varies. Test it: count the "
+            "zeros of your mask in ten calls. Does your count vary?",
             {KEPT: "rng.permutation(x.size).reshape(x.shape) >= round(p * x.size)"},
         ),
         Mistake(
-            "the kept numbers are divided by p",
-            "Call your function with p = 0.01. Hardly anything is dropped, so the kept numbers should hardly "
-            "change. By what factor do your kept numbers change?",
+            "the kept numbers of x are divided by p, not by 1 − p",
+            "Test it: call your function with p = 0.01. Few numbers are dropped, so the kept numbers should "
+            "hardly change. By what factor do your kept numbers change?",
             {TIMES: "1 / p"},
         ),
         Mistake(
-            "the kept numbers are made smaller",
-            "Some terms of the sum are dropped. Must the kept numbers become larger or smaller, so that the "
-            "mean of the sum stays the same?",
+            "the kept numbers of x are made smaller instead of larger",
+            "Dropout removes some terms of the sum x Aᵀ. Must the kept numbers become larger or smaller, so "
+            "that the mean of the sum stays the same?",
             {TIMES: "1 - p"},
             {TIMES: "p"},
         ),
         Mistake(
-            "the bypass's output is dropped",
-            "Set W = 0 and print y. If a feature of x is dropped, all entries of y change. In your y, single "
-            "entries are zero. Where is your mask applied?",
+            "dropout is applied to the output of the bypass, not to x",
+            "Test it: set W to zero and print y. If the mask drops a feature of x, all numbers of y change. "
+            "Are single numbers of your y zero?",
             {
                 KEPT: "rng.random(dy.shape) >= p",
                 DROPPED: "dropped = x",
@@ -163,8 +162,9 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "the hidden features are dropped",
-            "Print the shape of your mask. The equation multiplies m with x, which has the shape (n, in).",
+            "dropout is applied to the hidden features x Aᵀ, not to x",
+            "The equation multiplies the mask m with x, which has the shape (n, in). Test it: print the shape "
+            "of your mask. Is the shape (n, in)?",
             {
                 KEPT: "rng.random((len(x), len(A))) >= p",
                 DROPPED: "dropped = x",
@@ -174,8 +174,9 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "the layer's output is dropped",
-            "Some entries of your y are exactly zero. The frozen path x Wᵀ has no mask. Where is your mask applied?",
+            "dropout is applied to the output y of the layer, not to x",
+            "Some numbers of your y are exactly zero, but the frozen path x Wᵀ has no dropout. To which array "
+            "does your code apply the mask?",
             {
                 KEPT: "rng.random(dy.shape) >= p",
                 DROPPED: "dropped = x",
@@ -186,47 +187,49 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "the mask is applied to dy",
-            "Your code runs only if in equals out. The mask multiplies x in the forward pass. Which gradient has "
-            "the shape of x?",
+            "the dropout mask is applied to dy in the backward pass, not to dx",
+            "Your code runs only if in and out are equal. The forward pass multiplies the mask with x. Which "
+            "gradient has the shape of x?",
             {BACK: "(dy * mask) @ B @ A", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
-            "no number is dropped",
-            "Call your function with two different generators. The two results should differ, because dropout is "
-            "random in training.",
+            "no number of x is dropped",
+            "Test it: call your function with two generators that have different seeds. The two results "
+            "should differ. Do your results differ?",
             {DROPPED: "dropped = x", RETURN_DX: "dx_frozen + dx_dropped"},
         ),
         Mistake(
-            "the given generator is not used",
-            "Call your function twice, each time with a new np.random.default_rng(0): the results should be equal. "
-            "Call your function twice with one generator object: the results should differ. Do they?",
+            "the random generator rng of the caller is not used",
+            "Test it: call your function twice, each time with a new np.random.default_rng(0), and then twice "
+            "with one generator. The first two results should be equal, the last two should differ. Which of "
+            "your results are equal?",
             {"rng.random": "np.random.random"},
             {"rng.random": "np.random.default_rng(0).random"},
         ),
         Mistake(
-            "the bypass lacks its scaling, forward and backward",
-            "If the scaling doubles, the bypass should double, in y and in dx. Which argument do you not use?",
+            "the factor scaling is missing in the bypass, in y and in dx",
+            "If the scaling doubles, the bypass's part of y and of dx should double. Which argument does your "
+            "code not use?",
             {"scaling * (dropped": "1.0 * (dropped", "scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(
-            "y lacks the scaling",
-            "If the scaling doubles, the bypass's part of y should double. Does it in your y?",
+            "the factor scaling is missing in y",
+            "If the scaling doubles, the bypass's part of y should double. Does the bypass's part of your y double?",
             {"scaling * (dropped": "1.0 * (dropped"},
         ),
         Mistake(
-            "dx lacks the scaling",
-            "If the scaling doubles, the bypass's part of dx should double. Does it in your dx?",
+            "the factor scaling is missing in the gradient dx",
+            "If the scaling doubles, the bypass's part of dx should double. Does the bypass's part of your dx double?",
             {"scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(
-            "dx lacks the frozen path",
-            "Set B = 0. Then y = x Wᵀ still depends on x. What is your dx?",
+            "the gradient dx lacks the part of the frozen path x Wᵀ",
+            "Test it: set B to zero. Then y still depends on x, through W. Is your dx zero?",
             {RETURN_DX: "dx_dropped * mask"},
         ),
         Mistake(
-            "y lacks the frozen path",
-            "Set B = 0. Then y should equal x Wᵀ. What is your y?",
+            "the output y lacks the frozen path x Wᵀ",
+            "Test it: set B to zero. Then y should equal x Wᵀ. Does your y equal x Wᵀ?",
             {"y = frozen + bypass": "y = bypass"},
         ),
     ),

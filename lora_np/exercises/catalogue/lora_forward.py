@@ -45,96 +45,97 @@ EXERCISE = Exercise(
     observe=observe,
     mistakes=(
         Mistake(
-            "the scaling is missing",
-            "Double alpha and call your function again: the output should change, but your output stays the same.",
+            "the factor alpha/r is missing in the bypass",
+            "Test it: double alpha and call your function again. The output should change. Does your output change?",
             {SCALING: "1.0"},
         ),
         Mistake(
-            "the scaling is applied twice",
-            "If alpha doubles, the bypass should double. How often does alpha enter your output?",
+            "the bypass is multiplied by alpha/r twice",
+            "If alpha doubles, the bypass should double. How often does your code multiply by alpha?",
             {SCALING: "(alpha / r) ** 2"},
         ),
         Mistake(
-            "the scaling grows with the rank (alpha times r)",
-            "The scaling should get smaller as r grows. Print your scaling for r = 2 and for r = 8.",
+            "the scaling is alpha times r, not alpha/r",
+            "Test it: print your scaling for r = 2 and for r = 8. Does your scaling get smaller when r grows?",
             {SCALING: "alpha * r"},
         ),
         Mistake(
-            "alpha alone is the scaling",
-            "A bypass of rank 8 adds up four times as many terms as a bypass of rank 2. Which part of the equation "
-            "compensates for the larger number of terms?",
+            "the scaling is alpha, not alpha/r",
+            "A bypass of rank 8 is a sum of four times as many terms as a bypass of rank 2. Which part of the "
+            "equation compensates for the larger number of terms?",
             {SCALING: "alpha"},
         ),
         Mistake(
-            "the scaling is inverted (r over alpha)",
+            "the scaling is r/alpha, not alpha/r",
             "If alpha doubles, the bypass should double. By what factor does your bypass change?",
             {SCALING: "r / alpha"},
         ),
         Mistake(
-            "the scaling divides by the square root of the rank",
-            "This is the scaling of rsLoRA, which exercise 4 asks for. Compare the denominator in the equation of "
-            "this exercise with your denominator.",
+            "the scaling divides alpha by the square root of r, not by r",
+            "Your scaling is the scaling of rsLoRA (exercise 4). Which denominator does the equation of this "
+            "exercise have?",
             {SCALING: "alpha / r**0.5"},
         ),
         Mistake(
-            "the scaling is rounded down",
-            "If r divides alpha, this mistake makes no difference. Print your scaling for alpha = 16 and r = 3.",
+            "the scaling alpha/r is rounded down to a whole number",
+            "The mistake makes no difference if r divides alpha. Test it: print your scaling for alpha = 16 and r = 3.",
             {SCALING: "alpha // r"},
         ),
         Mistake(
-            "the rank is read from the wrong axis",
-            "Print your r, A.shape and B.shape. Which length do A and B have in common?",
+            "the rank r is read from the wrong axis of A or B",
+            "Test it: print your r, A.shape and B.shape. Which length do A and B have in common?",
             {"r = A.shape[0]": "r = A.shape[1]"},
             {"r = A.shape[0]": "r = B.shape[0]"},
         ),
         Mistake(
-            "the bypass is subtracted",
-            "Set W to zero. What is the sign of the term that is left in the equation, and in your result?",
+            "the bypass is subtracted from x Wᵀ instead of added",
+            "Test it: set W to zero, so that only the bypass is left. Does your bypass have the same sign as "
+            "in the equation?",
             {"frozen + scaling": "frozen - scaling"},
         ),
         Mistake(
-            "more than y is returned",
-            "The exercise asks for one array, y. Print type(lora_forward(x, W, A, B, alpha)).",
+            "the function returns more than the array y",
+            "Test it: print type(lora_forward(x, W, A, B, alpha)). The exercise asks for one array, y.",
             {"return frozen + scaling * bypass": "return frozen + scaling * bypass, hidden"},
         ),
         Mistake(
-            "the frozen path is scaled too",
-            "With B = 0 the layer must return x Wᵀ. Set B to zero and compare your output with x Wᵀ.",
+            "the frozen path x Wᵀ is multiplied by the scaling too",
+            "Test it: set B to zero. The correct output is then x Wᵀ. Does your output equal x Wᵀ?",
             {"frozen + scaling * bypass": "scaling * (frozen + bypass)"},
         ),
         Mistake(
-            "the frozen path is missing",
-            "With B = 0 the layer must return x Wᵀ. What does your function return?",
+            "the frozen path x Wᵀ is missing in the output",
+            "Test it: set B to zero. The correct output is then x Wᵀ. What does your function return?",
             {"frozen + scaling * bypass": "scaling * bypass"},
         ),
         Mistake(
-            "A and B are swapped",
-            "Write the shapes beside each product. Which factor takes the input from in to r features, and which "
-            "factor from r to out?",
+            "A and B are swapped in the bypass",
+            "Write the shape of each array beside each product. Which factor takes the input from `in` to r "
+            "features, and which factor from r to `out` features?",
             {"hidden = x @ A.T": "hidden = x @ B", BYPASS: "hidden @ A"},
         ),
         Mistake(
-            "W is not transposed",
-            "For a square W your code runs without an error, but the numbers are wrong. Write the shapes of x and "
-            "W side by side. Which two axes have the length in?",
+            "the weight matrix W is not transposed",
+            "For a square W your code runs without an error, but the numbers are wrong. Write down the shapes "
+            "of x and W. Which two axes have the length `in`?",
             {FROZEN: "frozen = x @ W"},
         ),
         Mistake(
-            "B is not transposed",
-            "If r equals out, your code runs without an error, but the numbers are wrong. Write the shapes of x Aᵀ "
-            "and B side by side.",
+            "the factor B is not transposed",
+            "For a square B (r = out) your code runs without an error, but the numbers are wrong. Write down "
+            "the shapes of x Aᵀ and B. Which two axes have the length r?",
             {BYPASS: "hidden @ B"},
         ),
         Mistake(
-            "A is not transposed",
-            "If r equals in, your code runs without an error, but the numbers are wrong. Write the shapes of x and "
-            "A side by side.",
+            "the factor A is not transposed",
+            "For a square A (r = in) your code runs without an error, but the numbers are wrong. Write down "
+            "the shapes of x and A. Which two axes have the length `in`?",
             {"hidden = x @ A.T": "hidden = x @ A"},
         ),
         Mistake(
-            "none of the three matrices is transposed",
-            "If all matrices are square, your code runs without an error, but the numbers are wrong. Write the shapes of "
-            "x, W, A and B under the equation. Which symbol of the equation is missing in your code?",
+            "none of the matrices W, A and B is transposed",
+            "For square matrices your code runs without an error, but the numbers are wrong. Which symbol "
+            "after W, A and B in the equation is missing in your code?",
             {FROZEN: "frozen = x @ W", "hidden = x @ A.T": "hidden = x @ A", BYPASS: "hidden @ B"},
         ),
     ),

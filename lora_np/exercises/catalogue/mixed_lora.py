@@ -54,106 +54,113 @@ EXERCISE = Exercise(
     cases=cases,
     mistakes=(
         Mistake(
-            "all rows go through the adapter of the first row",
-            "Give two rows the same x and two different adapters. The two outputs should differ. Do your outputs?",
+            "all batch rows use the adapter of the first row",
+            "Test it: give two batch rows the same x and two different adapters. The two outputs should "
+            "differ. Do your outputs differ?",
             {WANTED: "names[0] == name"},
         ),
         Mistake(
-            "every row gets every adapter",
-            "Change the B of an adapter that no row uses. The output should stay the same. Does it?",
+            "every batch row uses all adapters",
+            "Test it: change the B of an adapter that no batch row uses. The output should not change. Does "
+            "your output change?",
             {WANTED: "True"},
         ),
         Mistake(
-            "a row of the base gets an adapter",
-            'With names = ["__base__"] the output should be x Wᵀ. Print the difference. Which adapter is in this '
-            "difference?",
+            "a batch row that should use the base alone gets an adapter",
+            'Test it: call your function with names = ["__base__"]. The output should be x Wᵀ. Which adapter '
+            "does your function add?",
             {WANTED: f'{WANTED} or wanted == "__base__"'},
             {WANTED: f'{WANTED} or (wanted == "__base__" and name == {FIRST})'},
             {WANTED: f'{WANTED} or (wanted == "__base__" and name == list(adapters)[-1])'},
         ),
         Mistake(
-            "the output of a row of the base stays zero",
-            'With names = ["__base__"] the output should be x Wᵀ. Which of your lines writes this row?',
+            "the output of a batch row that should use the base alone stays zero",
+            'Test it: call your function with names = ["__base__"]. The output should be x Wᵀ. Which of your '
+            "lines computes the output of this row?",
             {FROZEN: f"{FROZEN}\n    y[[name not in adapters for name in names]] = 0"},
         ),
         Mistake(
-            "rows with an adapter lose the frozen path",
-            "Set every B to zero. The output should be x Wᵀ. What is your output?",
+            "batch rows with an adapter lack the frozen path x Wᵀ",
+            "Test it: set the B of every adapter to zero. The output should be x Wᵀ. Is your output zero?",
             {ADDED: "y[rows] = s * bypass"},
         ),
         Mistake(
-            "rows with an adapter get the frozen path twice",
-            "Set every B to zero and divide your output by x Wᵀ. Every row should give 1. Which of your rows do not?",
+            "batch rows with an adapter get the frozen path x Wᵀ twice",
+            "Test it: set the B of every adapter to zero, and divide your output by x Wᵀ. Every quotient "
+            "should be 1. Which batch rows have another quotient?",
             {ADDED: "y[rows] += x[rows] @ W.T + s * bypass"},
         ),
         Mistake(
-            "adapters are selected by the row's number instead of its name",
-            "Exchange two entries of names. The outputs of these two rows should change. Do your outputs?",
+            "the adapter of a batch row is selected by the row's index instead of its name",
+            "Test it: swap two different names in `names`. The outputs of these two batch rows should change. "
+            "Do your outputs change?",
             {WANTED: "list(adapters)[i % len(adapters)] == name"},
         ),
         Mistake(
-            "only one of the rows with the same adapter gets the bypass",
-            "Let all rows use the same adapter. All of these rows should differ from x Wᵀ. How many of your rows do?",
+            "only one of several batch rows with the same adapter gets the bypass",
+            "Test it: give all batch rows the same adapter. The output of every row should differ from x Wᵀ. "
+            "How many rows of your output differ from x Wᵀ?",
             {ROWS: f"{ROWS}[:1]"},
             {ROWS: f"{ROWS}[-1:]"},
         ),
         Mistake(
-            "the output rows are in the order of the adapters",
-            'Call your function with names = ["a", "b", "a"]. Row i of y must belong to row i of x. In which order '
-            "are your rows?",
+            "the output rows are sorted by adapter instead of by batch row",
+            'Row i of y must be the output of row i of x. Test it: call your function with names = ["a", "b", '
+            '"a"]. Which row of x gives the second row of your y?',
             {"return y": ORDER.format('[*adapters, "__base__"]')},
             {"return y": ORDER.format('["__base__", *adapters]')},
             {"return y": ORDER.format("dict.fromkeys(names)")},
             {"return y": ORDER.format("sorted(set(names))")},
         ),
         Mistake(
-            "the scaling is missing",
-            "Double the scaling s of every adapter. The output should change. Does your output?",
+            "the scaling s is missing in the bypass",
+            "Test it: double the scaling s of every adapter. The output should change. Does your output change?",
             {SCALED: "bypass"},
         ),
         Mistake(
-            "the scaling of one adapter is used for all",
-            "Double the scaling s of one adapter. Only the rows with this adapter should change. Which of your rows "
-            "change?",
+            "the scaling s of one adapter is used for all adapters",
+            "Test it: double the scaling s of one adapter. Only the batch rows with this adapter should "
+            "change. Which of your output rows change?",
             {SCALED: f"adapters[{FIRST}][2] * bypass"},
             {SCALED: "list(adapters.values())[-1][2] * bypass"},
             {SCALED: "adapters.get(names[0], (0, 0, 1.0))[2] * bypass"},
         ),
         Mistake(
-            "W is not transposed",
-            "If W is square, your code runs without an error. Write the shapes of x and W side by side. Which axis of W "
-            "has the length in?",
+            "the weight matrix W is not transposed",
+            "For a square W your code runs without an error. Write down the shapes of x and W. Which axis of "
+            "W has the length `in`?",
             {FROZEN: "y = x @ W"},
         ),
         Mistake(
-            "A is not transposed",
-            "If r equals in, your code runs without an error. Write the shapes of x and A side by side. Which axis of A "
-            "has the length in?",
+            "the factor A of the adapters is not transposed",
+            "For a square A (r = in) your code runs without an error. Write down the shapes of x and A. Which "
+            "axis of A has the length `in`?",
             {"x[rows] @ A.T": "x[rows] @ A"},
         ),
         Mistake(
-            "B is not transposed",
-            "If r equals out, your code runs without an error. Write the shapes of x Aᵀ and B side by side. Which axis of "
-            "B has the length r?",
+            "the factor B of the adapters is not transposed",
+            "For a square B (r = out) your code runs without an error. Write down the shapes of x Aᵀ and B. "
+            "Which axis of B has the length r?",
             {"hidden @ B.T": "hidden @ B"},
             {"hidden @ B.T": "hidden @ (B if rows else B.T)"},  # adapters that no row uses are skipped
         ),
         Mistake(
-            "none of the three matrices is transposed",
-            "If all matrices are square, your code runs without an error. Write the shapes of x, W, A and B under the "
-            "equation. Which symbol of the equation is missing in your code?",
+            "none of the matrices W, A and B is transposed",
+            "For square matrices your code runs without an error. Which symbol after W, A and B in the "
+            "equation is missing in your code?",
             {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
         ),
         Mistake(
-            "only one token of a row gets the bypass",
-            "Make a row of three equal tokens. Its three outputs should be equal. Are they?",
+            "only one token of a batch row gets the bypass",
+            "Test it: make a batch row of three equal tokens. The three outputs of this row should be equal. "
+            "Are your three outputs equal?",
             {ADDED: "y[rows, -1] += s * bypass[:, -1]"},
             {ADDED: "y[rows, 0] += s * bypass[:, 0]"},
         ),
         Mistake(
-            "the bypass is added once for each row with the same adapter",
-            "Put the same row with the same adapter into the batch twice. The output of this row should be the same "
-            "as in a batch of one row. Is it?",
+            "the bypass is added once for each batch row with the same adapter",
+            "Test it: put a row into the batch twice, with the same adapter. The output of this row should be "
+            "the same as in a batch of one row. Does your output change?",
             {SCALED: "len(rows) * s * bypass"},
         ),
     ),

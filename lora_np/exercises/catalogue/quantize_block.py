@@ -34,88 +34,92 @@ EXERCISE = Exercise(
     cases=cases,
     mistakes=(
         Mistake(
-            "the scale is the largest weight, not the largest magnitude",
-            "Try w = [−2, 1]. After the division every weight must be between −1 and 1. Print your divided weights.",
+            "the scale of the block is the largest weight instead of the largest magnitude",
+            "Test it: print your weights after the division for w = [−2, 1]. Are both numbers between −1 and 1?",
             {SCALE: "w.max()"},
         ),
         Mistake(
-            "the scale is the mean of the magnitudes",
-            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. Print "
-            "your divided weights.",
+            "the scale of the block is the mean magnitude instead of the largest magnitude",
+            "After the division the largest magnitude must be 1. Test it: print your weights after the "
+            "division. Is the largest magnitude 1?",
             {SCALE: "np.abs(w).mean()"},
         ),
         Mistake(
-            "the scale is the root mean square of the weights",
-            "After the division every weight must be between −1 and 1, and the largest magnitude must be 1. Print "
-            "your divided weights for w = [3, 1].",
+            "the scale of the block is the root mean square instead of the largest magnitude",
+            "After the division the largest magnitude must be 1. Test it: print your weights after the "
+            "division for w = [3, 1]. Is the largest magnitude 1?",
             {SCALE: "np.sqrt(np.mean(w**2))"},
         ),
         Mistake(
-            "the weights are not scaled",
-            "Multiply w by 10. The bytes should stay the same, and only the scale should grow. Do your bytes "
-            "stay the same?",
+            "the weights are not divided by the scale of the block",
+            "Test it: multiply w by 10. The bytes should not change, only the scale. Do your bytes change?",
             {SCALED: "scaled = w"},
         ),
         Mistake(
-            "a block of zeros is divided by zero",
-            "For four zeros, each weight should get the number of the value 0. Decode your bytes with values. "
-            "Which weights do you get?",
+            "the weights of a block of zeros are divided by zero",
+            "Test it: call your function with four zeros, and decode your bytes with `values`. Are all four "
+            "decoded weights zero?",
             {DIVISOR: "s"},
         ),
         Mistake(
-            "the sign is lost",
-            "Your function gives the same bytes for w and −w. Only the scale uses magnitudes.",
+            "the signs of the weights are lost",
+            "Test it: call your function with w and with −w. The bytes should differ. Which of your lines "
+            "takes magnitudes?",
             {"np.abs(scaled[:, None] - values)": "np.abs(np.abs(scaled)[:, None] - values)"},
         ),
         Mistake(
-            "the next lower value is taken instead of the nearest",
-            "Decode some weights and print decoded − w. The errors should have both signs. Do your errors?",
+            "each weight gets the next lower of the sixteen values instead of the nearest value",
+            "Test it: decode some weights and print decoded − w. Some errors should be positive and some "
+            "negative. Are all of your errors negative?",
             {NEAREST: 'np.searchsorted(values, scaled, side="right") - 1'},
         ),
         Mistake(
-            "the next higher value is taken instead of the nearest",
-            "Decode some weights and print decoded − w. Some decoded weights should be smaller than w. Are some of "
-            "your decoded weights smaller?",
+            "each weight gets the next higher of the sixteen values instead of the nearest value",
+            "Test it: decode some weights and print decoded − w. Some errors should be positive and some "
+            "negative. Are all of your errors positive?",
             {NEAREST: "np.searchsorted(values, scaled)"},
         ),
         Mistake(
-            "the furthest value is taken instead of the nearest",
-            "Decode a weight close to zero. The decoded weight should also be close to zero. Is your decoded weight "
-            "close to zero?",
+            "each weight gets the furthest of the sixteen values instead of the nearest value",
+            "Test it: decode a weight close to zero. The decoded weight should also be close to zero. Is your "
+            "decoded weight close to zero?",
             {NEAREST: "distance.argmax(axis=1)"},
         ),
         Mistake(
-            "the sixteen values are treated as if they were evenly spaced",
-            "Your result does not depend on `values`. Print np.diff(values): the values are not evenly spaced.",
+            "the sixteen values are treated as evenly spaced",
+            "The sixteen values are not evenly spaced. Test it: print np.diff(values). Which of your lines "
+            "reads the argument `values`?",
             {NEAREST: "np.rint((scaled + 1) * 7.5).astype(int)"},
         ),
         Mistake(
-            "the second of two numbers is in the upper four bits",
-            "Write the byte of two weights in hexadecimal. The first digit should be the number of the first "
-            "weight. Is this the first digit of your byte?",
+            "the upper four bits of a byte contain the second number of the pair, not the first",
+            "Test it: print the byte of two weights in hexadecimal. The first digit should be the number of "
+            "the first weight. Is this the first digit of your byte?",
             {PACKED: "first + 16 * second"},
         ),
         Mistake(
-            "the first half of the block is paired with the second half",
-            "The first byte should hold the first two weights. Change the second weight: which of your bytes changes?",
+            "weights of the first half of the block are paired with weights of the second half",
+            "The first byte should contain the first two weights. Test it: change the second weight only. "
+            "Which of your bytes changes?",
             {PAIRS: "q[: len(q) // 2], q[len(q) // 2 :]"},
         ),
         Mistake(
-            "the upper number is shifted too little",
-            "Each of the two numbers can be from 0 to 15. Pack 1 and 15, then unpack the byte. Do you get 1 "
-            "and 15 back?",
+            "the upper number of a byte is multiplied by less than 16",
+            "Each number is between 0 and 15. Test it: pack the numbers 1 and 15 into a byte, and unpack this "
+            "byte. Do you get 1 and 15?",
             {PACKED: "15 * first + second"},
             {PACKED: "8 * first + second"},
             {PACKED: "4 * first + second"},
         ),
         Mistake(
-            "the numbers are not packed",
-            "Print the length of the array that you return. n weights of four bits should fill n/2 bytes.",
+            "the four-bit numbers are not packed in pairs into bytes",
+            "n weights of four bits need n/2 bytes. Test it: print the length of the array that your function returns.",
             {PACKED: "q"},
         ),
         Mistake(
-            "the reciprocal of the scale is returned",
-            "Decoding multiplies a value by the scale that you return. Are your decoded weights as large as w?",
+            "the function returns 1 divided by the scale instead of the scale",
+            "The decoder multiplies each value by the scale that your function returns. Test it: decode your "
+            "bytes. Are the decoded weights as large as w?",
             {"return packed, s": "return packed, 1 / s"},
         ),
     ),

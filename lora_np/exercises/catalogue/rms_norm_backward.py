@@ -45,183 +45,187 @@ EXERCISE = Exercise(
     returns=("dx", "dw"),
     mistakes=(
         Mistake(
-            "rho is treated as a constant in dx",
-            "Change one feature of x a little in the forward pass and print y. More than one entry of y "
-            "changes, because ρ depends on x. Does your dx contain the path through ρ?",
+            "ρ is treated as a constant in the gradient dx",
+            "Test it: change one feature of x a little in the forward pass and print y. More than one number "
+            "of y changes, because ρ depends on x. Does your dx differentiate ρ?",
             {"dx = direct + through_rho": "dx = direct"},
         ),
         Mistake(
-            "dw is not summed over the tokens",
-            "A gradient has the shape of its parameter, and all tokens share w. What is the shape of your dw?",
+            "the gradient dw is not summed over the tokens",
+            "A gradient has the shape of its parameter, and all tokens share w. Which shape does your dw have?",
             {DW: "share"},
         ),
         Mistake(
-            "dw is summed over the features",
-            "Your dw has one number per token. It must have one number per feature, like w. Over which axis "
-            "do you sum?",
+            "the gradient dw is summed over the features instead of the tokens",
+            "Your dw has one number per token, but w has one number per feature. Over which axis does your code sum?",
             {DW: "share.sum(axis=-1)"},
             {DW: "share.reshape(-1, d).sum(axis=-1)"},
         ),
         Mistake(
-            "dw is summed over the first axis only",
-            "Try an x of shape (2, 3, 4). Then w has the shape (4,). What is the shape of your dw?",
+            "the gradient dw is summed over the first axis only",
+            "Test it: call your function with an x of shape (2, 3, 4) and a w of shape (4,). Which shape does "
+            "your dw have?",
             {DW: "share.sum(axis=0)"},
         ),
         Mistake(
-            "dw is a mean over the tokens",
-            "Repeat every token and its dy. dw should double, because the contributions of the tokens are "
-            "added. Does your dw double?",
+            "the gradient dw is a mean over the tokens instead of a sum",
+            "Test it: put every token and its dy into the batch twice. The correct dw doubles. Does your dw double?",
             {DW: "share.reshape(-1, d).mean(axis=0)"},
         ),
         Mistake(
-            "dw is not returned",
-            "The docstring asks for two arrays. What does your function return?",
+            "the gradient dw is not returned",
+            "The docstring asks for two arrays, dx and dw. What does your function return?",
             {"return dx, dw": "return dx"},
         ),
         Mistake(
-            "dw leaves out rho",
-            "y = w x ρ, so the derivative of y with respect to w has two factors. Which of them is missing in your dw?",
+            "the factor ρ is missing in the gradient dw",
+            "The derivative of y = w x ρ with respect to w is a product of two factors. Which of the two "
+            "factors is missing in your dw?",
             {"share = dy * x * rho": "share = dy * x"},
         ),
         Mistake(
-            "dw has w as a factor too",
-            "y is linear in w, so dw does not depend on w. Double w: does your dw change?",
+            "the gradient dw has w as an additional factor",
+            "y is linear in w, so dw does not depend on w. Test it: double w. Does your dw change?",
             {"share = dy * x * rho": "share = dy * w * x * rho"},
         ),
         Mistake(
-            "w is missing in the inner sum",
-            "ρ reaches every output y_i = w_i x_i ρ. Write the sum over i of dy_i · ∂y_i/∂ρ in full. Which "
-            "factors does each term have?",
+            "the factor w is missing in the inner sum of the gradient dx",
+            "ρ changes every output y_i = w_i x_i ρ. Write out the sum over i of dy_i · ∂y_i/∂ρ. Which "
+            "factors does each term of the sum have?",
             {DOT: "np.sum(dy * x, axis=-1, keepdims=True)"},
         ),
         Mistake(
-            "w is missing in the direct path",
-            "Hold ρ fixed. Then y_i is x_i times two factors. Which of the two factors is missing in your direct path?",
+            "the factor w is missing in the first term of the gradient dx",
+            "If ρ is held constant, y_i is x_i times two factors. Which of the two factors is missing in your "
+            "first term?",
             {DIRECT: "direct = rho * dy"},
         ),
         Mistake(
-            "w is missing in dx altogether",
-            "Set w to zero. Then y is zero for every x, so dx is zero. What is your dx?",
+            "the factor w is missing in both terms of the gradient dx",
+            "Test it: set w to zero. Then y is zero for every x, so dx is zero. Is your dx zero?",
             {"g = dy * w": "g = dy"},
         ),
         Mistake(
-            "w multiplies the inner sum from outside",
-            "In the sum over the outputs i, each term has its own factor w_i. In your code, one factor w_j "
-            "multiplies the whole sum.",
+            "the factor w stands outside the inner sum of the gradient dx",
+            "In the sum over the outputs i, each term has its own factor w_i. Which factor w does each term "
+            "of your sum have?",
             {"g = dy * w": "g = dy", "dx = direct + through_rho": "dx = w * (direct + through_rho)"},
         ),
         Mistake(
-            "1/d is missing in the second term",
-            "ρ contains a mean of squares. If you differentiate that mean with respect to x_1, which factor "
-            "is in front of 2 x_1?",
+            "the factor 1/d is missing in the second term of the gradient dx",
+            "ρ contains a mean of d squares. What is the derivative of this mean with respect to x_1?",
             {SECOND: "-x * rho**3 * dot"},
         ),
         Mistake(
-            "the second term has the wrong sign",
-            "If a feature becomes larger, does ρ grow or shrink? Which sign does its derivative have?",
+            "the second term of the gradient dx has the wrong sign",
+            "If the squares of the features become larger, does ρ become larger or smaller? Which sign does "
+            "the derivative of ρ have?",
             {SECOND: "x * rho**3 * dot / d"},
         ),
         Mistake(
-            "rho is squared in the second term",
-            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Compare this power "
-            "with the power in your code.",
+            "the second term of the gradient dx has the factor ρ² instead of ρ³",
+            "Differentiate ρ = u^(−1/2) with respect to u, and write the derivative as a power of ρ. Which "
+            "power of ρ does your second term have?",
             {SECOND: "-x * rho**2 * dot / d"},
         ),
         Mistake(
-            "rho has the power 1 in the second term",
-            "Differentiate ρ = u^(−1/2) with respect to u, and write the result as a power of ρ. Which power of ρ "
-            "does your second term have?",
+            "the second term of the gradient dx has the factor ρ instead of ρ³",
+            "Write the derivative of ρ = u^(−1/2) with respect to u as a power of ρ. Is this power in your "
+            "second term?",
             {SECOND: "-x * rho * dot / d"},
         ),
         Mistake(
-            "the second term is doubled",
-            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² a factor 2. Which of the "
-            "two factors is in your second term?",
+            "the second term of the gradient dx is twice as large as it should be",
+            "The derivative of u^(−1/2) contains the factor −½, and the derivative of x_j² contains the "
+            "factor 2. Does your second term contain both factors?",
             {SECOND: "-2 * x * rho**3 * dot / d"},
         ),
         Mistake(
-            "the second term is halved",
-            "The derivative of u^(−1/2) contains a factor ½, and the derivative of x_j² contains another "
-            "factor. Which of the two factors is missing?",
+            "the second term of the gradient dx is half as large as it should be",
+            "The derivative of u^(−1/2) contains the factor −½. Which factor does the derivative of x_j² "
+            "contain, and is this factor in your second term?",
             {SECOND: "-0.5 * x * rho**3 * dot / d"},
         ),
         Mistake(
-            "epsilon is left out",
-            "Try x = 0. In the equation ρ is finite for this x. What is your ρ?",
+            "ε is left out of ρ",
+            "Test it: set x to zero. In the equation ρ is then finite. Is your ρ finite?",
             {"mean_square + eps": "mean_square"},
         ),
         Mistake(
-            "the mean runs over the tokens",
-            "Change one token. The dx of the other tokens should stay the same. Does your dx? Over which axis is "
-            "your mean?",
+            "the mean of the squares in ρ runs over the tokens instead of the features",
+            "Test it: change one token of x. The dx of the other tokens should not change. Does your dx of "
+            "the other tokens change?",
             {MEAN: "np.mean(x * x, axis=0, keepdims=True)"},
             {MEAN: "np.mean(x * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
-            "the mean runs over all tokens and features",
-            "Every token has its own ρ. Print the shape of your ρ for three tokens.",
+            "the mean of the squares in ρ runs over all tokens and features",
+            "Every token has its own ρ. Test it: print the shape of your ρ for three tokens. Does your ρ have "
+            "three numbers?",
             {MEAN: "np.mean(x * x)"},
         ),
         Mistake(
-            "rho contains the sum of the squares instead of their mean",
-            "Let all features be 1, d = 4 and ε = 0. Then ρ is 1. What is your ρ?",
+            "ρ contains the sum of the squares instead of their mean",
+            "Test it: let all features be 1, with d = 4 and ε = 0. The correct ρ is 1. What is your ρ?",
             {MEAN: "np.sum(x * x, axis=-1, keepdims=True)"},
         ),
         Mistake(
-            "rho lacks the square root",
-            "Let all features be 2 and ε = 0. Then ρ is 1/2. What is your ρ?",
+            "the square root is missing in ρ",
+            "Test it: let all features be 2, with ε = 0. The correct ρ is 1/2. What is your ρ?",
             {"np.sqrt(mean_square + eps)": "(mean_square + eps)"},
         ),
         Mistake(
-            "rho is not inverted",
-            "Multiply x by 10. In the equation ρ becomes smaller. By what factor does your ρ change?",
+            "ρ is the root mean square instead of 1 divided by the root mean square",
+            "Test it: multiply x by 10. In the equation ρ becomes smaller. Does your ρ become smaller?",
             {"1 / np.sqrt(mean_square + eps)": "np.sqrt(mean_square + eps)"},
         ),
         Mistake(
-            "epsilon is outside the root",
-            "Let x be 0 and ε be 0.01. Then ρ is 10. What is your ρ?",
+            "ε is added outside the square root in ρ",
+            "Test it: set x to 0 and ε to 0.01. The correct ρ is 10. What is your ρ?",
             {"np.sqrt(mean_square + eps)": "(np.sqrt(mean_square) + eps)"},
         ),
         Mistake(
-            "the function is LayerNorm's backward pass",
-            "LayerNorm subtracts the mean of a token's features; the equation of RMSNorm does not. Which of your "
-            "lines takes a mean over features that is not a mean of squares?",
+            "the function computes the backward pass of LayerNorm",
+            "LayerNorm subtracts the mean of a token's features, but RMSNorm does not. Which of your lines "
+            "computes a mean that is not in the equation of RMSNorm?",
             {DIRECT: CENTRED},
             {MEAN: f"{MEAN}\n    {MOVED}".replace("x * x", "(x - x.mean(-1, keepdims=True)) ** 2"), DIRECT: CENTRED},
             {MEAN: f"{MEAN} - np.mean(x, axis=-1, keepdims=True) ** 2", DIRECT: CENTRED},
         ),
         Mistake(
-            "the mean of the squares has lost its last axis",
-            "Print the shapes of x and of your mean of squares. NumPy aligns shapes from the right. Which "
-            "axes of the two shapes are aligned? See keepdims.",
+            "the mean of the squares lacks its last axis (keepdims=True)",
+            "NumPy aligns shapes from the right. Test it: print the shapes of x and of your mean of squares. "
+            "Does each token get its own mean?",
             {MEAN: "np.mean(x * x, axis=-1)"},
         ),
         Mistake(
-            "the inner sum has lost its last axis",
-            "Print the shapes of x and of your inner sum for two tokens of two features. NumPy aligns shapes "
-            "from the right. See keepdims.",
+            "the inner sum of the gradient dx lacks its last axis (keepdims=True)",
+            "NumPy aligns shapes from the right. Test it: print the shapes of x and of your inner sum for two "
+            "tokens. Does each token get its own sum?",
             {DOT: "np.sum(g * x, axis=-1)"},
         ),
         Mistake(
-            "the inner sum has only one term",
-            "x_j changes every output y_i through ρ. Your second term has only the part with i = j. Where are the "
-            "parts with the other i?",
+            "the inner sum of the gradient dx has only the term with i = j",
+            "Through ρ, the feature x_j changes every output y_i. Does your second term contain the outputs "
+            "with i ≠ j?",
             {DOT: "g * x"},
         ),
         Mistake(
-            "the inner sum runs over the tokens",
-            "ρ belongs to one token. Which outputs contain this ρ? Sum over these outputs only.",
+            "the inner sum of the gradient dx runs over the tokens instead of the features",
+            "Each token has its own ρ. Which outputs depend on the ρ of one token? Sum over these outputs only.",
             {DOT: "np.sum(g * x, axis=0, keepdims=True)"},
             {DOT: "np.sum(g * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
-            "the inner sum runs over all tokens and features",
-            "Add a second token to x. The dx of the first token should stay the same. Does it?",
+            "the inner sum of the gradient dx runs over all tokens and features",
+            "Test it: add a second token to x. The dx of the first token should not change. Does your dx of "
+            "the first token change?",
             {DOT: "np.sum(g * x)"},
         ),
         Mistake(
-            "dx and dw are returned in the wrong order",
-            "Print the shapes of the two arrays that you return, and compare them with the docstring.",
+            "the function returns dw, dx instead of dx, dw",
+            "Test it: print the shapes of the two arrays that your function returns. The docstring says which "
+            "of the two arrays is first.",
             {"return dx, dw": "return dw, dx"},
         ),
     ),

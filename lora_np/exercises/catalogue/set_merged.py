@@ -79,115 +79,120 @@ EXERCISE = Exercise(
     observe=observe,
     mistakes=(
         Mistake(
-            "the merged weight lacks the scaling",
-            'Set layer["scaling"] to 0: then the bypass contributes nothing, and merging should not change W. '
-            "Does yours?",
+            "the factor scaling is missing in the merged weight matrix W",
+            'Test it: set layer["scaling"] to 0. Then the bypass is zero, and merging should not change W. '
+            "Does your function change W?",
             {DELTA: "product"},
         ),
         Mistake(
-            "the merged weight contains the scaling twice",
+            "the bypass is multiplied by the scaling twice in the merged weight matrix W",
             "If the scaling doubles, the change of W should double. By what factor does your change of W grow?",
             {DELTA: 'layer["scaling"] ** 2 * product'},
         ),
         Mistake(
             "only one of merging and unmerging uses the scaling",
-            "Write down what you add to W in merging and what you subtract in unmerging. These two terms must be "
-            "equal.",
+            "Write down the term that merging adds to W and the term that unmerging subtracts from W. Are the "
+            "two terms equal in your code?",
             {SUBTRACT: 'layer["W"] -= product'},
             {ADD: 'layer["W"] += product'},
         ),
         Mistake(
-            "the layer's state is not read",
-            "Call your function twice with merged=True. The second call must not change W. Which line reads "
-            'layer["merged"]?',
+            'the function does not read the layer\'s state layer["merged"]',
+            "Test it: call your function twice with merged=True. The second call must not change W. Which of "
+            'your lines reads layer["merged"]?',
             {GUARD: "pass"},
         ),
         Mistake(
-            "an already merged layer is merged again",
-            "Call your function twice with merged=True, and print W after each call. The second call must not "
-            "change W.",
+            "merging a layer that is already merged changes W",
+            "Test it: call your function twice with merged=True, and print W after each call. Does your "
+            "second call change W?",
             {LOOK: 'if not layer["merged"] and not merged:'},
         ),
         Mistake(
-            "an unmerged layer is unmerged again",
-            "Call your function with merged=False on a new layer, which is not merged. W must not change. Does your "
-            "W change?",
+            "unmerging a layer that is not merged changes W",
+            "Test it: call your function with merged=False on a new layer, which is not merged. Does your "
+            "function change W?",
             {LOOK: 'if layer["merged"] and merged:'},
         ),
         Mistake(
-            "the state is switched without reading `merged`",
-            "Try the four combinations of the layer's state and the argument merged. After each call the "
-            "state must equal the argument.",
+            "the function reverses the layer's state without reading the argument `merged`",
+            'Test it: call your function twice with merged=True. After each call layer["merged"] must equal '
+            'the argument. Is layer["merged"] True after both calls?',
             {GUARD: 'merged = not layer["merged"]'},
         ),
         Mistake(
-            "the new state is not stored in the layer",
-            'Print layer["merged"] after each call. It must equal the argument, because the next call reads it.',
+            'the function does not store the new state in layer["merged"]',
+            'Test it: print layer["merged"] after each call. Does layer["merged"] equal the argument `merged`?',
             {NOTE: "pass"},
             {NOTE: 'layer["merged"] = layer["merged"] or merged'},
         ),
         Mistake(
-            "unmerging adds the bypass a second time",
-            "Merge and then unmerge. W should be the same as at the start. Follow one entry of W through your two "
-            "branches.",
+            "unmerging adds the bypass to W instead of subtracting the bypass",
+            "Test it: merge and then unmerge. W should be the same as at the start. Is your W the same?",
             {SUBTRACT: 'layer["W"] += delta'},
         ),
         Mistake(
-            "merging subtracts and unmerging adds",
-            "Set W to zero and merge. What should W be after this merge, and what is your W?",
+            "merging subtracts the bypass from W, and unmerging adds the bypass",
+            "Test it: set W to zero and merge. Then W should equal the scaled product BA. Does your W have "
+            "the same sign as this product?",
             {"    if merged:": "    if not merged:"},
         ),
         Mistake(
-            "unmerging leaves the bypass in W",
-            "Print W at the start, after merging and after unmerging. W after unmerging should equal W at the "
-            "start. Does it?",
+            "unmerging does not subtract the bypass from W",
+            "Test it: print W at the start, after merging and after unmerging. Is W after unmerging the same "
+            "as W at the start?",
             {SUBTRACT: "pass"},
         ),
         Mistake(
-            "unmerging restores an old copy of W",
-            "Merge, run W += 1 and unmerge. The change by 1 must stay in W. Does it?",
+            "unmerging restores an old copy of W instead of subtracting the bypass",
+            "Test it: merge, run W += 1 and unmerge. W should then be larger by 1 than at the start. Is your "
+            "W larger by 1?",
             {ADD: COPY + ADD, SUBTRACT: 'layer["W"][...] = layer["saved"]'},
             {ADD: COPY + ADD, SUBTRACT: 'layer["W"] = layer["saved"]'},
             {ADD: KEEP + NEW, SUBTRACT: 'layer["W"] = layer["saved"]'},
             {ADD: COPY + NEW, SUBTRACT: 'layer["W"] = layer["saved"]'},
         ),
         Mistake(
-            "W is replaced by a new array",
-            'Write held = layer["W"], merge, and print held. The optimizer holds this array, so it must '
-            "change too. Does it?",
+            'the function replaces layer["W"] by a new array instead of changing the array',
+            'Test it: run held = layer["W"], merge, and print held. The optimizer uses the array `held`, so '
+            "`held` must change. Does `held` change?",
             {ADD: NEW},
             {SUBTRACT: 'layer["W"] = layer["W"] - delta'},
             {LOOK: 'layer["W"] = layer["W"].copy()\n    ' + LOOK},
         ),
         Mistake(
-            "the sum is not stored in the layer",
-            'Print layer["W"] after merging. Which of your lines changes the array, and which line only '
-            "creates a new array?",
+            'the merged weight matrix is not stored in layer["W"]',
+            'Test it: print layer["W"] after merging. Which of your lines changes the array layer["W"]?',
             {ADD: 'W = layer["W"] + delta', SUBTRACT: 'W = layer["W"] - delta'},
         ),
         Mistake(
-            "the bypass of the first merge is used again",
-            "Merge, unmerge, change A, and merge again. W should contain the new A. Which A does your W contain?",
+            "the product BA of the first merge is used for all later merges",
+            "Test it: merge, unmerge, change A, and merge again. W should contain the product with the new A. "
+            "Which A does your W contain?",
             {f"delta = {DELTA}": f'delta = layer.setdefault("delta", {DELTA})'},
         ),
         Mistake(
-            "A is transposed in the merged weight",
-            "Your code runs only if r equals in. Write the shapes of your two factors for r = 2 and in = 3.",
+            "the factor A is transposed in the merged weight matrix",
+            "Your code runs only if A is square. Write down the shapes of your two factors for r = 2, in = 3 "
+            "and out = 4.",
             {'@ layer["A"]': '@ layer["A"].T'},
         ),
         Mistake(
-            "B is transposed in the merged weight",
-            "Your code runs only if r equals out. Write the shapes of your two factors for r = 2 and out = 3.",
+            "the factor B is transposed in the merged weight matrix",
+            "Your code runs only if B is square. Write down the shapes of your two factors for r = 2, in = 3 "
+            "and out = 4.",
             {'layer["B"] @': 'layer["B"].T @'},
         ),
         Mistake(
-            "A and B are multiplied in the wrong order",
-            "Your product has the shape (r, r). Which shape can be added to W?",
+            "A and B are multiplied in the wrong order, AB instead of BA",
+            "Your product has the shape (r, r). Which shape must the product have, so that the product can be "
+            "added to W?",
             {PRODUCT: 'product = layer["A"] @ layer["B"]'},
         ),
         Mistake(
-            "the product of A and B is transposed",
-            "Your code runs only if W is square. Write the shapes of W and of your product for in = 3 and out = 2.",
+            "the product BA is transposed before it is added to W",
+            "Your code runs only if W is square. Write down the shapes of W and of your product for in = 3 "
+            "and out = 2. Are the two shapes equal?",
             {PRODUCT: 'product = (layer["B"] @ layer["A"]).T'},
         ),
     ),

@@ -22,58 +22,68 @@ def answer(**changed: str) -> str:
 
 
 ANSWERS = {
-    "neither average is corrected": answer(c1="c1 = 1", c2="c2 = 1"),
-    "only m is corrected": answer(c2="c2 = 1"),
-    "only v is corrected": answer(c1="c1 = 1"),
-    "the corrected averages are stored in the state": answer(
+    "the averages m and v are not corrected for their start at zero": answer(c1="c1 = 1", c2="c2 = 1"),
+    "the average v is not corrected for its start at zero": answer(c2="c2 = 1"),
+    "the average m is not corrected for its start at zero": answer(c1="c1 = 1"),
+    "the corrected averages m̂ and v̂ are stored in the state instead of m and v": answer(
         keep="m, v = m / (1 - beta1**t), v / (1 - beta2**t)\n        s.update(m=m, v=v)", c1="c1 = 1", c2="c2 = 1"
     ),
-    "the correction is the same at every step": answer(c1="c1 = 1 - beta1", c2="c2 = 1 - beta2"),
-    "beta is multiplied by t in the correction": answer(c1="c1 = 1 - t * beta1", c2="c2 = 1 - t * beta2"),
-    "the correction counts one step too few": answer(
+    "the correction of m and v is the same at every step t": answer(c1="c1 = 1 - beta1", c2="c2 = 1 - beta2"),
+    "the correction of m and v uses β · t instead of β^t": answer(c1="c1 = 1 - t * beta1", c2="c2 = 1 - t * beta2"),
+    "the correction of m and v uses t − 1 instead of t": answer(
         c1="c1 = np.float64(1 - beta1 ** (t - 1))", c2="c2 = np.float64(1 - beta2 ** (t - 1))"
     ),
-    "the correction counts one step too many": answer(c1="c1 = 1 - beta1 * beta1**t", c2="c2 = 1 - beta2 * beta2**t"),
-    "the decay is added to the gradient": answer(
+    "the correction of m and v uses t + 1 instead of t": answer(
+        c1="c1 = 1 - beta1 * beta1**t", c2="c2 = 1 - beta2 * beta2**t"
+    ),
+    "the weight decay is added to the gradient": answer(
         old="p = factors[key]\n        g = weight_decay * p + g", new="factors[key] = p - lr * step"
     ),
-    "there is no weight decay": answer(new="factors[key] = p - lr * step"),
-    "the decay is not multiplied by the learning rate": answer(new="factors[key] = p - lr * step - weight_decay * p"),
-    "the decay is applied after the step": answer(
+    "the weight decay is missing": answer(new="factors[key] = p - lr * step"),
+    "the weight decay is not multiplied by the learning rate": answer(
+        new="factors[key] = p - lr * step - weight_decay * p"
+    ),
+    "the weight decay uses the weight after the gradient step instead of before": answer(
         new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"
     ),
-    "both factors share one state": answer(slots="s = state['A']"),
-    "only the first factor gets a step": answer(
+    "the factors A and B share one state": answer(slots="s = state['A']"),
+    "only one of the factors A and B gets a step": answer(
         new="factors[key] = p - lr * (step + weight_decay * p)\n        return"
     ),
-    "epsilon is inside the root": answer(denominator="below = np.sqrt(eps + v / c2)"),
-    "the decay has the wrong sign": answer(new="factors[key] = p - lr * (step - weight_decay * p)"),
-    "epsilon is added before v is corrected": answer(
+    "eps is added inside the square root of v̂": answer(denominator="below = np.sqrt(eps + v / c2)"),
+    "the weight decay has the wrong sign": answer(new="factors[key] = p - lr * (step - weight_decay * p)"),
+    "eps is added before v is corrected": answer(
         denominator="below = v**0.5 + eps", step="step = c2**0.5 / c1 * m / below"
     ),
-    "the step uses the old averages": answer(keep="(s['m'], m), (s['v'], v) = (m, s['m']), (v, s['v'])"),
-    "neither the weights nor the averages are stored": answer(
+    "the step uses the averages m and v from before the update": answer(
+        keep="(s['m'], m), (s['v'], v) = (m, s['m']), (v, s['v'])"
+    ),
+    "neither the new weights nor the new averages are stored": answer(
         keep="", new="p = p - lr * (step + weight_decay * p)\n    return p, m, v"
     ),
-    "epsilon is left out of the step": answer(denominator="below = np.sqrt(v / c2)"),
-    "the step divides by v without a root": answer(denominator="below = eps + v / c2"),
-    "v averages the gradient without squaring it": answer(v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"),
-    "the new gradient has the weight 1 in an average": answer(
+    "eps is left out of the divisor": answer(denominator="below = np.sqrt(v / c2)"),
+    "the step divides by v̂ instead of the square root of v̂": answer(denominator="below = eps + v / c2"),
+    "v is an average of the gradient, not of the squared gradient": answer(
+        v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"
+    ),
+    "the new gradient enters an average with the weight 1 instead of 1 − β": answer(
         m="m = g + beta1 * s['m']", v="v = g * g + beta2 * s['v']"
     ),
-    "the two weights of an average are swapped": answer(
+    "the weights β and 1 − β of an average are swapped": answer(
         m="m = s['m'] + beta1 * (g - s['m'])", v="v = s['v'] + beta2 * (g * g - s['v'])"
     ),
-    "beta1 and beta2 are swapped": answer(
+    "the parameters beta1 and beta2 are swapped": answer(
         m="m = beta2 * s['m'] + (1 - beta2) * g",
         v="v = beta1 * s['v'] + (1 - beta1) * g * g",
         c1="c1 = 1 - beta2**t",
         c2="c2 = 1 - beta1**t",
     ),
-    "the new averages leave out the old averages": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
-    "the new averages are not stored": answer(keep=""),
-    "the new weights are not stored in factors": answer(new="p = p - lr * (step + weight_decay * p)"),
-    "the step goes in the direction of the gradient": answer(new="factors[key] = p + lr * (step - weight_decay * p)"),
+    "a new average, m or v, leaves out the old average": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
+    "the new averages m and v are not stored in the state": answer(keep=""),
+    "the new weights are not stored in `factors`": answer(new="p = p - lr * (step + weight_decay * p)"),
+    "the step goes in the direction of the gradient, not against the gradient": answer(
+        new="factors[key] = p + lr * (step - weight_decay * p)"
+    ),
 }
 
 UNKNOWN = [

@@ -13,33 +13,36 @@ def with_rslora(scaling):
 
 
 ANSWERS = {
-    "ΔW has no scaling": HEAD + "    return np.einsum('or,ri->oi', B, A)\n",
-    "alpha alone is the scaling": HEAD + "    return (alpha * B) @ A\n",
-    "alpha is left out": HEAD + "    r = len(A)\n    return B @ A / (math.sqrt(r) if use_rslora else r)\n",
-    "alpha is multiplied by the rank": HEAD
+    "ΔW is not multiplied by a scaling": HEAD + "    return np.einsum('or,ri->oi', B, A)\n",
+    "the scaling of plain LoRA is alpha, not alpha/r": HEAD + "    return (alpha * B) @ A\n",
+    "alpha is left out of the scaling": HEAD
+    + "    r = len(A)\n    return B @ A / (math.sqrt(r) if use_rslora else r)\n",
+    "alpha is multiplied by the rank r instead of divided": HEAD
     + "    r = len(A)\n    power = 0.5 if use_rslora else 1\n    return r**power * B @ A * alpha\n",
-    "the quotient is inverted (r over alpha)": HEAD
+    "the scaling is inverted: r/alpha instead of alpha/r": HEAD
     + "    r = len(A)\n    if use_rslora:\n        return (B @ A) * r**0.5 / alpha\n    return (B @ A) * r / alpha\n",
-    "the scaling divides by the rank twice": PLAIN + "    return s / r * np.dot(B, A)\n",
-    "the scaling enters twice": PLAIN + "    return (s * B) @ (s * A)\n",
-    "the division is rounded down": HEAD
+    "the scaling divides alpha by the rank r twice": PLAIN + "    return s / r * np.dot(B, A)\n",
+    "ΔW is multiplied by the scaling twice": PLAIN + "    return (s * B) @ (s * A)\n",
+    "the quotient alpha/r is rounded down to a whole number": HEAD
     + "    r = len(A)\n    s = alpha / math.sqrt(r) if use_rslora else int(alpha / r)\n    return s * B @ A\n",
-    "rsLoRA is ignored": HEAD + "    return sum(np.outer(b, a) for b, a in zip(B.T, A)) * alpha / len(A)\n",
-    "rsLoRA is always on": HEAD + "    return alpha * len(A) ** -0.5 * B.dot(A)\n",
-    "use_rslora has the opposite effect": HEAD
+    "the argument use_rslora has no effect: the scaling is always the scaling of plain LoRA": HEAD
+    + "    return sum(np.outer(b, a) for b, a in zip(B.T, A)) * alpha / len(A)\n",
+    "the argument use_rslora has no effect: the scaling is always the scaling of rsLoRA": HEAD
+    + "    return alpha * len(A) ** -0.5 * B.dot(A)\n",
+    "use_rslora=True and use_rslora=False are exchanged": HEAD
     + "    r = len(A)\n    s = alpha / r\n    if not use_rslora:\n        s = alpha / math.sqrt(r)\n    return s * (B @ A)\n",
-    "the root is taken of alpha too": with_rslora("math.sqrt(s)"),
-    "the root is taken of alpha instead of the rank": with_rslora("alpha**0.5 / r"),
-    "the square of the rank is used instead of its root": with_rslora("alpha / (r * r)"),
-    "half the rank is used instead of its square root": with_rslora("2 * alpha / r"),
-    "the power 1/2 lacks its brackets": with_rslora("s / 2"),
-    "the root is rounded down": with_rslora("alpha / math.isqrt(r)"),
-    "the rank is read from the wrong axis": HEAD
+    "the scaling of rsLoRA has alpha under the square root too": with_rslora("math.sqrt(s)"),
+    "the scaling of rsLoRA takes the square root of alpha instead of r": with_rslora("alpha**0.5 / r"),
+    "the scaling of rsLoRA divides by the square of r, not by the square root of r": with_rslora("alpha / (r * r)"),
+    "the scaling of rsLoRA divides by half of r, not by the square root of r": with_rslora("2 * alpha / r"),
+    "the exponent 1/2 of the square root lacks its brackets": with_rslora("s / 2"),
+    "the square root of the rank is rounded down to a whole number": with_rslora("alpha / math.isqrt(r)"),
+    "the rank r is read from the wrong axis of A or B": HEAD
     + "    r = len(B)\n    return alpha / (r**0.5 if use_rslora else r) * np.einsum('or,ri->oi', B, A)\n",
-    "the factors are multiplied in the wrong order": PLAIN + "    return s * np.dot(A, B)\n",
-    "ΔW is transposed": PLAIN + "    return s * A.T @ B.T\n",
-    "B is transposed in the product": PLAIN + "    return s * np.einsum('ro,ri->oi', B, A)\n",
-    "A is transposed in the product": PLAIN + "    return s * np.inner(B, A)\n",
+    "the factors of ΔW are multiplied in the wrong order": PLAIN + "    return s * np.dot(A, B)\n",
+    "the product ΔW is transposed": PLAIN + "    return s * A.T @ B.T\n",
+    "the factor B is transposed in the product": PLAIN + "    return s * np.einsum('ro,ri->oi', B, A)\n",
+    "the factor A is transposed in the product": PLAIN + "    return s * np.inner(B, A)\n",
 }
 
 UNKNOWN = [

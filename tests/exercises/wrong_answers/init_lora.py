@@ -10,31 +10,42 @@ def answer(b="1 / math.sqrt(k)", A="b * (2 * rng.random((r, k)) - 1)", B="np.ful
 
 
 ANSWERS = {
-    "the fan-in is taken to be r": answer(b="r**-0.5"),
-    "the fan-in is taken to be out": answer(b="d**-0.5"),
-    "the slope a is left out": answer(b="math.sqrt(6 / k)"),
-    "the slope a is not squared": answer(b="math.sqrt(2 / (1 + math.sqrt(5))) * math.sqrt(3 / k)"),
-    "the slope is squared once too often": answer(b="math.sqrt(2 / (1 + 5**2)) * math.sqrt(3 / k)"),
-    "the root is missing in the bound": answer(b="1 / k"),
-    "the bound is used as the standard deviation": answer(b="math.sqrt(12 / k) / 2"),
-    "the interval is half as wide as it should be": answer(A="b * (rng.random((r, k)) - 0.5)"),
-    "the bound is not used": answer(A="1 - 2 * rng.random((r, k))"),
-    "A has no negative numbers": answer(A="b * rng.random((r, k))"),
-    "A is drawn from a normal distribution": answer(A="b * rng.standard_normal((r, k))"),
-    "the numbers of A are evenly spaced": answer(
+    "the bound b is computed from r instead of the number of input features": answer(b="r**-0.5"),
+    "the bound b is computed from the number of output features instead of input features": answer(b="d**-0.5"),
+    "the slope a is left out of the bound b": answer(b="math.sqrt(6 / k)"),
+    "the slope a is not squared in the bound b": answer(b="math.sqrt(2 / (1 + math.sqrt(5))) * math.sqrt(3 / k)"),
+    "the slope a is squared twice in the bound b": answer(b="math.sqrt(2 / (1 + 5**2)) * math.sqrt(3 / k)"),
+    "the square root is missing in the bound b": answer(b="1 / k"),
+    "the bound b is used as the standard deviation of A": answer(b="math.sqrt(12 / k) / 2"),
+    "the numbers of A are drawn from an interval half as wide as from −b to b": answer(
+        A="b * (rng.random((r, k)) - 0.5)"
+    ),
+    "the bound b is not used for the numbers of A": answer(A="1 - 2 * rng.random((r, k))"),
+    "the numbers of A are drawn from 0 to b, not from −b to b": answer(A="b * rng.random((r, k))"),
+    "the numbers of A are drawn from a normal distribution, not from a uniform distribution": answer(
+        A="b * rng.standard_normal((r, k))"
+    ),
+    "the numbers of A are evenly spaced instead of random": answer(
         A="np.empty((r, k))\n    A.flat[rng.permutation(r * k)] = b * np.arange(-1, 1, 2 / (r * k - 0.5))[: r * k]"
     ),
-    "rows of A are not independent": answer(A="rng.uniform(-b, b, (r, k))\n    A[-1] = A[0]"),
-    "A is zero and B is random": answer(A="np.zeros((r, k))", B="rng.standard_normal((d, r)) / r"),
-    "A and B are both random": answer(B="rng.normal(0, 0.02, (d, r))"),
-    "A and B are both zero": HEAD + "    return np.zeros([r, in_features]), np.zeros([out_features, r])\n",
-    "B is filled with a number that is not zero": answer(B="np.full((d, r), 1e-6)"),
-    "A has the same number everywhere": answer(A="np.full((r, k), b)"),
-    "A is transposed": answer(A="rng.uniform(-b, b, size=(k, r))"),
-    "B is transposed": answer(B="np.zeros_like(np.empty((r, d)))"),
-    "in and out are swapped": answer(b="1 / math.sqrt(d)", A="rng.uniform(-b, b, size=(r, d))", B="np.zeros((k, r))"),
-    "B is returned before A": answer(end="return B, A"),
-    "the given rng is not used": answer(A="np.random.RandomState(42).uniform(-b, b, (r, k))", end="return (A, B)"),
+    "the rows of A are not independent of each other": answer(A="rng.uniform(-b, b, (r, k))\n    A[-1] = A[0]"),
+    "A starts at zero and B is random, not the reverse": answer(
+        A="np.zeros((r, k))", B="rng.standard_normal((d, r)) / r"
+    ),
+    "A and B are both random, but B must start at zero": answer(B="rng.normal(0, 0.02, (d, r))"),
+    "A and B are both zero, but A must be random": HEAD
+    + "    return np.zeros([r, in_features]), np.zeros([out_features, r])\n",
+    "B starts with a number that is not zero": answer(B="np.full((d, r), 1e-6)"),
+    "all numbers of A are equal": answer(A="np.full((r, k), b)"),
+    "A has the transposed shape (in, r) instead of (r, in)": answer(A="rng.uniform(-b, b, size=(k, r))"),
+    "B has the transposed shape (r, out) instead of (out, r)": answer(B="np.zeros_like(np.empty((r, d)))"),
+    "the numbers of input and output features are swapped in the shapes of A and B": answer(
+        b="1 / math.sqrt(d)", A="rng.uniform(-b, b, size=(r, d))", B="np.zeros((k, r))"
+    ),
+    "the function returns B, A instead of A, B": answer(end="return B, A"),
+    "the random generator rng of the caller is not used": answer(
+        A="np.random.RandomState(42).uniform(-b, b, (r, k))", end="return (A, B)"
+    ),
 }
 
 UNKNOWN = [

@@ -19,45 +19,57 @@ def binomial(shape):
 
 
 ANSWERS = {
-    "the frozen path has dropout too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
-    "the whole dx is masked": answer(dx="m * (dy @ (W + D))"),
-    "only the frozen path has dropout": answer(y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"),
-    "all tokens have the same mask": answer(m=binomial("(1, x.shape[1])")),
+    "the frozen path x Wᵀ has dropout too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
+    "the whole gradient dx is masked, not only the bypass's part": answer(dx="m * (dy @ (W + D))"),
+    "the frozen path has dropout instead of the bypass": answer(
+        y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"
+    ),
+    "all tokens have the same dropout mask": answer(m=binomial("(1, x.shape[1])")),
     "all features of a token are dropped together": answer(m=binomial("len(x)") + "\n    m = m[:, None]"),
-    "the whole input is dropped or kept at once": answer(m="(rng.uniform() > p) / (1 - p)"),
-    "the backward pass draws a mask of its own": answer(dx=f"dy @ W + (dy @ D) * {binomial('x.shape')}"),
-    "the backward pass has no mask": answer(dx="dy @ (W + D)"),
-    "the kept numbers are not rescaled": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1.0)"),
-    "the forward pass does not rescale the kept numbers": answer(y="x @ W.T + np.where(m > 0, x, 0) @ D.T"),
-    "the backward pass does not rescale the kept numbers": answer(dx="dy @ W + np.where(m > 0, dy @ D, 0)"),
-    "numbers are kept with probability p instead of dropped": answer(m="rng.choice([0, 1], x.shape, p=[1 - p, p]) / p"),
-    "half of the numbers are dropped for every p": answer(m="rng.integers(0, 2, x.shape) / (1 - p)"),
-    "the kept numbers are divided by p": answer(m="(rng.random(x.shape) > p) * p**-1"),
-    "the kept numbers are made smaller": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1 - p)"),
-    "the bypass's output is dropped": answer(
+    "the whole input x is dropped or kept at once": answer(m="(rng.uniform() > p) / (1 - p)"),
+    "the backward pass draws a second dropout mask": answer(dx=f"dy @ W + (dy @ D) * {binomial('x.shape')}"),
+    "the backward pass does not apply the dropout mask": answer(dx="dy @ (W + D)"),
+    "the kept numbers of x are not divided by 1 − p": answer(m="np.where(rng.random(x.shape) < p, 0.0, 1.0)"),
+    "the forward pass does not divide the kept numbers of x by 1 − p": answer(
+        y="x @ W.T + np.where(m > 0, x, 0) @ D.T"
+    ),
+    "the backward pass does not divide the gradients of the kept numbers by 1 − p": answer(
+        dx="dy @ W + np.where(m > 0, dy @ D, 0)"
+    ),
+    "the numbers of x are kept with probability p instead of dropped": answer(
+        m="rng.choice([0, 1], x.shape, p=[1 - p, p]) / p"
+    ),
+    "half of the numbers of x are dropped, whatever p is": answer(m="rng.integers(0, 2, x.shape) / (1 - p)"),
+    "the kept numbers of x are divided by p, not by 1 − p": answer(m="(rng.random(x.shape) > p) * p**-1"),
+    "the kept numbers of x are made smaller instead of larger": answer(
+        m="np.where(rng.random(x.shape) < p, 0.0, 1 - p)"
+    ),
+    "dropout is applied to the output of the bypass, not to x": answer(
         m=binomial("(len(x), len(W))"), y="x @ W.T + m * (x @ D.T)", dx="dy @ W + (m * dy) @ D"
     ),
-    "the hidden features are dropped": answer(
+    "dropout is applied to the hidden features x Aᵀ, not to x": answer(
         m=binomial("(x @ A.T).shape"),
         y="x @ W.T + scaling * ((m * (x @ A.T)) @ B.T)",
         dx="dy @ W + scaling * ((m * (dy @ B)) @ A)",
     ),
-    "the layer's output is dropped": answer(m=binomial("dy.shape"), y="m * (x @ (W + D).T)", dx="(m * dy) @ (W + D)"),
-    "the mask is applied to dy": answer(dx="dy @ W + (m * dy) @ D"),
-    "no number is dropped": answer(y="x @ (W + D).T", dx="dy @ (W + D)"),
-    "the given generator is not used": answer(before="rng = np.random.default_rng()"),
-    "numbers are dropped with a probability other than p": answer(
+    "dropout is applied to the output y of the layer, not to x": answer(
+        m=binomial("dy.shape"), y="m * (x @ (W + D).T)", dx="(m * dy) @ (W + D)"
+    ),
+    "the dropout mask is applied to dy in the backward pass, not to dx": answer(dx="dy @ W + (m * dy) @ D"),
+    "no number of x is dropped": answer(y="x @ (W + D).T", dx="dy @ (W + D)"),
+    "the random generator rng of the caller is not used": answer(before="rng = np.random.default_rng()"),
+    "the numbers of x are dropped with a probability other than p": answer(
         m="(abs(rng.standard_normal(x.shape)) > p) / (1 - p)"
     ),
-    "the same number of features is dropped in every call": answer(
+    "an equal number of features is dropped in every call": answer(
         before="drop = rng.choice(x.size, int(p * x.size), replace=False)",
         m="np.ones(x.shape) / (1 - p)\n    m.flat[drop] = 0",
     ),
-    "the bypass lacks its scaling, forward and backward": answer(before="scaling = 1"),
-    "y lacks the scaling": answer(y="x @ W.T + (x * m) @ (B @ A).T"),
-    "dx lacks the scaling": answer(dx="dy @ W + m * (dy @ B @ A)"),
-    "dx lacks the frozen path": answer(dx="m * np.dot(dy, D)"),
-    "y lacks the frozen path": answer(y="(m * x) @ D.T"),
+    "the factor scaling is missing in the bypass, in y and in dx": answer(before="scaling = 1"),
+    "the factor scaling is missing in y": answer(y="x @ W.T + (x * m) @ (B @ A).T"),
+    "the factor scaling is missing in the gradient dx": answer(dx="dy @ W + m * (dy @ B @ A)"),
+    "the gradient dx lacks the part of the frozen path x Wᵀ": answer(dx="m * np.dot(dy, D)"),
+    "the output y lacks the frozen path x Wᵀ": answer(y="(m * x) @ D.T"),
 }
 
 UNKNOWN = [
