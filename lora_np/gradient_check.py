@@ -286,7 +286,9 @@ def _compare(
     for name, gradient in gradients.items():
         value, worst = values[name], 0.0
         if gradient.shape != value.shape:
-            raise ValueError(f"the gradient of {name} has shape {gradient.shape}; expected {value.shape}, as {name}")
+            raise ValueError(
+                f"the gradient of {name} has shape {gradient.shape}; expected {value.shape}, the shape of {name}"
+            )
         xp = array_module(value)
         for _ in range(directions):
             v = _normal(value.shape, value, rng)

@@ -220,7 +220,7 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the start of $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. The third and the fourth line differ from the plain run by a large part of this difference. The line with a constant $\eta^2\alpha$ differs less from the plain run than the line with a constant $\eta\,\alpha$.
+# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the start of $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. In the third and the fourth line, a large part of this effect is missing. The line with a constant $\eta^2\alpha$ differs less from the plain run than the line with a constant $\eta\,\alpha$.
 #
 # *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #

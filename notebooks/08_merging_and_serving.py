@@ -64,7 +64,7 @@ Markdown(
 # %% [markdown]
 # Whether merged models are faster depends on the workload. If all rows use the same adapter ("identical"), a merged model is faster than the base with adapters. If each row uses a different adapter ("distinct"), merged models are slower than the base with adapters. With merged models each row needs its own model, so a batch of 32 rows reads the weights of 32 models.
 #
-# An adapter of "tiny" needs a tenth of the base's memory, because the matrices of this model are narrow. In a wider model, an adapter needs a smaller share of the base's memory. For a model with 7 billion parameters, an adapter with the same settings needs only a few thousandths of the base's memory. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) describe a server that uses thousands of adapters with one base.)
+# An adapter of "tiny" needs a tenth of the base's memory, because the matrices of this model are narrow. In a wider model, the memory of an adapter is a smaller share of the base's memory. For a model with 7 billion parameters, an adapter with the same settings needs only a few thousandths of the base's memory. ([Sheng et al. 2023](https://arxiv.org/abs/2311.03285) describe a server that uses thousands of adapters with one base.)
 #
 # ## Two adapters
 #
@@ -187,7 +187,7 @@ print("the base's weight is still the same array:", layer.base_layer.weight.valu
 # %% [markdown]
 # ## Mixed batches
 #
-# In a mixed batch, each row $i$ has its own adapter with the number $\mathrm{idx}[i]$. If $\mathrm{idx}[i] = -1$, the row has no adapter. The next cell computes the following output $y_i$ of a row with an adapter, in a loop over the rows:
+# In a mixed batch, each row $i$ has its own adapter with the number $\mathrm{idx}[i]$. If $\mathrm{idx}[i] = -1$, the row has no adapter. The next cell loops over the rows. For a row with an adapter, it computes
 #
 # $$y_i \;=\; x_i W^\top + s\,\bigl(x_i A_{\mathrm{idx}[i]}^\top\bigr)\, B_{\mathrm{idx}[i]}^\top$$
 

@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--raw",
         dest="chat",
         action="store_false",
-        help="the prompt is the beginning of a text; print it and its continuation (default for other models)",
+        help="the prompt is the beginning of a text; print the text with its continuation (default for tiny and for "
+        "models without a chat template)",
     )
     prompts.add_argument("--system", metavar="TEXT", help="system message of the conversation (default: none)")
     sampling = parser.add_argument_group("generation")

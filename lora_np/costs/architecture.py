@@ -176,7 +176,7 @@ def llama(
     Returns
     -------
     Architecture
-        The architecture, to be given to `count`, `flops`, `memory` or `report`.
+        The architecture. Pass it to `count`, `flops`, `memory` or `report`.
 
     Examples
     --------
@@ -220,7 +220,7 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     Returns
     -------
     Architecture
-        The architecture, to be given to `count`, `flops`, `memory` or `report`.
+        The architecture. Pass it to `count`, `flops`, `memory` or `report`.
 
     Examples
     --------

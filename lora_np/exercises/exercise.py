@@ -123,8 +123,8 @@ class Exercise:
     needs : str
         What a student should read or do before the exercise.
     cases : callable
-        A function that returns the cases; all calls return equal cases. The cases must be able to distinguish the known
-        mistakes.
+        A function that returns the cases; all calls return equal cases. Each known mistake must
+        give a wrong result in at least one case.
     mistakes : tuple of Mistake
         The known mistakes.
     returns : tuple of str

@@ -119,7 +119,8 @@ def _open_shards(folder: Path) -> Iterator[StoredArrays]:
         if places != set(shard_of.items()):
             missing, unknown = sorted(shard_of.items() - places), sorted(places - shard_of.items())
             raise KeyError(
-                f"{index} does not match its shards: missing {missing or 'none'}; not in the index {unknown or 'none'}"
+                f"{index} does not match its shards: no shard contains {missing or 'other arrays'}; the index does not list "
+                f"{unknown or 'other arrays'}"
             )
         shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
         yield StoredArrays(shapes, lambda name: shards[shard_of[name]][name], {})

@@ -101,9 +101,13 @@ WRONG_SHARDS = {
     "an array in another shard": (
         lambda m: dict.fromkeys(m, next(iter(m.values()))),
         KeyError,
-        "missing .* not in the index",
+        "no shard contains .* does not list",
     ),
-    "an array that no shard has": (lambda m: m | {"x": next(iter(m.values()))}, KeyError, r"missing \[\('x', 'model-"),
+    "an array that no shard has": (
+        lambda m: m | {"x": next(iter(m.values()))},
+        KeyError,
+        r"no shard contains \[\('x', 'model-",
+    ),
     "an array that the index leaves out": (lambda m: dict(list(m.items())[1:]), KeyError, "embed_tokens"),
     "a shard elsewhere": (lambda m: dict.fromkeys(m, "../model.safetensors"), ValueError, "a file in the same folder"),
     "a shard that is not a name": (lambda m: dict.fromkeys(m, 3), ValueError, "names 3"),

@@ -146,8 +146,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "none of the matrices W, A and B is transposed",
-            "For square matrices your code runs without an error. Which symbol after W, A and B in the "
-            "equation is missing in your code?",
+            "For square matrices your code runs without an error. In the equation, each of W, A and B "
+            "has the same symbol. Is this symbol in your code?",
             {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
         ),
         Mistake(

@@ -16,7 +16,7 @@ from lora_np.exercises import check
 
 # %%
 def init_lora(out_features, in_features, r, rng):
-    """Return A (r, in_features) and B (out_features, r); rng is a np.random.Generator."""
+    """Return A (r, in) and B (out, r); rng is a np.random.Generator."""
     # BEGIN SOLUTION
     fan_in = in_features
     a = np.sqrt(5)

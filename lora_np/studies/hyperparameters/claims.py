@@ -151,7 +151,7 @@ def alpha_and_rate(table: Table) -> Claim:
     at_one, at_own = (
         Finding(f"hyperparameters.alpha.spread.{name}", width(by_a), f"{at} {span} {width(by_a):.3f} {LOSS}.", LOSS)
         for name, by_a, at in (
-            ("fixed", fixed, "All values of α have one common learning rate."),
+            ("fixed", fixed, "In this comparison, all runs use the same learning rate."),
             ("own", own, OWN),
         )
     )
@@ -316,7 +316,8 @@ def large_batches(table: Table) -> Claim:
         f"gap {gaps[few].number} {LOSS} in batches of {few}, {gaps[many].number} of {many}",
         STUDY,
         tuple(gaps.values()),
-        f"All runs read equally many tokens. {paragraph(*(gap.sentence for gap in gaps.values()))} The gap is LoRA's loss minus "
+        "All runs read the same number of tokens. "
+        f"{paragraph(*(gap.sentence for gap in gaps.values()))} The gap is LoRA's loss minus "
         f"full fine-tuning's loss. {change}",
     )
 

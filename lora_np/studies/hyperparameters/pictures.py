@@ -218,7 +218,7 @@ def batch_size_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Full fine-tuning is coral, and LoRA is cyan. All runs read equally many tokens.
+        Full fine-tuning is coral, and LoRA is cyan. All runs read the same number of tokens.
 
     Examples
     --------
@@ -234,7 +234,7 @@ def batch_size_chart(table: Table) -> Figure:
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     first, *_, last = (f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
     title = f"Loss of LoRA minus full fine-tuning: {first}, {last}"
-    same = "all runs read equally many tokens, each at its best learning rate η"
+    same = "all runs read the same number of tokens and use their best learning rate η"
     figure = new_figure(9, 4.4, title, f"{same}\n{measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}

@@ -132,7 +132,7 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Measure whether LoRA suffers more than full fine-tuning from large batches (Schulman et al.
 
-    2025). All runs read equally many tokens.
+    2025). All runs read the same number of tokens.
     """
     tuner = Tuner(setting, workers, folder)
     runs = [with_batch(run, b) for b in setting.batch_sizes for run in (setting.full(), setting.recipe())]
@@ -140,7 +140,7 @@ def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None)
 
 
 def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
-    """Return the run with another batch size, and with as many steps as it needs to read equally many tokens."""
+    """Return the run with another batch size, and with the number of steps in which it reads the same number of tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 

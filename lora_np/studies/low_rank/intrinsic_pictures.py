@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,7 +59,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
         name, colour, _ = LOOKS[base]
         upper = share == max(start for _, start in starts.values())
         crossed = upper and share < level < share + 20  # the 90 % line would run through a label above the curve
-        where = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
+        where: dict[str, Any] = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
         note(ax, name, (d, share), colour=colour, **BOLD, **where)
     if lora is not None:
         _lora(ax, s["lora"], lora)

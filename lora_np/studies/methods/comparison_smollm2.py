@@ -55,7 +55,10 @@ FULL = Setting()
 
 
 def measure(run: MethodFineTuning) -> dict[str, Any]:
-    """Train once and return the row of `voice_task.measure`, without answers. The losses are None if the run diverged."""
+    """Train once and return the row of `voice_task.measure` without the generated answers.
+
+    The losses are None if the run diverged.
+    """
     return voice_task.measure(run, lambda model, run: voice_task.losses(model, run) | trained(model))
 
 

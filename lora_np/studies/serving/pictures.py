@@ -88,8 +88,8 @@ def combinations_chart(table: Table) -> Figure:
     kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
     losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
     subtitle = (
-        "dots: ways to combine two adapters; in brackets: the best common factor of their two weights\n"
-        "squares: the base and the single adapters; line: the type cat with other pairs of weights"
+        "dots: types of combination; in brackets: the best number by which both weights are multiplied\n"
+        "squares: the base and the single adapters; line: the type “cat” with other weights"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)

@@ -32,7 +32,8 @@ class CompetitorFailed(RuntimeError):
 class Competitor:
     """One process of `competitors.py`, which runs one implementation on one case.
 
-    `about` holds what the process reports about itself. `turns` holds the mean seconds per step of each turn.
+    `about` holds what the process reports about itself. Competitors are timed in turns.
+    `turns` has one number per turn: the mean seconds per step.
     """
 
     def __init__(self, name: str, case: Case, threads: int, folder: Path) -> None:
