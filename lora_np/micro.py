@@ -2,8 +2,8 @@
 
 The file needs only NumPy. Run it with `python -m lora_np.micro`.
 
-At the first reading, stop after `merge`. Notebook 02 explains the functions up to `merge`.
-Read the rest after notebook 03b, which derives the gradients of the Transformer.
+At the first reading, stop after `merge`. Notebook 02 explains the functions up to `merge`. Read the
+rest after notebook 03b, which derives the gradients of the Transformer.
 
 Letters: b rows, t tokens per row, N = b·t, d hidden size, f MLP size, n attention heads, d_h head
 size, r rank. Each forward function returns its result and a cache. Its backward function takes the
@@ -60,8 +60,8 @@ def linear(x, W, AB, s):
 def linear_backward(dy, cache, grad):
     """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each receives dy.
 
-    The bypass δ = s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Its factor h = x Aᵀ gives dA = dhᵀ x
-    and adds dh A to dx.
+    The bypass s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Then h = x Aᵀ gives dA = dhᵀ x and adds
+    dh A to dx.
     """
     x, h, W, AB, s = cache
     dx = dy @ W

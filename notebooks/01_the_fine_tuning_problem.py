@@ -68,9 +68,9 @@ show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
 # Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show the memory of full fine-tuning for each model. LoRA needs as much memory for the weights (grey) as full fine-tuning, and saves almost all other memory. QLoRA stores
-# each frozen weight in about four bits, so the weights take less memory than with LoRA. The green and hollow parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
+# each frozen weight in about four bits, so the weights take less memory than with LoRA. The green parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass, and temporary arrays (part 6). The white parts with a green edge are the additional activations of training without gradient checkpointing. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
 #
-# The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB and 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
+# The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB or 80 GB. The upper panel shows only the line for 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
 #
 # The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the size of the part. The formulas also give the sizes of the parts for models
 # that are too large to train on an ordinary computer.
@@ -504,7 +504,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does", and run all cells again each time. Divide the memory of LoRA on all linear layers of tiny by the memory of full fine-tuning. How does this ratio change with `rows`, and why?
+# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does". Each time, run this cell again, and then all cells of the sections "Part 6" and "What LoRA changes". Divide the memory of LoRA on all linear layers of tiny by the memory of full fine-tuning. How does this ratio change with `rows`, and why?
 #
 # <details><summary>Hint</summary>
 #

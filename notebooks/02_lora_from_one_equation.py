@@ -13,7 +13,7 @@
 # %% [markdown]
 # # LoRA from one equation
 #
-# What is LoRA? One equation describes LoRA. About 200 lines of code are enough for a language model with LoRA, including gradients and training. This notebook shows the equation and the most important of these lines. Then the notebook counts the parameters that LoRA trains.
+# What is LoRA? One equation describes LoRA. Fewer than 200 lines of code, without the blank lines, are enough for a language model with LoRA, including gradients and training. This notebook shows the equation and the most important of these lines. Then the notebook counts the parameters that LoRA trains.
 #
 # **You will learn** to
 #
@@ -59,7 +59,7 @@ plots.bypass_diagram();
 #
 # ## LoRA in 200 lines
 #
-# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. The rest of the file uses the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
+# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. This part also contains two helper functions. `load` reads the weights from a file, and `flat` turns the tokens of all rows into the rows of one matrix. The rest of the file uses the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
 
 # %%
 def source(function):
@@ -78,6 +78,8 @@ source(micro.init_lora)
 
 # %% [markdown]
 # With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$. Each number of $h = xA^\top$ is a sum of *in* products with random signs. The typical size of such a sum is $\sqrt{\text{in}}$ times the size of one product. The bound $1/\sqrt{\text{in}}$ cancels this factor, so the size of $h$ does not depend on the number of input features.
+#
+# Why is $B$ zero, and not $A$? With $A = 0$ and a random $B$, $\Delta W$ would be zero too, and the adapter would also learn. With $B = 0$ the first training step changes only $B$, and with $A = 0$ it would change only $A$. The LoRA paper and PEFT choose $B = 0$. [Hayou et al. (2024)](https://arxiv.org/abs/2406.08447) compared the two choices. On average, $B = 0$ gave better results than $A = 0$. According to their analysis, the reason may be that $B = 0$ allows a larger learning rate.
 #
 # Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
 # probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.

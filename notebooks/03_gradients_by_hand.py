@@ -18,7 +18,7 @@
 #
 # **You will learn to**
 #
-# - derive the gradients with respect to $A$, $B$ and $x$ with one rule about indices,
+# - derive the gradients with respect to $A$, $B$ and $x$ with one rule,
 # - prove with the complex step that a gradient is right, and choose inputs that do not hide a mistake,
 # - compute the cost of a LoRA step, and compare this cost with the cost of a full fine-tuning step.
 #
@@ -119,11 +119,13 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj}$$
 #
-# The chain rule adds up all paths from $W_{ij}$ to the loss. The weight $W_{ij}$ is used in $y_{ni}$ for every token $n$, each time with the factor $x_{nj}$:
+# **The rule: the gradient of a number is a sum over all outputs that depend on this number. Each term of the sum is the gradient of one output, multiplied by the derivative of this output with respect to the number.**
+#
+# This rule is the chain rule: it adds up all paths from the number to the loss. For example, the weight $W_{ij}$ is used in $y_{ni}$ for every token $n$, each time with the factor $x_{nj}$:
 #
 # $$dW_{ij} = \sum_n dy_{ni}\, x_{nj}$$
 #
-# **The rule: an index that appears twice in the product is summed. The other indices give the shape of the result.** In $dy_{ni}\,x_{nj}$ the index $n$ appears twice and is summed. The indices $i$ and $j$ are left, so $dW$ has the shape (out, in).
+# For matrix products, the rule has a short form: *the index that appears in both factors is summed, and the other indices give the shape of the result.* In $dy_{ni}\,x_{nj}$ the index $n$ appears in both factors and is summed. The indices $i$ and $j$ are left, so $dW$ has the shape (out, in). The short form holds only for matrix products. For other layers, use the rule itself.
 #
 # A matrix product sums over one index, which must be the *last* index of the left factor and the *first* index of the right factor. In $dy_{ni}\,x_{nj}$ the index $n$ is the first index of $dy$, so $dy$ must be transposed: $(i,n)\,(n,j) \to (i,j)$, and $dW = dy^\top x$.
 #
@@ -433,7 +435,7 @@ for d in widths:
 #
 # ## Recap
 #
-# The gradient of each array follows from one rule: write the forward pass with indices and sum the index that appears twice. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, but LoRA computes them without
+# The gradient of each array follows from one rule: the gradient of a number is a sum over all outputs that depend on this number. For matrix products, this sum runs over the index that appears in both factors. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, but LoRA computes them without
 # computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check is reliable only with general inputs: at $B = 0$ or with symmetric matrices a mistake
 # can stay hidden. In a square layer, a LoRA step takes $2/3 + 2r/d$ of the operations of a full fine-tuning step: $2/3$ for the products with $W$, and $2r/d$ for the bypass.
 #
@@ -475,7 +477,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# The index $n$ is summed: $db_i = \sum_n dy_{ni}$, in NumPy `dy.sum(axis=0)`. The gradients $dx$, $dA$ and $dB$ do not change.
+# For every token $n$ the output $y_{ni}$ depends on $b_i$, so the sum runs over $n$: $db_i = \sum_n dy_{ni}$, in NumPy `dy.sum(axis=0)`. The gradients $dx$, $dA$ and $dB$ do not change.
 #
 # </details>
 #
@@ -512,7 +514,7 @@ for d in widths:
 #
 # </details>
 #
-# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy of the exercises. **Close this notebook first**, and derive both gradients from the rule about indices.
+# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy of the exercises. **Close this notebook first**, and derive both gradients from the rule of this notebook.
 #
 # <details><summary>Hint</summary>
 #

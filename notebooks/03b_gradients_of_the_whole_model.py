@@ -59,7 +59,7 @@ block_diagram();
 # | softmax | inside attention: turns scores into weights that are positive and sum to 1 |
 # | rotary | inside attention: makes the scores depend on the distance between two tokens |
 # | SwiGLU | the nonlinearity of the MLP: without SwiGLU, the linear layers before and after it could be replaced by one linear layer |
-# | ⊕ | a *residual* connection: adds the result of attention or of the MLP to $x$, so the gradient also reaches $x$ unchanged |
+# | ⊕ | a *residual* connection: adds the result of attention or of the MLP to $x$, so the gradient also reaches $x$ unchanged. The vectors $x$ that pass through all these additions are called the *residual stream* |
 #
 # The table leaves out two layers outside the blocks: the output head and the embedding. The output head is a linear layer. The embedding looks up the vector of each byte in a table. The file `lora_np/ops/embedding.py` computes the gradient of the embedding.
 #
@@ -311,7 +311,7 @@ print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0
 #
 # So the score depends only on the *difference* of the angles, that is, on the distance between the two tokens.
 #
-# The features of a query or a key form pairs $(x_c, x_{c+d_h/2})$. Each pair is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In notebook 01, $\theta$ has another meaning: a parameter of the model.)
+# The features of a query or a key form pairs $(x_c, x_{c+d_h/2})$. Here $c$ counts from 0 to $d_h/2 - 1$, as in the code. Each pair is rotated by its own angle $\varphi = \text{position} \cdot \theta^{-2c/d_h}$. Usually $\theta = 10000$. (In notebook 01, $\theta$ has another meaning: a parameter of the model.)
 #
 # Why do the pairs have different angles? The first pair rotates by 1 radian per token, so the angles of neighbouring tokens differ clearly. But after about six tokens the first pair has made a full turn. So the first pair cannot distinguish a distance of one token from a distance of about seven tokens. The last pair rotates so slowly that a full turn takes
 # thousands of tokens (for the usual sizes of $d_h$). So the angle of the last pair distinguishes distant tokens, but this angle is nearly equal for neighbouring tokens.
