@@ -59,8 +59,8 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
         name, colour, _ = LOOKS[base]
         upper = share == max(start for _, start in starts.values())
         crossed = upper and share < level < share + 20  # the 90 % line would run through a label above the curve
-        where: dict[str, Any] = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
-        note(ax, name, (d, share), colour=colour, **BOLD, **where)
+        place: dict[str, Any] = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
+        note(ax, name, (d, share), colour=colour, **BOLD, **place)
     if lora is not None:
         _lora(ax, s["lora"], lora)
     ax.axhline(level, color=FAINT_INK, lw=1, ls=(0, (4, 2)))
