@@ -174,7 +174,7 @@ show(lines, dict(zip(lines[0], ("", "", "g", "g", ".0f"), strict=True)))
 display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2-135m")))
 
 # %% [markdown]
-# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times as high as $r = 8$. The weight matrices of the keys and values have the lowest rank90 because they have the fewest rows. If we divide each rank90 by the rank90 of a random matrix of the same shape, the keys and values have about the same result as the other attention matrices.
+# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times as high as $r = 8$. With full fine-tuning, the weight matrices of the keys and values have the lowest rank90 because they have the fewest rows. To compare matrices of different shapes, look at the numbers beside the bars. In the model tiny, the numbers of the keys and values are about the same as the numbers of the queries and the output projection. In SmolLM2, the numbers of the keys and values lie between the numbers of the other two attention matrices and the numbers of the MLP.
 #
 # So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than the rank90 of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). In SmolLM2, LoRA may use eight directions per weight matrix, but fewer than eight directions hold 90 % of the energy of LoRA's $\Delta W$.
 # So a low rank is enough to learn the voice of the lighthouse keeper. But full fine-tuning, which may use any rank, does not find a $\Delta W$ of low rank.
@@ -286,7 +286,7 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 #
 # $$\text{amplification} = \frac{\lVert \Delta W \rVert_F}{\lVert U^\top W V \rVert_F}$$
 #
-# An amplification of 5 means that $\Delta W$ is five times as large as $U^\top W V$. (The norm of $\Delta W$ counts all directions of $\Delta W$, not only the top $r$ directions.)
+# An amplification of 5 means that $\Delta W$ is five times as large as $U^\top W V$. An amplification below 1 means that $\Delta W$ is smaller than $U^\top W V$. (The norm of $\Delta W$ counts all directions of $\Delta W$, not only the top $r$ directions.)
 #
 # Hu et al. found that $W$ is many times as large in the directions of $\Delta W$ as in random directions. They also found that $\Delta W$ amplifies these directions. Hu et al. conclude that LoRA amplifies features that $W$ has learned but does not emphasise. **Predict.** Will we find the two results of Hu et al. in the model tiny too?
 
@@ -300,7 +300,7 @@ print(f"\n‖ΔW‖ = {one['norm_delta']:.2f}, so the amplification is {one['fac
 plots.amplification_chart(compared);
 
 # %% [markdown]
-# The table above is about one weight matrix of the full fine-tuning run in this notebook. The picture shows all weight matrices that have an adapter in the LoRA runs of the study. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
+# The table above is about one weight matrix of the full fine-tuning run in this notebook. The picture shows all weight matrices that have an adapter in the LoRA runs of the study. Each point is the median of one kind of matrix. The title of the picture gives one median over all matrices for each rank, so single points can lie above or below these medians. The next cell compares the query matrices of these LoRA runs with the query matrix of GPT-3 in the paper.
 
 # %%
 for r in (4, 64):
@@ -308,7 +308,7 @@ for r in (4, 64):
     display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - As in the paper of Hu et al., $\Delta W$ does not repeat the top directions of $W$. In the directions of $\Delta W$, $W$ is much smaller than in the top directions of $W$.
+# - As in the paper of Hu et al., $\Delta W$ does not repeat the top directions of $W$. At $r = 4$, $W$ is much smaller in the directions of $\Delta W$ than in the top directions of $W$. At $r = 64$, the difference is smaller, because 64 directions are a large part of all directions. The weight matrices of the keys and values have only 64 rows, so there $U$ includes every direction of the output.
 # - Unlike in the paper of Hu et al., $W$ is only a little larger in the directions of $\Delta W$ than in random directions. At $r = 4$, the amplification is about a quarter of the amplification in the paper.
 # - The amplification falls with the rank, as in the paper, because with a larger rank, $U^\top W V$ includes more directions of $W$.
 #

@@ -56,7 +56,7 @@ runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tin
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines is the increase of the loss by rounding. QLoRA's training starts from the rounded base and removes a part of this increase.
+# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines is the increase of the loss by rounding. QLoRA's training starts from the rounded base, so QLoRA starts at the higher loss. After training on "tiny", QLoRA and LoRA have nearly the same loss, so hardly anything of the increase remains. After training on SmolLM2, a part of the increase remains.
 
 # %%
 Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
@@ -125,13 +125,14 @@ exact = " and ".join(f"{x:g}".replace("-", "−") for x in w[errors < 1e-7])
 worst = errors.argmax()
 Markdown(
     f"Exact are {exact}: zero, and the weight with the largest magnitude. Both are always "
-    f"exact. The weight {w[worst]:g} has the largest error, {errors[worst]:.3f}."
+    f"exact if the absmax is stored in float32. The weight {w[worst]:g} has the largest "
+    f"error, {errors[worst]:.3f}."
 )
 
 # %% [markdown]
 # ## The absmax values need bits too: double quantisation
 #
-# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. It then stores each difference in 8 bits. Each block of 256 differences has one float32 scale.
+# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. It then stores each difference in 8 bits. Each block of 256 differences has one float32 scale. Now the absmax values are rounded too, so the decoded largest weight of a block is usually not exact. A weight of zero is still exact. The function `quantize_model` uses double quantisation by default, and the function `quantize_4bit` does not.
 
 # %%
 block, absmax_block = 64, 256
@@ -166,7 +167,7 @@ plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3, neighbouring values of FP4 have a distance of only 1/12. Neighbouring values of int4 always have a distance of 1/7. All weights of a block are divided by the largest magnitude of the block. In a small block the largest magnitude is not very large. So the divided weights are spread over the whole range from −1 to 1, and many of these weights lie in the gaps of FP4. In a large block the largest magnitude is larger, so more of the divided weights have magnitudes below 1/3. Therefore the order of the formats depends not only on the formats themselves but also on the block size.
+# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3, neighbouring values of FP4 have a distance of only 1/12. Neighbouring values of int4 always have a distance of 1/7. All weights of a block are divided by the largest magnitude of the block. In a small block the largest magnitude is not very large. So the divided weights are spread over the whole range from −1 to 1, and some weights lie in the widest gap of FP4, from 2/3 to 1. In a large block the largest magnitude is larger, so hardly any weights lie between 2/3 and 1. More weights lie between 1/6 and 1/3, where FP4 has a smaller error than int4. More weights also lie in the gap from almost zero to 1/6, but in this gap FP4 is only a little worse than int4. Therefore the order of the formats depends not only on the formats themselves but also on the block size.
 #
 # ## The gradients are exact
 #
@@ -187,7 +188,7 @@ print(f"dA and dB of all {len(result.errors) // 2} layers against the complex st
 print(f"largest relative error {max(result.errors.values()):.0e}")
 
 # %% [markdown]
-# The gradients are exact for the rounded model. But the rounded model differs from the original model, so the gradients of the two models have different directions. **Predict** the cosine between the gradient of the rounded model and the gradient of the original model on the same batch. Predict also the cosine between two gradients of the original model on two different batches.
+# The gradients are exact for the rounded model. But the rounded model differs from the original model, so the gradients of the two models have different directions. The next picture compares these gradients on "tiny". Both models have the same adapter, which was trained on the original weights for 60 steps. So $B$ is not zero, and $dA$ is not zero either. **Predict** the cosine between the gradient of the rounded model and the gradient of the original model on the same batch. Predict also the cosine between two gradients of the original model on two different batches.
 
 # %%
 plots.gradient_cosines(Table.load("../figures/data/quantization_gradients.json"));
@@ -259,6 +260,8 @@ for name, model in models.items():
 show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "seconds": ".1f"})
 
 # %% [markdown]
+# Before the first step, $B$ is zero, so each model has the loss of its base. The loss of QLoRA starts higher than the loss of LoRA, and the loss of QLoRA falls a little more in the same number of steps. After the last step, the loss of QLoRA is still a little higher than the loss of LoRA.
+#
 # ## Three ways to merge
 #
 # To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes and no $W$ to which $s\,BA$ could be added, so the method `merge_adapter` raises an error. There are three common ways to merge a QLoRA adapter:
@@ -320,6 +323,8 @@ lines = [{"model": table.settings["model"]} | row for table in routes for row in
 show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept": ".0%"})
 
 # %% [markdown]
+# The rows "as trained" show one run with one seed. The losses at the beginning of this notebook are means over three seeds, so they differ a little from the losses in these rows.
+#
 # Only the first way to merge gives the same outputs as the trained model. The second way gives a *different* model. In these runs, this different model has a slightly lower loss than the trained model, because the original weights are more precise than the rounded weights. Do not report the loss of this different model as QLoRA's loss.
 #
 # The third way, merging and quantising again, raises the loss of "tiny" a little and the loss of SmolLM2 very much. The next section explains why.
@@ -398,10 +403,28 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 # A small $\Delta W$ changes all scales of the blocks and hardly any code of a weight.
 #
 # - *Codes*: nearly every weight changes by less than half the distance to the next value, so rounding gives the old code.
-# - *Scales*: the magnitude of the largest weight of a block is the scale of the block, which is not rounded. So the change of the largest weight remains. The largest weight is one of 64 weights of the block, so about 1/64 of $\Delta W$ remains.
+# - *Scales*: the magnitude of the largest weight of a block is the scale of the block. The cell stores the scales in float32, without double quantisation, so the scales are hardly rounded. So the change of the largest weight remains. The largest weight is one of 64 weights of the block, so about 1/64 of $\Delta W$ remains.
 # - *Noise*: all weights of a block are decoded with the new scale. So every other weight of the block also changes, except the weights that are zero. These changes depend on the change of the largest weight and not on the entries of $\Delta W$ for the other weights. So these changes are noise.
 #
 # If $\Delta W$ is larger, the weights with the largest entries of $\Delta W$ get the code of the next value. These entries contribute most to the norm of $\Delta W$, and each of these weights changes by the whole distance to the next value. So most of $\Delta W$ can remain although most codes do not change. The number of changed weights does not tell you which share of $\Delta W$ remains.
+#
+# The cell above does not use double quantisation, but the study of the three ways to merge uses it. **Predict.** With double quantisation, does a larger share, a smaller share or the same share of $\Delta W$ remain?
+
+# %%
+lines = []
+for size in (0.001, 0.01, 0.017, 0.04):  # on SmolLM2, the size of the trained ΔW is 1.7 %
+    change = (size * delta).astype("float32")
+    line = {"‖ΔW‖/‖W‖": size}
+    for name, double_quant in (("float32 scales", False), ("8-bit scales", True)):
+        start = dequantize_4bit(quantize_4bit(W, double_quant=double_quant))
+        stored = quantize_4bit(start + change, double_quant=double_quant)
+        moved = dequantize_4bit(stored) - start
+        line[name] = np.vdot(moved, change) / np.vdot(change, change)
+    lines.append(line)
+show(lines, {"‖ΔW‖/‖W‖": ".1%", "float32 scales": ".1%", "8-bit scales": ".1%"})
+
+# %% [markdown]
+# If $\Delta W$ is very small, less of $\Delta W$ remains with double quantisation, because many scales are rounded back to their old 8-bit values. If $\Delta W$ is as large as on SmolLM2, about the same share remains with and without double quantisation: a little more than 1/64. In the study of SmolLM2, a larger share remained, so the scales alone do not explain this share. A possible reason is that the entries of a trained $\Delta W$ are more unequal than the entries of the random $\Delta W$ in the cells, so some weights get a new code. This notebook does not test this reason.
 #
 # ## Recap
 #
@@ -430,7 +453,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Answer</summary>
 #
-# Before the merge, each weight is exactly one of the numbers that NF4 can store. If the merge changes a weight by less than half the distance to the next such number, the weight keeps its old code. Only the largest weight of each block keeps its change, because its magnitude is the new scale of the block. The new scale also changes the other weights of the block. These changes do not depend on the entries of $\Delta W$ for the other weights.
+# Before the merge, each weight is exactly one of the numbers that NF4 can store. If the merge changes a weight by less than half the distance to the next such number, the weight keeps its old code. Without double quantisation, only the largest weight of each block keeps its change, because its magnitude is the new scale of the block. With double quantisation, the new scale is rounded too. The new scale also changes the other weights of the block. These changes do not depend on the entries of $\Delta W$ for the other weights.
 #
 # </details>
 #
@@ -484,7 +507,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # <details><summary>Hint</summary>
 #
-# Run the last cell of the section "What rounding removes" with the sizes 0.01, 0.02, 0.03 and 0.05.
+# In the section "What rounding removes", run the cell that prints the column "codes changed" with the sizes 0.01, 0.02, 0.03 and 0.05.
 #
 # </details>
 #

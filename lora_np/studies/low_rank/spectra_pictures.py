@@ -54,7 +54,7 @@ def rank_by_layer(table: Table) -> Figure:
     title = f"90 % of ΔW's energy needs {spans['full']} directions (full fine-tuning)"
     title += f" or {spans['lora']} (LoRA)" * ("lora" in spans)
     marks = "dots: layers, the first layer on top; black bars: random matrices of the same shape"
-    numbers = "percentages: the directions that full fine-tuning needs, as a share of those of a random matrix"
+    numbers = "numbers: the directions of full fine-tuning, divided by the directions of a random matrix"
     measured = semicolons(numbers, runs_and_time(table))
     figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7

@@ -102,8 +102,8 @@ def amplification_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One panel per rank, one row per module. Points are means over layers and seeds; lines are the ranges over layers
-        and seeds.
+        One panel per rank, one row per module. Points are medians over layers and seeds; lines are the ranges over
+        layers and seeds.
 
     Examples
     --------
@@ -116,8 +116,11 @@ def amplification_chart(table: Table) -> Figure:
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(inside.values()), max(inside.values()))))
-    norms = "the size of W is ‖Uᵀ W V‖, for r directions in the columns of U and of V; the title gives medians"
-    marks = semicolons("points and lines: mean and range over layers and seeds", runs_and_time(table))
+    norms = "the size of W is ‖Uᵀ W V‖, for r directions in the columns of U and of V"
+    marks = semicolons(
+        "points and lines: median and range over layers and seeds; title: medians over all matrices",
+        runs_and_time(table),
+    )
     title = f"In ΔW's directions, W is {times} times as large as in random directions"
     figure = new_figure(9, 4.4, title, f"{norms}\n{marks}")
     for i, (r, rows) in enumerate(ranks.items()):
@@ -135,9 +138,9 @@ def _inside(ax: Axes, rows: list[dict[str, Any]], labelled: bool) -> None:
         for key, (name, colour, marker) in DIRECTIONS.items():
             ratios = [row[key] / row["in_random"] for row in mine]
             ax.hlines(band, min(ratios), max(ratios), color=colour, lw=1.2)
-            ax.plot(statistics.mean(ratios), band, marker, color=colour, ms=8, mec="white", mew=0.5)
+            ax.plot(statistics.median(ratios), band, marker, color=colour, ms=8, mec="white", mew=0.5)
             if band == 0 and labelled:
-                place, side = (1.08, "left") if key == "in_delta" else (statistics.mean(ratios), "center")
+                place, side = (1.08, "left") if key == "in_delta" else (statistics.median(ratios), "center")
                 note(ax, name, (place, -0.35), (0, 3), colour, ha=side, **BOLD)
     if labelled:
         note(ax, "random", (1, len(modules) - 0.6), (-4, 2), INK, ha="right", **BOLD)
