@@ -457,7 +457,7 @@ for d in widths:
 #
 # </details>
 #
-# 3. Why can the complex step use $h = 10^{-30}$, while a difference cannot use this $h$?
+# 3. Why can the complex step use $h = 10^{-30}$, while a central difference cannot use this $h$?
 #
 # <details><summary>Answer</summary>
 #

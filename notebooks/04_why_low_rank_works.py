@@ -72,7 +72,7 @@ print(f"from the singular values left out {np.sqrt((sigma[r:] ** 2).sum()):.12f}
 plots.photograph(photograph());
 
 # %% [markdown]
-# The photograph is Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions (pairs of singular vectors) hold most of the energy of the photograph, but more directions are needed to recognise the face.
+# The photograph shows Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions (pairs of singular vectors) hold most of the energy of the photograph, but more directions are needed to recognise the face.
 #
 # ## A learned change
 #

@@ -300,7 +300,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# From $r = 4$ on, LoRA on all linear layers recovers at least the same share of the gain as attention-only LoRA with $r = 64$. With $r = 4$, LoRA on all linear layers trains 48,640 parameters, about a sixth of 286,720. So few parameters in each of many layers are better than many parameters in few layers.
+# From $r = 4$ on, LoRA on all linear layers recovers at least the same share of the gain as attention-only LoRA with $r = 64$. With $r = 4$, LoRA on all linear layers trains 48,640 parameters, about a sixth of 286,720. Therefore, it is better to spread few parameters over many layers than to put many parameters into few layers.
 #
 # </details>
 #

@@ -350,7 +350,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# The learning rate may suit the first setting and not the second. In the section about $\alpha$, the losses differ much if all values of $\alpha$ have the same learning rate. The losses hardly differ if each $\alpha$ has its own best learning rate.
+# The learning rate may suit the first setting and not the second. In the section about $\alpha$, the losses differ much if all runs use the same learning rate. The losses hardly differ if each $\alpha$ has its own best learning rate.
 #
 # </details>
 #

@@ -61,7 +61,7 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 #
 # ## Eight strings for the model "tiny"
 #
-# The next cells train the model "tiny" for 120 steps on eight strings. These strings offer 768 bits. Every adapter has rank 1.
+# The next cells train the model "tiny" for 120 steps on eight strings. These strings contain 768 bits. Every adapter has rank 1.
 #
 # **Predict.** Three copies of the model have adapters of rank 1 in different matrices. The first copy has adapters in all linear layers. The second copy has adapters in the matrices q and v. The third copy has adapters in the matrix v alone. Which of the three copies recite all eight strings?
 

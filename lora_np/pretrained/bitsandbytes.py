@@ -130,5 +130,5 @@ def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
     """Raise ValueError if the code table in the file differs from the code table of lora_np by more than rounding."""
     if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
         raise ValueError(
-            f"its {name} is not the table of this type: the weight was quantised with other code values, which are not supported"
+            f"its array {name} differs from the code values of its type; other code values are not supported"
         )

@@ -737,7 +737,7 @@ DAMAGED = {
     ),
     "another code": (
         lambda a: a.update({f"{WEIGHT}.quant_map": a[f"{WEIGHT}.quant_map"] ** 3}),
-        "its quant_map is not the table of this type",
+        "its array quant_map differs from the code values of its type",
     ),
     "an unknown type": (lambda a: set_state(a, quant_type="af4"), "unknown quant_type 'af4'"),
     "an odd block": (lambda a: set_state(a, blocksize=48), "block_size = 48; expected a power of two"),

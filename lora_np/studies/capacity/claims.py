@@ -63,7 +63,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"{growth[0].sentence} {growth[1].sentence} The training runs had not converged. Longer runs could gain as many bits "
             f"again as in the second half of the steps. The power from r = {low} to r = {middle} would then be between "
             f"{between[0]}. The power from r = {middle} to r = {high} would then be between {between[1]}. {few.sentence} "
-            f"{many.sentence}{' More bits offered lead to more bits held, so no limit was found.' * rises} "
+            f"{many.sentence}{' With more strings, LoRA memorised more bits, so no limit was found.' * rises} "
             f"{against.sentence}",
         ),
     ]

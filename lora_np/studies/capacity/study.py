@@ -110,7 +110,7 @@ def strings(count: int, length: int, seed: int) -> np.ndarray:
     n = len(ALPHABET)
     if not 1 <= count <= n**KEY:
         raise ValueError(
-            f"count={count}: expected 1 to {n**KEY}, because a name consists of {KEY} symbols, each one of {n}"
+            f"count = {count}; expected 1 to {n**KEY} strings, because there are only {n**KEY} different names of {KEY} symbols"
         )
     rng = np.random.default_rng([seed, count, length])
     names = rng.choice(n**KEY, count, replace=False)

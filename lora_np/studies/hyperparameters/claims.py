@@ -207,7 +207,7 @@ def rank_stabilised(scaled: Table) -> Claim:
         sentence = f"On the model tiny with s = {rule}, the norm of the first gradient with r = {top} is {times:.2f} times the "
         sentence += f"norm with r = {low}."
         norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
-    root, rate = (low / top) ** 0.5, f"Both scales have the learning rate {s['fixed_lr']:g}."
+    root, rate = (low / top) ** 0.5, f"Both scales are trained with the learning rate {s['fixed_lr']:g}."
     loss = compared("rslora", "s = α/√r", stable[top], "s = α/r", plain[top], rate, f"With r = {top}, ")
     return Claim(
         "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
