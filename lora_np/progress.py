@@ -14,7 +14,14 @@ QUIET = "LORA_NP_QUIET"  # an environment variable; if it is set, a notebook sho
 
 def is_interactive() -> bool:
     """Return True in a terminal, and in a notebook unless LORA_NP_QUIET is set."""
-    return sys.stderr.isatty() or ("ipykernel" in sys.modules and QUIET not in os.environ)
+    return sys.stderr.isatty() or (in_notebook() and QUIET not in os.environ)
+
+
+def in_notebook() -> bool:
+    """Return True if this process is the kernel of a notebook. A process that only imports ipykernel is not a kernel."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def duration(seconds: float) -> str:
@@ -28,7 +35,7 @@ def duration(seconds: float) -> str:
 class Progress:
     """Show progress in a `with` block: `with Progress(total, "convergence") as bar: bar.update(1, loss=2.3)`.
 
-    In a terminal or an interactive notebook, progress is shown as a tqdm.auto bar, or as lines if tqdm is not
+    In a terminal or an interactive notebook, progress is shown as a tqdm bar, or as lines if tqdm is not
     installed. Elsewhere nothing is printed by default, because a bar would fill a log file or a committed notebook.
     With `lines=True`, at most one line every 15 seconds is printed in these places. With `enabled=False`, nothing is
     printed at all. `done` is the number of steps, out of `total`, that an earlier interrupted run has already finished.
@@ -43,7 +50,10 @@ class Progress:
         self.bar: Any = None
         if enabled and is_interactive():
             try:
-                from tqdm.auto import tqdm
+                if in_notebook():
+                    from tqdm.auto import tqdm
+                else:
+                    from tqdm import tqdm
             except ModuleNotFoundError:
                 self.lines = True
             else:

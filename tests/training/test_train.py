@@ -15,7 +15,7 @@ from on_device import assert_allclose, xp
 
 from lora_np import SGD, AdamW, LoraConfig, WarmupCosine, data, evaluate, get_peft_model, ops, train
 from lora_np.files import load_arrays, save_arrays
-from lora_np.progress import duration
+from lora_np.progress import duration, in_notebook, is_interactive
 from lora_np.training import History
 
 METHODS = ["full", "lora"]
@@ -302,6 +302,11 @@ def test_endless_batches_are_no_text_to_evaluate_on(make):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_a_process_that_only_imports_ipykernel_is_not_a_notebook():
+    pytest.importorskip("ipykernel.ipkernel")
+    assert not in_notebook() and not is_interactive()
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
