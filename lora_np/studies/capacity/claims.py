@@ -150,8 +150,8 @@ def exponent(table: Table, low: int, high: int) -> Finding:
 def exponents(table: Table, low: int, high: int) -> tuple[float, float]:
     """Return the lowest and the highest exponent that two ranks could have if their runs were longer.
 
-    A run may gain as many bits again as in the second half of its steps. More bits at the higher rank raise the
-    exponent, more bits at the lower rank lower the exponent.
+    The function assumes that a longer run gains at most as many bits as the second half of its measured steps added.
+    More bits at the higher rank raise the exponent, more bits at the lower rank lower the exponent.
     """
     b = exponent(table, low, high).value
     down, up = (math.log(1 + lost_at_half(table, "lora", r), high / low) for r in (low, high))
@@ -182,7 +182,7 @@ def times_seen(table: Table, method: str, r: int | None = None) -> int:
 
 
 def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
-    """Return the share of the bits that a run with half the steps misses, compared with the full run.
+    """Return the share of a full run's bits that a run with half the steps does not hold.
 
     The result is 0 if the second half of the steps adds no bits.
     """
@@ -192,7 +192,7 @@ def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
 
 
 def offers(table: Table) -> tuple[Finding, Finding, bool]:
-    """Return the share of the bits that one rank holds, with the fewest and with the most strings.
+    """Return the share of the offered bits that one rank holds, with the fewest and with the most strings.
 
     The third returned value says whether the runs with the most strings hold the most bits.
     """

@@ -85,7 +85,7 @@ class Setting:
     offered: Sequence[int] = (16, 48, 96, 192)  # numbers of strings, beside the 128 of the comparison of ranks
 
     def methods(self) -> dict[CapacityRun, list[float]]:
-        """Return each method with more strings than it can hold, and the learning rates to try first."""
+        """Return the learning rates to try first for each method; each method gets more strings than it can hold."""
         first = replace(self.run, seed=self.seeds[0])
         lora = [replace(first, r=r, strings=r * self.strings_per_rank) for r in self.ranks]
         full = replace(first, method="full", strings=self.full_strings)
@@ -237,7 +237,7 @@ def shared(run: CapacityRun) -> str:
 def better_of_two_rates(
     runs: Sequence[CapacityRun], seeds: Sequence[int], workers: int, folder: str | Path | None
 ) -> tuple[list, list]:
-    """Train each run with every seed, at its learning rate and at half of it.
+    """Train each run with every seed, at its learning rate and at half of this rate.
 
     Return the rows of the better rates and the rows of the worse rates. The better of the two rates has the lower mean
     loss over the seeds. At a learning rate that is best for one seed, a run with another seed or with other data may
@@ -259,7 +259,7 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
 
     The phase "sweep" has the first seed at every learning rate. The phase "seeds" has every seed at the best rate;
     these runs are offered more than 2 bits per trained parameter. The phase "half" has the first seed at the best rate
-    with half the steps, and shows how many bits the other half adds. The phase "offered" has every seed of rank `knee`
+    with half the steps, to show how many bits the second half adds. The phase "offered" has every seed of rank `knee`
     with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds

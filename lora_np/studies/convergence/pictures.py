@@ -100,7 +100,7 @@ def _was_swept(table: Table) -> bool:
 
 
 def _final_rows(table: Table) -> Rows:
-    """Return the runs to compare, without those of the learning-rate sweep."""
+    """Return the runs to compare, without the runs of the learning-rate sweep."""
     return [row for row in table.rows if row.get("phase") != "sweep"]
 
 
@@ -145,7 +145,7 @@ def recovered_gain(table: Table, short: Table | None = None, wanted: float = 0.9
     table : Table
         The result of the study "convergence". Runs of the learning-rate sweep are not drawn.
     short : Table, optional
-        The result of the same study with fewer steps. If it is given, both tables need the setting "steps".
+        The result of the same study with fewer steps. If `short` is given, both tables need the setting "steps".
     wanted : float
         The share of the gain that counts as enough. The title gives the lowest rank that reaches this share; a dashed
         line marks the share.
@@ -227,14 +227,14 @@ def learning_rates(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        The result of the study "convergence". Only the runs of the learning-rate sweep are drawn. A run without a phase
-        counts as part of the sweep.
+        The result of the study "convergence". Only the runs of the learning-rate sweep are drawn. A row without the
+        column `phase` counts as a run of the sweep.
 
     Returns
     -------
     matplotlib.figure.Figure
         One panel per choice of target modules; rings mark the best learning rate of each method. A triangle at the
-        upper edge is a run that diverged, or whose final loss is far above the others.
+        upper edge is a run that diverged, or whose final loss is far above the other losses.
 
     Examples
     --------

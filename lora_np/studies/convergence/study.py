@@ -69,7 +69,7 @@ def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Pat
 
 
 def _shares(rows: Sequence[Row], base_loss: float) -> Iterator[tuple[Row, float]]:
-    """Yield each row with the share of full fine-tuning's gain that it recovers."""
+    """Yield each row with the share of full fine-tuning's gain that the run recovers."""
     return zip(rows, recovered(rows, base_loss), strict=True)
 
 

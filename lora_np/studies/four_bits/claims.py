@@ -71,7 +71,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def codes(table: Table) -> list[Claim]:
-    """Return the claims on the error of the codes: which code has the smallest, and what double quantisation adds."""
+    """Return the claims on the codes: which has the smallest error, and how much error double quantisation adds."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     kinds, bits = list(table.settings["double_quant"]), 32 / 64 - 8 / 64 - 32 / (64 * 256)
     grown = {kind: mean / found[kind, 64, "nf4"] - 1 for kind, mean in table.settings["double_quant"].items()}
@@ -154,7 +154,7 @@ def rounding_share(tables: Mapping[str, Table]) -> Finding:
 def merged(tables: Mapping[str, Table]) -> Claim:
     """Return the claim about merging.
 
-    Its findings are the shares of ΔW that remain if the merged weights are quantised again.
+    The findings of the claim are the shares of ΔW that remain if the merged weights are quantised again.
     """
     findings, lines, changes = [], [], {}
     for name, table in tables.items():

@@ -80,7 +80,7 @@ def on_tiny(
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
-    """Return a table like the table of `on_tiny`, for SmolLM2-135M and the table `finetuning`.
+    """Return a table like the table of `on_tiny` for SmolLM2-135M; the LoRA runs come from the table `finetuning`.
 
     The rows also have `prose` and `habit`.
     """

@@ -80,8 +80,8 @@ class Claim:
     findings : tuple of Finding
         The results behind the verdict.
     note : str
-        The text below the table that qualifies the verdict. If it is empty, the sentences of the findings are used
-        instead.
+        The text that qualifies the verdict, printed below the table. If `note` is empty, the sentences of the findings
+        are used instead.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def agrees(*checks: bool | None) -> Verdict:
     """Return the verdict on a claim from its checks. A check is None if the measurements cannot decide it.
 
     The verdict is "yes" if all checks are true, "partly" if some are true and some are false, and "no" if some are
-    false and none is true. Otherwise, no check is false and some checks are undecided, and the verdict is "open".
+    false and none is true. The verdict is "open" if no check is false and some checks are None.
 
     Raises ValueError if there are no checks.
 

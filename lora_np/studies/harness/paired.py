@@ -61,7 +61,7 @@ def _size(x: float) -> str:
 
 
 def forgotten_when(learned: np.ndarray, forgotten: np.ndarray, reached: float) -> float | None:
-    """Return how much a run had forgotten when it first reached the learning `reached`; None if it never did.
+    """Return how much a run had forgotten when it had learned `reached` for the first time; None if it never had.
 
     `learned` and `forgotten` each have one number per evaluation of the run.
     """

@@ -46,8 +46,8 @@ def run_all(
 
     `workers` is a number of processes on this machine or the address of a Dask scheduler. If a `folder` is given, each
     finished run is written there, and a run whose file exists is read instead of repeated. The file's name contains a
-    digest of the run's fields and of `given`. The string `given` is itself a digest, of the data and the weights that
-    all runs share. If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
+    digest of the run's fields and of `given`. The string `given` is a digest of the data and the weights that all runs
+    share. If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
     rows: list[Row | None] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
@@ -138,8 +138,8 @@ def at_their_best(
 ) -> Tuned:
     """Find each method's best learning rate with the first seed, then run that rate with the other seeds.
 
-    The rows of the best rates are in the order of the seeds, and then of the methods. Raises FloatingPointError if a
-    run at a best rate diverges.
+    The rows of the best rates are ordered by seed, and then by method. Raises FloatingPointError if a run at a best
+    rate diverges.
     """
     first, *others = seeds
     tried = sweep(measure, {replace(m, seed=first): lrs for m, lrs in methods.items()}, workers, folder, given, factor)
@@ -151,7 +151,7 @@ def at_their_best(
 
 
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
-    """Return a list with the next learning rate to try; it is empty if rates on both sides of the best were tried.
+    """Return a list with the next rate to try; the list is empty if rates on both sides of the best rate were tried.
 
     The list is also empty if two rates have exactly the best loss: the rate then makes no difference, and the search
     would not end.

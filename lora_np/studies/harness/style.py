@@ -53,8 +53,8 @@ def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Fi
     """Decorate a function that draws a picture: it then uses `STYLE` instead of the user's matplotlib settings.
 
     `columns` and `settings` name the columns and the settings that the picture needs in its table, separated by spaces.
-    If some are missing, a ValueError lists them. The figure is drawn once while `STYLE` is active, because matplotlib
-    makes tick labels only when it draws.
+    If columns or settings are missing, a ValueError lists the missing names. The figure is drawn once while `STYLE` is
+    active, because matplotlib makes tick labels only when it draws.
     """
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -231,8 +231,8 @@ def with_range(
 def spread(wanted: np.ndarray, gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """Return positions that are at least `gap` apart and, in least squares, as near as possible to `wanted`.
 
-    For sorted positions pᵢ, the condition is that zᵢ = pᵢ − i·gap never decreases. The z nearest to wantedᵢ − i·gap is
-    an isotonic regression, computed by pooling adjacent violators.
+    For sorted positions pᵢ, the gaps are large enough if zᵢ = pᵢ − i·gap never decreases. The z nearest to wantedᵢ −
+    i·gap is an isotonic regression, computed by pooling adjacent violators.
     """
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(order))

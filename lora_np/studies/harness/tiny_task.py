@@ -118,7 +118,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def curve(history: History | None, *columns: str) -> dict[str, list[Any]]:
-    """Return the step and the values of `columns` at each evaluation of a run, or empty lists if it diverged."""
+    """Return the step and the values of `columns` at each evaluation of a run, or empty lists if the run diverged."""
     points = [row for row in (history.rows if history else []) if "heldout" in row]
     return {"steps": [point["step"] for point in points]} | {key: [point[key] for point in points] for key in columns}
 

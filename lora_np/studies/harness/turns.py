@@ -27,5 +27,5 @@ def in_turns(
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median of seconds / others over the rounds: how many times as long the first competitor takes."""
+    """Return the median over the rounds of one competitor's seconds divided by another competitor's seconds."""
     return float(statistics.median(a / b for a, b in zip(seconds, others, strict=True)))

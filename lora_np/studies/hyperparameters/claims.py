@@ -114,7 +114,7 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
 
 
 def ratio(name: str, times: float, setting: str) -> Finding:
-    """Return the best learning rate of one setting divided by full fine-tuning's."""
+    """Return the best learning rate of one setting divided by the best rate of full fine-tuning."""
     sentence = f"On the model tiny, LoRA's best learning rate with {setting} is {times:g} times the best learning rate of full "
     sentence += "fine-tuning."
     return Finding(f"hyperparameters.ratio.{name}", times, sentence, "times full fine-tuning's", form="g")
@@ -140,7 +140,7 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
 def alpha_and_rate(table: Table) -> Claim:
     """Compare the losses of several α at one learning rate and at the best rate of each α.
 
-    Fit the best rate against α.
+    Fit a straight line to log₂ of the best rate against log₂ α.
     """
     s = table.settings
     fixed, own = (groups(table.where(phase=phase), "lora_alpha") for phase in ("fixed", "seeds"))
@@ -292,7 +292,7 @@ def dropping(table: Table) -> Claim:
 
 
 def large_batches(table: Table) -> Claim:
-    """Compare LoRA's loss with full fine-tuning's, seed by seed, for each batch size."""
+    """Compare the losses of LoRA and full fine-tuning, seed by seed, for each batch size."""
     lora, full = (groups(seeds(table, method=method), "batch_size") for method in ("lora", "full"))
     gaps = {
         b: compared(
@@ -371,13 +371,13 @@ def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
 
 
 def best_rates(by_rank: Table, rule: str) -> dict[int, float]:
-    """Return the best learning rate of each rank, with the scale s by one rule."""
+    """Return the best learning rate of each rank if `rule` determines the scale s."""
     ranks = sorted({row["r"] for row in by_rank.where(rule=rule) if row["r"]})
     return {r: best_rate(by_rank, r, rule) for r in ranks}
 
 
 def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
-    """Return (rank, best learning rate) of each seed whose best rate differs from the median over the seeds."""
+    """Return a pair (rank, best learning rate) for each seed whose best rate differs from the median over the seeds."""
     rows = [row for row in by_rank.where(rule=rule, own_best=True) if row["r"]]
     return [(row["r"], row["lr"]) for row in rows if row["lr"] != best_rate(by_rank, row["r"], rule)]
 

@@ -21,7 +21,7 @@ RULES = ("α/r", "α/√r", "α = 2r")
 
 
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Measure whether LoRA's best rate is 10 × that of full fine-tuning, at every rank (Schulman et al.
+    """Measure whether LoRA's best rate is 10 × the best rate of full fine-tuning, at every rank (Schulman et al.
 
     2025). The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. These rows
     have every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have
@@ -140,7 +140,7 @@ def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None)
 
 
 def with_batch(run: HyperparameterRun, batch_size: int) -> HyperparameterRun:
-    """Return the run with another batch size, and with the number of steps in which it reads the same number of tokens."""
+    """Return the run with another batch size, and with as many steps as it needs to read the same number of tokens."""
     steps = run.max_steps * run.batch_size // batch_size
     return replace(run, batch_size=batch_size, max_steps=steps, eval_every=steps)
 

@@ -2,9 +2,9 @@
 
     L(θ) = Σ_b (Σ_{i in block b} θᵢ − t_b)²,   D weights in equal blocks, one target per block
 
-There are ten constraints, so only ten of the D directions change the loss. Almost every random subspace of ten dimensions
-therefore contains a point with L = 0, and almost no subspace of nine dimensions does. The goal here is L = 0 instead of 90 % of
-the performance, because nine dimensions often reach 90 %.
+There are ten constraints, so only ten of the D directions change the loss. Almost every random subspace of ten
+dimensions therefore contains a point with L = 0, but almost no subspace of nine dimensions contains such a point. The
+goal here is L = 0 instead of 90 % of the performance, because nine dimensions often reach 90 %.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _energy(values: Any) -> np.ndarray:
 
 
 def _held(spectra: list[Any], r: int) -> float:
-    """Return the share of the energy in the top r: the median over matrices."""
+    """Return the share of the energy in the top r directions: the median over matrices."""
     return float(np.median([_energy(values)[r - 1] for values in spectra]))
 
 

@@ -107,7 +107,7 @@ def forgetting(compared: Table) -> Claim:
 
 
 def at_a_smaller_rate(compared: Table) -> list[Finding]:
-    """Return what LoRA and full fine-tuning forget at the next smaller learning rate, or [] if one of them has none."""
+    """Return what LoRA and full fine-tuning forget at the next smaller rate, or [] if either has no smaller rate."""
     found = []
     for method in ("lora", "full"):
         best, label = compared.where(phase="seeds", method=method)[0]["lr"], compared.settings["labels"][method]
@@ -130,8 +130,9 @@ def at_a_smaller_rate(compared: Table) -> list[Finding]:
 def promises(compared: Table, costs: Table) -> list[Claim]:
     """Return the claim of each paper about its own method, checked by a comparison with LoRA seed by seed.
 
-    One rule decides for all methods: "better" means a lower loss at the end with every seed, "worse" a higher loss with
-    every seed, and "faster" fewer steps to LoRA's final loss with every seed (`faster`).
+    The same rule decides for all methods. Compared with LoRA, "better" means a lower final loss with every seed, and
+    "worse" a higher final loss with every seed. "Faster" means fewer steps to LoRA's final loss with every seed
+    (`faster`).
     """
     runs = {method: compared.where(phase="seeds", method=method) for method in compared.settings["labels"]}
     lost = {
@@ -214,7 +215,7 @@ def ahead(compared: Table, method: str) -> list[int]:
 def steps_to_loras_end(compared: Table, method: str) -> dict[int, int | None]:
     """Return for each seed after how many steps the method's held-out loss is at or below LoRA's final loss.
 
-    The loss is known at the evaluations only. The number is None if the loss of the run never falls so far.
+    The loss is known at the evaluations only. The number is None if the method's loss never falls to LoRA's final loss.
     """
     ends = {row["seed"]: row["final"] for row in compared.where(phase="seeds", method="lora")}
     return {

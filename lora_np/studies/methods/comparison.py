@@ -1,7 +1,8 @@
-"""Compare the methods: how much each method learns of new text, forgets of old text, and trains.
+"""Compare the methods: how much each learns of new text and forgets of old text, and how many parameters it trains.
 
-"tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own best learning
-rate, which is chosen on other held-out code. Each evaluation measures the loss on held-out code and on held-out prose.
+The model "tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own
+best learning rate, which is chosen on other held-out code. Each evaluation measures the loss on held-out code and on
+held-out prose.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ QUICK = Setting({name: RATES[name][1:2] for name in ("full", "lora", "prefix", "
 
 @cache
 def prose_batches() -> list[Batch]:
-    """Return held-out English prose: the base learned such text, and no run trains on it."""
+    """Return held-out English prose: the base was trained on similar text, and no run trains on this prose."""
     return data.heldout_batches(data.corpus("prose", "heldout"), 16, 128, windows=64)
 
 
@@ -109,9 +110,8 @@ def measure(run: Run) -> dict[str, Any]:
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
     """Return LoRA's runs in all linear layers at every rank of the table `convergence`.
 
-    The columns are `r`, `seed`, `trainable` and `recovered`. Returns None if the runs of the two tables were not
-    trained in the same way. The check compares the final losses of full fine-tuning, and of LoRA with the rank that
-    both tables have.
+    The columns are `r`, `seed`, `trainable` and `recovered`. Returns None if full fine-tuning, or LoRA of rank R, has
+    different final losses in the two tables: the runs were then not trained in the same way.
     """
     runs = ranks.where(phase="seeds", method="lora", target_modules="all-linear")
     alike = {"full": ranks.where(phase="seeds", method="full"), "lora": [row for row in runs if row["r"] == R]}

@@ -199,7 +199,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
-    """Return the losses learned and forgotten, both compared with the base, as an array (seeds, evaluations, 2)."""
+    """Return by how much the loss on code fell and the loss on prose rose from the base: (seeds, evaluations, 2)."""
     learned = table.settings["base_loss"] - np.array([row["heldout"] for row in rows])
     return np.stack([learned, np.array([row["prose"] for row in rows]) - table.settings["base_prose"]], axis=-1)
 

@@ -26,7 +26,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def costs_nothing(latency: Table) -> Claim:
-    """Return the claim that a merged model computes the same as the adapter and costs as much as the base."""
+    """Return the claim that a merged model gives the results of base and adapter at the cost of the base alone."""
     found = [
         Finding(
             f"merge.{state}.{row['model'].split('-')[0]}.token",

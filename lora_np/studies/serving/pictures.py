@@ -30,7 +30,7 @@ def merge_drift(table: Table) -> Figure:
     Returns
     -------
     Figure
-        A dashed line merges the same adapter each time; a solid line merges another adapter each time.
+        Dashed lines are merges of always the same adapter; solid lines are merges of adapters drawn at random.
 
     Examples
     --------

@@ -110,7 +110,7 @@ def serving_step(
     threads: int = 1,
     say: Say = print,
 ) -> Table:
-    """Time a decode step of `rows` rows: all rows with one adapter, or each row with another adapter.
+    """Time a decode step of `rows` rows: all rows with one adapter, or each row with a different adapter.
 
     The rows have `model`, `competitor`, `seconds`, `rounds`, `to_one` and `to_ours`. `to_one` is the time divided by
     the time of the same library with one adapter. `to_ours` is the time divided by our time for the same rows, or None

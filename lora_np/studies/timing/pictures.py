@@ -167,7 +167,7 @@ def scaling_chart(table: Table) -> Figure:
 def _growth(sweeps: dict[str, list[dict[str, Any]]]) -> str:
     """Return the title: growth counts as linear if the slopes of both halves of each sweep are nearly equal.
 
-    "Nearly equal" means that their ratio is between 0.8 and 1.25.
+    "Nearly equal" means that the ratio of the two slopes is between 0.8 and 1.25.
     """
     bends = []
     for rows in sweeps.values():
