@@ -91,7 +91,7 @@ def say(line: str) -> None:
 
 
 def keep(table: Table, show: Callable[[Table], None], arguments: argparse.Namespace) -> None:
-    """Print a table; with --json write the table to a file, and with --figures draw its picture.
+    """Print a table; with --json write the table to a file, and with --figures draw a picture of the table.
 
     An existing file with more rows than the table is not overwritten.
     """

@@ -120,8 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of sampling. Raises ValueError for a wrong setting. The check precedes the loading of the
-    model."""
+    """Return the settings of sampling. Raises ValueError for a wrong setting. The settings are checked before the model
+    is loaded."""
     from ..transformer.generation import Sampling
 
     Sampling(arguments.temperature, arguments.top_k, arguments.top_p)

@@ -25,7 +25,8 @@ def options(choice: Choice) -> dict[str, Option]:
 
 
 def every_option() -> dict[str, Option]:
-    """Return the options of all methods; for an option of several methods, the definition of the first method."""
+    """Return the options of all methods. If several methods have the same option, the definition of the first of these
+    methods is used."""
     return {name: option for choice in reversed(METHODS.values()) for name, option in options(choice).items()}
 
 
@@ -84,7 +85,8 @@ def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
 
 
 def learning_rates(arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """Return the learning rate, and `lr_ratio` for AdamW: a dict with the factor of B for lora+, otherwise empty."""
+    """Return the learning rate and the argument `lr_ratio` of AdamW. For lora+, `lr_ratio` contains the factor for the
+    learning rate of B; otherwise `lr_ratio` is an empty dict."""
     choice = METHODS[arguments.method]
     ratio = arguments.loraplus_lr_ratio
     if ratio is None and RATIO in choice.optimizer:

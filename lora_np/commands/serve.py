@@ -112,7 +112,7 @@ def _base_name(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise an error for a wrong option. The check precedes the loading of the model."""
+    """Raise an error for a wrong option. The options are checked before the model is loaded."""
     for name, folder in arguments.adapter:
         if name == _base_name(arguments):
             raise ValueError(f"--adapter {name}=…: {name} is the name of the base model; choose another name")

@@ -103,8 +103,8 @@ def listing(figures: Path) -> str:
 def summary(table: Table) -> str:
     """Return the question, and for each setting the mean, the smallest and the largest value of `final` over the seeds.
 
-    The settings of a row are the cells before the first cell that contains a list or before the cell `final`. If the
-    table has phases, only the rows of the phase "seeds" are used.
+    The setting of a row consists of the cells before the cell `final` and before the first cell with a list. If the
+    table has rows with the phase "seeds", only these rows are used.
     """
     from ..studies.catalogue import STUDIES
 

@@ -278,7 +278,8 @@ def _full(arguments: argparse.Namespace) -> bool:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if the number of an option is out of range. This check precedes the loading of the model."""
+    """Raise ValueError if the number of an option is out of range. The numbers are checked before the model is
+    loaded."""
     lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
     lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
     for name, low in lowest.items():
@@ -343,7 +344,7 @@ def _read(
 
 
 def _heldout(arguments: argparse.Namespace) -> str | None:
-    """Return the file or the data set of the held-out records: --heldout, or --data if it names a data set."""
+    """Return the file or the data set of the held-out records: --heldout, or --data if --data names a data set."""
     from ..data.conversations import dataset_names
 
     return arguments.heldout or (arguments.data if arguments.data in dataset_names() else None)

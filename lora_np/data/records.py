@@ -6,10 +6,10 @@ A record has one of two forms:
     {"prompt": "…", "completion": "…"}
 
 The first form is a conversation, which the model's chat template turns into text. The turns of the assistant and the
-token that ends each of these turns count in the loss, so the model learns to stop. The tokenizer of "tiny" has no such
-token. Other turns do not count. The second form is plain text without a template, as in TRL. The completion and the
-end-of-text token after the completion count in the loss. The end-of-text token is `tokenizer.eos_token_id`, if there is
-one.
+token that ends each of these turns count in the loss, so the model learns to stop. The tokenizer of "tiny" has no token
+that ends a turn. The turns of the system and of the user do not count. The second form is plain text without a
+template, as in TRL. The completion and the end-of-text token after the completion count in the loss. The end-of-text
+token is `tokenizer.eos_token_id`, if the tokenizer has this token.
 """
 
 from __future__ import annotations

@@ -321,7 +321,8 @@ def _split_docstrings(path: Path) -> tuple[list[str], str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, str]]:
-    """For each docstring, yield the body that begins with the docstring, the statement of the docstring, and the text."""
+    """For each docstring, yield the list of statements that begins with the docstring, the docstring's statement, and
+    the docstring's text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             match node.body[0]:

@@ -146,8 +146,8 @@ def cells_of_file(function: Callable[..., Any]) -> list[str]:
 def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
     """Search several files for the answer to an exercise, and return the verdict on the answer.
 
-    Files in which the answer is not written yet are ignored. If several files have different answers, the answer in the
-    file named after the exercise is judged, if only one answer is in a file with this name.
+    Files in which the answer is not written yet are ignored. If several files have different answers, and only one of
+    these answers is in a file named after the exercise, this answer is judged.
 
     Parameters
     ----------
@@ -159,7 +159,8 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
     Returns
     -------
     Verdict
-        The verdict. Its kind is "missing" if no file defines the function, "unreadable" if the answers differ.
+        The verdict. Its kind is "missing" if no file defines the function, and "unreadable" if several different
+        answers remain.
 
     Examples
     --------
@@ -195,7 +196,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
 
 
 def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the notebooks and .py files of a folder and its subfolders that may hold answers.
+    """Return the notebooks and .py files of a folder and its subfolders that may contain answers.
 
     Tests, solutions, virtual environments, hidden folders and caches are left out.
 

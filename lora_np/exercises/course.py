@@ -39,14 +39,14 @@ def course_folder() -> Path:
 
 @dataclass(frozen=True)
 class Copy:
-    """The files that `write_course` wrote, and the files that it did not change.
+    """The files that `write_course` wrote, and the existing files that `write_course` did not change.
 
     Parameters
     ----------
     written : list of Path
         Files that were written.
     kept : list of Path
-        Existing files that differ from the course's files. `write_course` did not change them.
+        Existing files that differ from the course's files. `write_course` did not change these files.
     """
 
     written: list[Path]
@@ -74,7 +74,7 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     Raises
     ------
     FileNotFoundError
-        If this is not a clone of the repository.
+        If the course's notebooks are not found, for example outside a clone of the repository.
     ValueError
         If `folder` is a folder of the course itself.
     """
@@ -166,7 +166,7 @@ def teachers_key() -> str:
     Raises
     ------
     FileNotFoundError
-        If this is not a clone of the repository.
+        If the course's notebooks are not found, for example outside a clone of the repository.
     """
     page = [
         "# Teachers' key",

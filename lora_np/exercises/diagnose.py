@@ -66,7 +66,7 @@ class Verdict:
         return self.kind == "right"
 
     def with_details(self, more: str) -> Verdict:
-        """Return the verdict with another line of details.
+        """Return a copy of the verdict with further lines of details.
 
         Parameters
         ----------
@@ -152,7 +152,7 @@ def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", pa
 
 
 def known(name: str, found: tuple[Mistake, ...]) -> Verdict:
-    """Return the verdict that names these mistakes with their hints."""
+    """Return the verdict that names the given mistakes with their hints."""
     if len(found) == 1:
         return Verdict(name, "known", f"{found[0].name}. {found[0].hint}", found)
     hints = "\n".join(f"  {i}. {mistake.name}. {mistake.hint}" for i, mistake in enumerate(found, 1))
@@ -194,7 +194,8 @@ def shown(case: Case) -> str:
 
 
 def comparison(mine: Any, right: Any, exercise: Exercise) -> str:
-    """Return the student's value and the expected value as text, of a tuple or dict only the first entry that differs."""
+    """Return the student's value and the expected value as text; for a tuple or dict, only the first entry that
+    differs."""
     where: list[str] = []
     while isinstance(mine, tuple | dict) and isinstance(right, type(mine)) and len(mine) == len(right):
         keys = list(right) if isinstance(right, dict) else range(len(right))

@@ -1,7 +1,8 @@
 """Compare the function in a notebook's memory with the newest cell that defines the function.
 
 If a cell stops with an error, the definitions below the error do not run. IPython then keeps the previous function. The
-names do not show this, so the compiled code of the function is compared with the code of each definition.
+name of a function does not show which definition the function comes from, so the compiled code of the function is
+compared with the code of each definition.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def newest_error(cells: Sequence[str], name: str) -> SyntaxError | None:
 
 
 def is_older(function: Callable[..., Any], name: str, cells: Sequence[str]) -> bool:
-    """Return whether the function comes from an older definition of `name` than the newest one in the cells.
+    """Return whether the function comes from a definition of `name` that is older than the newest definition.
 
     The result is False if the origin of the function is unknown.
     """
@@ -58,15 +59,15 @@ class _Piece:
     Parameters
     ----------
     binds : bool
-        True if the statement assigns the name.
+        True if the statement assigns the function's name.
     defined : frozenset
-        Keys of the functions that the statement assigns to the name.
+        Keys of the functions that the statement assigns to the function's name.
     codes : frozenset
         Keys of all functions in the statement.
     reads : frozenset of str
         Global names that the statement reads.
     is_wrapped : bool
-        True if the name's value can be another function than those in the statement, for example after a decorator.
+        True if the name's value can be a function that is not written in the statement, for example after a decorator.
     unclear : bool
         True if the statement can assign an older function to the name, for example by an import.
     """

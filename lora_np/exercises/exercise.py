@@ -54,7 +54,7 @@ class Mistake:
     hint : str
         A hint that helps the student to find the mistake and does not contain the answer.
     *variants : mapping of str to str
-        Ways to make the mistake. Each key is a text that occurs once in the solution; the value replaces the key.
+        Ways to make the mistake. Each key is a text that occurs once in the solution; the value replaces this text.
 
     Examples
     --------
@@ -183,7 +183,7 @@ class Exercise:
 
 
 def mutated(solution: str, mistakes: list[tuple[Mistake, Variant]]) -> str | None:
-    """Return the solution with these mistakes, or None if the mistakes cannot be made together."""
+    """Return the solution with the given mistakes, or None if the mistakes cannot be made together."""
     for _, variant in mistakes:
         for old, new in variant.items():
             if solution.count(old) != 1:
@@ -209,7 +209,7 @@ def without_solution(text: str) -> str:
 
 
 def with_solution(text: str) -> str:
-    """Return the text with its solutions, without the lines that mark their beginning and end."""
+    """Return the text with its solutions, but without the lines that mark the beginning and end of a solution."""
     return re.sub(rf"^[ \t]*({BEGIN}|{END})\n", "", text, flags=re.MULTILINE)
 
 

@@ -37,7 +37,7 @@ class Outcome:
     changed : tuple of str
         Names of the arguments that the function changed in place.
     columns : tuple of int, optional
-        Begin and end, in bytes of that line, of the expression that raised the exception.
+        Byte positions in the line where the expression that raised the exception begins and ends.
     shapes : dict of str to str
         The shapes of the function's arrays at the exception.
     """
@@ -79,7 +79,7 @@ def run_program(text: str, exercise: Exercise, catch: type[BaseException] = Exce
 
     A statement outside the function that raises an exception is skipped. If the function then fails because a name is
     missing, the outcome is the exception of the skipped statement. `catch` is the class of exceptions that count as
-    outcomes; in the child process this is BaseException, because the program can also raise SystemExit.
+    outcomes; in the child process `catch` is BaseException, because the program can also raise SystemExit.
     """
     cases = exercise.cases()  # before the student's code runs
     namespace: dict[str, Any] = {"__name__": "__main__"}

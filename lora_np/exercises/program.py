@@ -1,8 +1,8 @@
 """Extract the program of one function from a notebook, a .py file or executed cells.
 
-Other cells of a student's notebook draw pictures or train models. These cells are left out. The program has only the
-statements that set global names of the function; these are names that the function reads, directly or through other
-functions. A check is therefore fast, and errors in other cells do not matter.
+Other cells of a student's notebook draw pictures or train models. These cells are left out. The program contains only
+the statements that set the global names that the function reads, directly or through other functions. Therefore the
+program runs fast, and errors in other cells do not matter.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Statement:
 def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
     """Return the indices of the statements that determine the last value of `name`.
 
-    The indices are those of the last statement that assigns the name without reading it, and of all later statements
-    that change the value.
+    The value is determined by the last statement that assigns the name without reading the name, and by all later
+    statements that change the value.
     """
     touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
     imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]

@@ -1,7 +1,7 @@
 """Find the known mistake that gives the same results as a student's function on every case.
 
 Each mistake is an edit of the solution. The edited solution runs on the cases, and its outcomes are compared with the
-student's outcomes. Answers with two mistakes are found with two edits.
+student's outcomes. An answer with two mistakes is recognised by a solution with two edits.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def explains(known: Outcome, mine: Outcome) -> bool:
 class Known:
     """The solution with one or two known mistakes; iteration yields the outcomes of this solution, one per case.
 
-    Each case runs at most once, and only when its outcome is needed. Most mistakes are excluded by the first case, so
-    their other cases never run.
+    Each case runs at most once, and only when its outcome is needed. Most mistakes are excluded by the first case; the
+    other cases do not run for these mistakes.
     """
 
     def __init__(self, mistakes: tuple[Mistake, ...], text: str, exercise: Exercise) -> None:
@@ -111,7 +111,7 @@ def edited(exercise: Exercise) -> tuple[Known, ...]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Restore NumPy's global random generator at the end, because known mistakes may change its state."""
+    """Restore NumPy's global random generator at the end, because known mistakes may change the generator's state."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -50,7 +50,7 @@ def array_shapes(variables: Mapping[str, Any]) -> dict[str, str]:
 
 
 def explained(message: str, expression: str, shapes: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return an error about shapes in plain words and the shapes in the expression; None for other errors.
+    """Explain an error about shapes in plain words, with the shapes in the expression; return None for other errors.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""Tokenizers turn text into token ids and back. ByteTokenizer has a token per byte, VocabularyTokenizer a trained vocabulary.
+"""Tokenizers turn text into token ids and back. ByteTokenizer has one token per byte; VocabularyTokenizer has a trained
+vocabulary.
 
 Both classes have the same methods and attributes, with the names that Hugging Face uses.
 """
@@ -337,7 +338,7 @@ class TextStream:
         self.returned = len(self._text())  # number of characters returned so far; initially those of `after`
 
     def add(self, token: int) -> str:
-        """Add a token and return the text that it completes.
+        """Add a token and return the text that this token completes.
 
         Parameters
         ----------

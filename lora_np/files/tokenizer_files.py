@@ -17,7 +17,8 @@ CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is not text, and a 
 
 
 def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
-    """Read a tokenizer from tokenizer.json. Read its special tokens and chat template from the other files in the folder.
+    """Read a tokenizer from tokenizer.json. The special tokens and the chat template are read from the other files in
+    the folder.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 r"""Convert a GGUF file of a Llama model: metadata to a TransformerConfig, array names to the names of Hugging Face.
 
-The weights are equal except for the order of rows in q_proj and k_proj. At position m, rotary embedding rotates
-feature pair i by the angle mθᵢ. In lora_np and Hugging Face, pair i of a head of size d has the features (i, i + d/2). In
-GGUF, pair i has the features (2i, 2i+1). Let P map the first order of features to the second order,
+Both formats store equal weights, except for the order of rows in q_proj and k_proj. At position m, rotary embedding
+rotates feature pair i by the angle mθᵢ. In lora_np and Hugging Face, pair i of a head of size d has the features
+(i, i + d/2). In GGUF, pair i has the features (2i, 2i+1). Let P map the first order of features to the second order,
 
     (P x)[2i] = x[i],    (P x)[2i+1] = x[i + d/2],    i < d/2.
 
@@ -42,7 +42,8 @@ NAMES = {  # GGUF's names → Hugging Face's; blk.0. → model.layers.0.
 
 
 def config_from(stored: StoredArrays) -> TransformerConfig:
-    """Read the configuration from the metadata of a GGUF file. Without output.weight in the file, the output head is tied.
+    """Read the configuration from the metadata of a GGUF file. If the file does not contain output.weight, the output
+    head is tied to the embedding.
 
     Raises ValueError if the architecture is not Llama, if a feature is not supported, or if a key is missing.
     """

@@ -106,7 +106,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     model : Transformer
         A model without adapters.
     folder : str or PathLike
-        The folder to write to. It is created if needed.
+        The folder to write to. The folder is created if needed.
 
     Raises
     ------
@@ -159,8 +159,8 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     Returns
     -------
     Tokenizer
-        The tokenizer that the model's files describe. Without tokenizer.json and with a vocabulary of 256 tokens, a
-        ByteTokenizer.
+        The tokenizer that the model's files describe. If tokenizer.json is missing and the vocabulary has 256 tokens, a
+        ByteTokenizer is returned.
 
     Raises
     ------

@@ -120,8 +120,8 @@ class AdapterStore:
         Raises
         ------
         ValueError
-            If the name is invalid or already exists, or if the folder is outside the allowed folders. Also if the
-            adapter does not fit the base model, or cannot share a batch with other adapters.
+            If the name is invalid or already exists, or if the folder is outside the allowed folders. The error is also
+            raised if the adapter does not fit the base model, or cannot share a batch with other adapters.
         FileNotFoundError
             If the folder or one of its files does not exist.
         """
@@ -174,7 +174,7 @@ class AdapterStore:
                 self._evict(name)
 
     def acquire(self, name: str, in_use: Collection[str]) -> bool:
-        """Load an adapter into memory if necessary, and mark it as the most recently used.
+        """Load an adapter into memory if necessary, and mark the adapter as the most recently used.
 
         If memory is full, the new adapter replaces the least recently used adapter that no request uses.
 

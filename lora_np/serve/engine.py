@@ -64,14 +64,14 @@ class Request:
     rng : numpy.random.Generator
         Random numbers for sampling.
     on_token : callable
-        Called with each new token. If it returns True, the answer ends.
+        Called with each new token. If `on_token` returns True, the answer ends.
     on_finish : callable
-        Called with the request when it is finished.
+        Called with the request when the request is finished.
     tokens : list of int
         Generated token ids.
     finish_reason : {"stop", "length", "cancelled", "error"} or None
-        Why the request is finished, or None if it is not. "stop": after a stop token, or because `on_token` returned True.
-        "cancelled": by `cancel`, or because `on_token` raised an error.
+        Why the request is finished, or None if the request is not finished. "stop": after a stop token, or because
+        `on_token` returned True. "cancelled": by `cancel`, or because `on_token` raised an error.
     error : Exception or None
         The error that ended the request, or that `on_finish` raised.
 
@@ -178,7 +178,8 @@ class AdapterServer:
         on_token: Callable[[int], Any] = lambda token: None,
         on_finish: Callable[[Request], Any] = lambda request: None,
     ) -> Request:
-        """Add one request to the queue. The settings are those of `generate` and give the same tokens.
+        """Add one request to the queue. The settings have the same meaning as in `generate`, and give the same tokens
+        as `generate`.
 
         Parameters
         ----------
@@ -199,9 +200,10 @@ class AdapterServer:
         seed : int, default 0
             Seed of the sampling.
         on_token : callable, optional
-            Called with each new token. If it returns True, the answer ends. If it raises an error, only this request fails.
+            Called with each new token. If `on_token` returns True, the answer ends. If `on_token` raises an error, only
+            this request fails.
         on_finish : callable, optional
-            Called with the request when it is finished.
+            Called with the request when the request is finished.
 
         Returns
         -------
@@ -282,8 +284,8 @@ class AdapterServer:
         Raises
         ------
         ValueError
-            If the name is invalid or already exists, or if the folder is outside the allowed folders. Also if the
-            adapter does not fit the base model, or cannot share a batch with other adapters.
+            If the name is invalid or already exists, or if the folder is outside the allowed folders. The error is also
+            raised if the adapter does not fit the base model, or cannot share a batch with other adapters.
         FileNotFoundError
             If the folder or one of its files does not exist.
         """

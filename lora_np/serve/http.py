@@ -241,8 +241,8 @@ async def unload(service: CompletionService, request: HttpRequest) -> dict[str, 
 async def _json_body(request: HttpRequest) -> dict[str, Any]:
     """Return the JSON object in the body of a request.
 
-    The header Content-Type must be application/json. Without permission of the
-    server, a browser does not send this type for a page of another site.
+    The header Content-Type must be application/json. For a page of another site, a browser sends this type only if the
+    server allows the request.
     """
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
@@ -314,8 +314,8 @@ def make_server(
     """Return a uvicorn.Server for the application.
 
     After the first SIGTERM or SIGINT, the server finishes the running requests and answers new requests with status
-    503. After a second signal it stops at once. `on_start` is called with the server's URL when the server accepts
-    connections. Raises MissingExtra if uvicorn is not installed.
+    503. After a second signal, the server stops at once. `on_start` is called with the server's URL when the server
+    accepts connections. Raises MissingExtra if uvicorn is not installed.
     """
     with extra("serve", "the HTTP server"):
         import uvicorn
@@ -333,7 +333,7 @@ def make_server(
                 on_start("http://{}:{}".format(*self.servers[0].sockets[0].getsockname()[:2]))
 
         async def on_tick(self, counter: int) -> bool:
-            """Return True to end the server. uvicorn calls this ten times per second."""
+            """Return True to end the server. uvicorn calls this method ten times per second."""
             return await super().on_tick(counter) or (not service.accepting and service.thread.engine.idle)
 
     return Server(uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on"))

@@ -49,7 +49,7 @@ def describe(
     rng: np.random.Generator,
     dy: np.ndarray,
 ) -> dict[str, Any]:
-    """Describe the dropout of y and of dx in words; if no mask gives an array, return the array itself."""
+    """Describe the dropout of y and of dx in words; if no mask explains an array, return the array itself."""
     given = [array.copy() for array in (x, W, A, B, dy)]
 
     def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def describe(
 
 
 def equal(mine: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Return whether two pairs of arrays are equal."""
+    """Return whether the pairs `mine` and `other` contain equal arrays."""
     return all(map(np.array_equal, mine, other))
 
 
@@ -139,7 +139,8 @@ def explained(
     scaling: float,
     p: float,
 ) -> Dropout | None:
-    """Return the dropout with which the input v gives all `values` (call, token, feature), or None.
+    """Return the dropout that produces all `values` from the input v, or None if no mask does. The axes of `values` are
+    call, token and feature.
 
     All masks are tried at every place with every plausible factor. The search is possible because there are few
     features.

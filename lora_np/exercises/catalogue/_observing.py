@@ -17,9 +17,9 @@ class First(int):
     first : int
         The argument of the first call.
     text : str
-        The text that messages show for the argument; it also describes the later calls.
+        The text that messages show for the argument; the text also describes the later calls.
     rest : tuple
-        The arguments, or steps, after the first call.
+        The arguments of the later calls, or the later steps.
     """
 
     rest: tuple[Any, ...]

@@ -21,7 +21,8 @@ Arrays = dict[str, np.ndarray]
 def observe(
     function: Callable[..., Any], factors: Arrays, grads: Arrays, state: dict[str, Arrays], t: First, *settings: float
 ) -> dict[str, Any]:
-    """Call the function for each step, and return the factors and the state; results of the function are ignored."""
+    """Call the function for each step, and return the factors and the state; the return value of the function is
+    ignored."""
     names, (factors, state) = tuple(factors), deepcopy((factors, state))
     for step in (int(t), *t.rest):
         function(factors, grads, state, step, *settings)

@@ -13,7 +13,8 @@ SCALING, FROZEN, BYPASS = "alpha / r", "frozen = x @ W.T", "hidden @ B.T"
 
 
 def observe(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result. If it is a tuple that begins with y, return y and a note that the tuple has more entries."""
+    """Return the function's result. If the result is a tuple that begins with y, return y and a note that the tuple has
+    more entries."""
     value = function(*arguments)
     if isinstance(value, tuple | list) and len(value) > 1 and isinstance(value[0], np.ndarray):
         return {"y": value[0], "and more": True}

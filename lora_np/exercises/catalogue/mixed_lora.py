@@ -16,7 +16,7 @@ def cases() -> list[Case]:
     rng = np.random.default_rng(12)
 
     def case(label: str, *names: str, t: int, in_: int, out: int, ranks: Sequence[int]) -> Case:
-        """Return a case with adapters "a", "b", … with these ranks and with the scalings 2, 3, …"""
+        """Return a case with adapters "a", "b", … with the given ranks and with the scalings 2, 3, …"""
 
         def halves(*shape: int) -> np.ndarray:
             return rng.integers(-4, 5, shape) / 2
