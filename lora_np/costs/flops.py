@@ -8,7 +8,7 @@ The matrix products for N tokens, a weight W (out, in) and an adapter with A (r,
     backward, dx   dy W            2·N·out·in        dh = dy B, dh A          2·N·r·(in + out)
     backward, dW   dyᵀ x           2·N·out·in        dB = dyᵀ h, dA = dhᵀ x   2·N·r·(in + out)
 
-Full fine-tuning computes the left column. LoRA computes the left column without its last line, and the right column.
+Full fine-tuning computes the left column. LoRA computes the right column, and the left column except dyᵀ x.
 For a square W (n, n), LoRA needs 2n² + 6nr multiply-adds per token, and full fine-tuning needs 3n² (Schulman 2025,
 "LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted: they use each number once, while
 a matrix product uses each number about a thousand times.
@@ -57,7 +57,7 @@ class Flops:
 
     @property
     def products(self) -> Products:
-        """The sum of all products."""
+        """The FLOPs of all matrix products together."""
         return self.linear + self.adapter + self.attention + self.head
 
     @property

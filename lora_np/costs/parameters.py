@@ -55,8 +55,8 @@ def lora_parameters(out: int, in_: int, r: int) -> int:
 def prefix_parameters(virtual_tokens: int, layers: int, kv_heads: int, head_dim: int) -> int:
     """Return the number of parameters of a prefix: v·2L·(kv_heads·head_dim).
 
-    Each virtual token has a trained key and a trained value in each layer. A prefix can be trained through an MLP. The
-    MLP is not counted, because the MLP is not saved.
+    Each virtual token has a trained key and a trained value in each layer. During training, an MLP can
+    compute the prefix. The MLP is not counted, because the MLP is not saved.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class ParameterCount:
 
     @property
     def reduction(self) -> float:
-        """The ratio base / trainable: how many times as many parameters full fine-tuning trains."""
+        """The ratio base / trainable: the parameters of the base model per trained parameter."""
         return self.base / self.trainable if self.trainable else math.inf
 
     def __str__(self) -> str:

@@ -75,7 +75,7 @@ class PlannedModel:
     def numbers_in_file(self) -> int:
         """Return the number of elements in the adapter's file.
 
-        A prefix is saved without the MLP; a PiSSA adapter of rank r is saved as a LoRA adapter of rank 2r.
+        A prefix is saved without its MLP; a PiSSA adapter of rank r is saved as a LoRA adapter of rank 2r.
         """
         if self.config is None:
             raise ValueError("full fine-tuning has no adapter file; give a configuration")

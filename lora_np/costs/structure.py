@@ -1,6 +1,6 @@
 """The structure of a model for one training step: its layers, which layers are trained, and which layers compute dx.
 
-A block has two sublayers, the attention and the MLP. Both have the same structure, which Sublayer describes:
+A block has two sublayers, the attention and the MLP. Both sublayers have the same structure, which Sublayer describes:
 
     x → norm → input layers → attention, or the MLP's activation → output layer → + x
 """

@@ -2,8 +2,9 @@
 
 All arrays are temporary except the weights, the gradients, the optimizer state and the saved activations.
 
-Two arrays of N·d floats exist during the whole backward pass. One is the gradient that the output head returned. The
-second is the gradient that each block passes down to the block below. The other temporary arrays are:
+Two arrays of N·d floats exist during the whole backward pass. The first array is the gradient that the output head
+returned. The second array is the gradient that each block passes down to the block below. The other temporary arrays
+are:
 
     the MLP            dh, dgate and dup, N·f each, and two dx of N·d that are computed and added
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; and the largest of

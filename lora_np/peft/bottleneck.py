@@ -143,8 +143,8 @@ class BottleneckAdapter(OutputAdapter):
     def output_backward(self, dz: Array, cache: BottleneckCache, need_dy: bool) -> Array | None:
         """Return dy (…, d) for dz (…, d), or None if dy is not needed.
 
-        In the forward pass z = y + up(σ(down(y))). Both terms receive dz, so dy is dz plus the gradient through the
-        bottleneck.
+        In the forward pass z = y + up(σ(down(y))). Both terms of z receive dz, so dy is dz plus the gradient
+        through the bottleneck.
         """
         down_cache, activation_cache, up_cache = cache
         down, up = self.bottleneck_down, self.bottleneck_up
@@ -195,8 +195,8 @@ class BottleneckCost(AdapterCost):
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Return the peak number of temporary floats.
 
-        The peak is the larger of two numbers. While σ′ is computed, about five (N, m) arrays exist. Later, if dx is
-        needed, dy (N, out) and the temporary arrays of the frozen layer exist.
+        The peak is the larger of two numbers. While σ′ is computed, about five (N, m) arrays exist. After this
+        computation, if dx is needed, dy (N, out) and the temporary arrays of the frozen layer exist.
         """
         m = self.config.width(out)
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))
@@ -269,7 +269,7 @@ class BottleneckMethod(LayerMethod):
 
 
 def truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return standard normal random numbers in [−2, 2]. Numbers outside this interval are drawn again."""
+    """Return standard normal random numbers in [−2, 2]. Numbers outside [−2, 2] are drawn again."""
     x = rng.standard_normal(shape)
     while (outside := np.abs(x) > 2).any():
         x[outside] = rng.standard_normal(int(outside.sum()))

@@ -29,8 +29,8 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """A name for `train --method`, with its configuration class, its options, and a learning rate from which to start a
-    search.
+    """A name for `train --method`, with the method's configuration class, its command-line options, and a default
+    learning rate.
 
     `options`: fields of the configuration that the command line can set. `fixed_fields`: fields that this name sets to
     a fixed value. `optimizer`: options that are fields of the optimizer, not of the configuration.

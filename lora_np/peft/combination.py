@@ -1,8 +1,8 @@
 """Combines several LoRA adapters into one: the combination types of PEFT's `add_weighted_adapter`.
 
 (B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. Some combination types combine all A
-and all B separately. The result of such a type therefore depends on the pairs that are stored. The target of all types
-is Σ cᵢBᵢAᵢ, where cᵢ = wᵢsᵢ is the weight times the scaling of adapter i:
+and all B separately. The result of such a type therefore depends on which pair each adapter stores. The target of all
+types is Σ cᵢBᵢAᵢ, where cᵢ = wᵢsᵢ is the weight times the scaling of adapter i:
 
     cat                     B = [B₁ … Bₙ], A = [c₁A₁; …; cₙAₙ]          exactly the target, of rank Σ rᵢ
     svd                     B A = best approximation of rank r          error: the discarded singular values

@@ -30,8 +30,8 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 class PeftConfig:
     """The base class of all configurations.
 
-    The constructor accepts common arguments of PEFT, but only at their neutral values, and does not store these
-    arguments.
+    The constructor also accepts arguments of PEFT that lora_np does not support. Such an argument must have a value
+    that changes nothing, for example inference_mode=False, and is not stored.
     """
 
     switches: ClassVar[tuple[str, ...]] = ()  # names of boolean fields

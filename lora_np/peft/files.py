@@ -82,8 +82,9 @@ def portable_targets(targets: str | Collection[str], model: Module) -> str | lis
     """Return `target_modules` in a form that selects the same layers in PEFT.
 
     In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
-    names of all modules, not only of linear layers. A string that would select other layers in PEFT is replaced by a
-    list of name suffixes. If these suffixes match too many layers, the list contains full names instead.
+    names of all modules, not only of linear layers. A string that would select other layers in PEFT
+    than in lora_np is replaced by a list of name suffixes. If these suffixes also match other layers, the list contains
+    full names instead.
     """
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):

@@ -210,7 +210,8 @@ class IA3Method(LayerMethod):
     def for_layer(self, config: IA3Config, layer: str) -> IA3Config:
         """Return the configuration of one layer.
 
-        Its `feedforward_modules` contains only this layer, or is empty if the output of the layer is rescaled.
+        In this configuration, `feedforward_modules` contains only this layer, or is empty if the layer's output is
+        rescaled.
         """
         inputs = [layer] if is_target(layer, config.feedforward_modules) else []
         return replace(config, feedforward_modules=inputs)

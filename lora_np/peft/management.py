@@ -208,7 +208,7 @@ class AdapterManager(AdapterHost):
         """Delete an adapter.
 
         As in PEFT, if the deleted adapter was active, the first remaining adapter in alphabetical order becomes active,
-        and a warning names it.
+        and a warning names the new active adapter.
 
         Parameters
         ----------

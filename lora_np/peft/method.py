@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 
 class AdapterHost(Module):
-    """The state of a PeftModel that the methods use.
+    """The part of a PeftModel that the adapter methods read and change.
 
-    The state is the base model, the prefix encoders, the configurations, and the storage dtype.
+    This part consists of the base model, the prefix encoders, the configurations, and the storage dtype.
     """
 
     def __init__(self, model: Transformer, adapter_dtype: np.dtype | None = None) -> None:
@@ -58,7 +58,7 @@ class Method:
     `recorded_fields`: fields of the configuration that change the meaning of the tensors. The weights file contains a
     copy of these fields, so that loading detects two files from different saves.
     `mergeable`: True if the method's adapters are changes ΔW of weights.
-    `extra_fields`: fields of the configuration that PEFT does not have. The weights file stores these fields.
+    `extra_fields`: fields of the configuration that PEFT does not have. The weights file contains these fields.
     """
 
     config_type: ClassVar[type[PeftConfig]]
@@ -266,7 +266,7 @@ class LayerMethod(Method):
             layer.adapters[name] = made[layer_name]
 
     def delete(self, host: AdapterHost, name: str) -> None:
-        """Remove the adapter from every layer. A layer whose last adapter is removed is replaced by its Linear."""
+        """Remove the adapter from every layer. A layer without adapters becomes a Linear again."""
         remove(host.model, name)
 
     def layers(self, host: AdapterHost, name: str) -> dict[str, AdaptedLinear]:

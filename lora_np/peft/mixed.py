@@ -30,7 +30,7 @@ SMALL_SEGMENT = (
 
 @dataclass
 class Group:
-    """A group of g segments. The rows of a segment, at most n, use the same adapter.
+    """A group of g segments. A segment has at most n rows, which all use the same adapter.
 
     All adapters of a group have the same rank r. The arrays are A (g, r, in), B (g, out, r) and scaling (g,).
 
@@ -214,7 +214,9 @@ class MixedRows(Adapter):
         return y, (base_cache, caches, mapped)
 
     def backward(self, dy: Array, cache: MixedCache, base: Linear, need_dx: bool) -> Array | None:
-        """Return dx (b, …, in) for dy (b, …, out), or None if dx is not needed. Also add the gradients of all adapters.
+        """Return dx (b, …, in) for dy (b, …, out), or None if dx is not needed.
+
+        This method also adds the gradients of all trained parameters to their `grad`.
 
         The forward pass adds δ of a segment to y[rows]. The gradient dδ is therefore dy[rows], and the gradient of
         x[rows] is added to dx[rows].

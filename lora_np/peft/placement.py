@@ -44,7 +44,7 @@ def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLin
 def remove(model: Module, adapter_name: str | None = None) -> None:
     """Remove one adapter, or all adapters, from every layer.
 
-    A layer whose last adapter is removed is replaced by its Linear.
+    A layer that has no adapter left becomes a Linear again.
     """
     for name, layer in adapted_layers(model).items():
         if adapter_name is None:

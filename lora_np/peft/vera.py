@@ -193,8 +193,8 @@ class VeraCost(AdapterCost):
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Return the peak number of temporary floats.
 
-        The peak is the larger of two numbers. The first is the number of temporary floats of the frozen layer. The
-        second is the number of floats of the frozen layer's dx and of the temporary arrays of the bypass together.
+        The peak is the larger of two numbers. The first number counts the temporary floats of the frozen
+        layer. The second number counts the floats of the frozen layer's dx and of the bypass's temporary arrays.
         """
         dx, h = need_dx * N * in_, N * self.r
         return max(frozen, dx + max(h + out * self.r, N * out + h, 2 * h, h + dx, dx + self.dropout * dx))
@@ -287,7 +287,7 @@ class VeraMethod(LayerMethod):
         return projections(config, layers) | super().expected_shapes(config, layers)
 
     def restore(self, host: AdapterHost, name: str, config: VeraConfig, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add a saved adapter. Raises ValueError if the file does not contain A and B; PEFT can omit A and B."""
+        """Add a saved adapter. Raises ValueError if the file does not contain A and B, which PEFT can omit."""
         check_arrays(
             {},
             {key: () for key in PROJECTIONS if key not in arrays},

@@ -5,8 +5,9 @@
 The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass contains the large singular
 values of W. The frozen base, which is quantised in QPiSSA, contains the small singular values. PiSSA changes the base.
 Saving therefore converts the adapter to a LoRA of rank 2r for the original base: ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A;
-A₀]. Both lora_np and PEFT can load this LoRA. If the base was quantised after PiSSA, rounding has changed the base.
-Such a LoRA would then give another model, so saving raises an error.
+A₀]. Both lora_np and PEFT can load this LoRA. If the base was quantised after PiSSA, rounding has changed the base,
+and the original base with this LoRA would give other outputs than this model. Saving then raises an
+error.
 """
 
 from __future__ import annotations
