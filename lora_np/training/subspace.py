@@ -4,7 +4,8 @@
     z (d,)   trained, starts at 0                    θ (D,)    the weights of the model
 
 The intrinsic dimension of a task is the smallest d that is enough to learn the task. The columns of P are orthonormal,
-so a step of length ε in z is a step of length ε in θ for every d. P has the dtype of the model. The module runs on the CPU.
+so a step of length ε in z is a step of length ε in θ for every d. P has the dtype of the model. The module runs
+on the CPU.
 """
 
 from __future__ import annotations
