@@ -83,7 +83,7 @@ def to_host(x: Array) -> np.ndarray:
 
 
 def move(x: Array, like: Array) -> Array:
-    """Return `x` on the device of `like`: `x` itself if it is already there, otherwise a copy of the same dtype."""
+    """Return `x` on the device of `like`: `x` itself if `x` is already there, otherwise a copy of the same dtype."""
     xp = array_module(like)
     return x if isinstance(x, xp.ndarray) else xp.asarray(to_host(x))
 

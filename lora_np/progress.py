@@ -37,8 +37,9 @@ class Progress:
 
     In a terminal or an interactive notebook, progress is shown as a tqdm bar, or as lines if tqdm is not
     installed. Elsewhere nothing is printed by default, because a bar would fill a log file or a committed notebook.
-    With `lines=True`, at most one line every 15 seconds is printed in these places. With `enabled=False`, nothing is
-    printed at all. `done` is the number of steps, out of `total`, that an earlier interrupted run has already finished.
+    With `lines=True`, at most one line every 15 seconds is printed outside a terminal or an interactive notebook. With
+    `enabled=False`, nothing is printed at all. `done` is the number of steps, out of `total`, that an earlier
+    interrupted run has already finished.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Progress:
             print(f"{self.label}: {line}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Print a line on stderr, above the bar if there is one."""
+        """Print a line on stderr, above the bar if a bar is shown."""
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

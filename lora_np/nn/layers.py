@@ -62,7 +62,7 @@ class Linear(Module):
         x : ndarray, shape (…, in)
             The input.
         context : Context
-            The arguments that the call passes to every layer. A plain linear layer does not use them.
+            The arguments that the call passes to every layer. A plain linear layer does not use these arguments.
 
         Returns
         -------

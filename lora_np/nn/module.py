@@ -48,12 +48,12 @@ class Module:
         return self.forward(*args, **kwargs)[0]
 
     def extra_repr(self) -> str:
-        """Return the sizes and settings that `print(module)` shows in parentheses. A subclass may override it.
+        """Return the sizes and settings that `print(module)` shows in parentheses. A subclass may override this method.
 
         Returns
         -------
         str
-            The text. By default it lists the shapes of the module's own parameters.
+            The text. By default, the text lists the shapes of the module's own parameters.
         """
         return ", ".join(f"{name}={p.value.shape}" for name, p in self.children() if isinstance(p, Parameter))
 

@@ -7,8 +7,8 @@ r"""Select layers by `target_modules`. The same rules apply to models in memory 
     "all-linear"            it is a linear layer other than the output head, lm_head
 
 Source: PEFT, `check_target_module_exists` and `_maybe_include_all_linear_layers` in peft/tuners/tuners_utils.py. The
-second line is an addition: in PEFT, a string that is not in a list is always a regular expression, so "q_proj" matches
-nothing.
+second line of the table is not in PEFT: there, a string that is not in a list is always a regular expression, so
+"q_proj" matches nothing.
 """
 
 from __future__ import annotations

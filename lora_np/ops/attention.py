@@ -121,8 +121,8 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     For each key/value head, one product of an (h/g · t, d) matrix and a (d, s) matrix computes the scores of all h/g
     query heads. So the keys are not copied for each query head. In the backward pass, the matrix products also sum dk
     and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
-    its last query sees. With s = t = 256, 5/8 of the t × t scores are computed, although the causal mask allows only
-    1/2 of the scores.
+    the last query of the block sees. With s = t = 256, 5/8 of the t × t scores are computed, although the causal mask
+    allows only 1/2 of the scores.
 
     Examples
     --------

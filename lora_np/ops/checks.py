@@ -51,9 +51,9 @@ def check_features(name: str, x: Array, size: int, of: str) -> None:
 def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
     """Raise an error unless `ids` are integers in [0, size).
 
-    Some ids may equal `ignore`, but not all. A negative id is also an error, because NumPy would count it from the end.
-    On a GPU only the dtype is checked, because reading the values would synchronise with the GPU. Check ids before they
-    are copied to a GPU.
+    Some ids may equal `ignore`, but not all. A negative id is also an error, because NumPy counts a negative
+    index from the end. On a GPU only the dtype is checked, because reading the values would synchronise with the GPU.
+    Check ids before they are copied to a GPU.
     """
     array_module(ids)
     if ids.dtype.kind not in "iu":

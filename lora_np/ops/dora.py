@@ -3,7 +3,7 @@
     V = W + s·B A,   n_o = ‖V_o‖,   y = (m/n) ∘ (x Vᵀ)        V_o: row o of V, for output o; m_o: its new length
 
 The paper normalises columns. PEFT normalises the rows of W (out, in), which gives one length per output. This library
-follows PEFT, so that both can use the same adapter files.
+also normalises rows, so that PEFT and this library can use the same adapter files.
 
 There are two functions: `row_norm_forward` computes n, and `dora_forward` uses n. The true gradient goes back through
 both functions. The paper (section 4.3) and PEFT treat n as a constant: the forward pass is unchanged, and the gradient
@@ -66,10 +66,10 @@ def row_norm_forward(W: Array, A: Array, B: Array, scaling: float) -> tuple[Arra
         n_o² = ‖W_o‖² + 2s B_o·C_o + s² B_o·(B G)_o        C = W Aᵀ (out, r),   G = A Aᵀ (r, r)
              = ‖W_o‖² + s B_o·(C + P)_o                    P = C + s·B G = V Aᵀ
 
-    The formula is exact except for errors by rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is a
-    rounding error of ‖W_o‖²/n_o. If s·B_o A cancels W_o completely, the computed n_o² is only a rounding error. If this
-    error is negative, n_o is NaN. In this case m_o/n_o is undefined in exact arithmetic too, because a row of zeros has
-    no direction.
+    The formula is exact except for errors by rounding and cancellation. If ‖V_o‖ ≪ ‖W_o‖, the error of n_o is as
+    large as the rounding error of ‖W_o‖²/n_o. If s·B_o A cancels W_o completely, the computed n_o² is only a rounding
+    error. If this error is negative, n_o is NaN. For a row V_o of zeros, m_o/n_o is undefined in exact arithmetic too,
+    because such a row has no direction.
 
     Examples
     --------

@@ -109,7 +109,8 @@ def dynamic_map() -> tuple[float, ...]:
 def _float32_steps(start: float, stop: float, n: int) -> list[float]:
     """Return n evenly spaced float32 numbers.
 
-    Each number is computed from the nearer end. The bits equal those of torch.linspace.
+    Each number is computed from `start` or from `stop`, whichever is nearer, so that the bits equal the bits of
+    torch.linspace.
     """
     start, stop = float(np.float32(start)), float(np.float32(stop))
     step = float(np.float32(np.float32(stop - start) / np.float32(n - 1)))

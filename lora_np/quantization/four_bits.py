@@ -10,7 +10,7 @@ code q per weight. The code q is the index of the value c_q nearest to w/absmax:
     absmax, float32      32/block           0.5       → 4.5
     … or, double quant   8/block + 32/(256·block)     → 4.127: absmax itself is quantised to 8 bits, in blocks of 256
 
-The codes, absmax and bytes equal those of bitsandbytes; the names are also those of bitsandbytes.
+The library bitsandbytes computes the same codes, absmax values and bytes, and uses the same names.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def dequantize_model(model: M) -> M:
     The model computes the same outputs as before. Afterwards the adapters of the model can be merged:
     `dequantize_model(peft_model).merge_and_unload()` returns the trained model. The dequantised weights are frozen. The
     dequantised weights differ from the original weights by the rounding error of the quantisation. If the merged model
-    is quantised again with `quantize_model`, ΔW is also rounded. Most of a small ΔW is then lost (see
+    is quantised again with `quantize_model`, the adapter's ΔW is also rounded. Most of a small ΔW is then lost (see
     `studies/four_bits/merge_routes.py`).
 
     Parameters

@@ -50,9 +50,9 @@ def run_settings(
 
 
 def digests(model: Trainable, batches: Any) -> dict[str, str]:
-    """Return a hash of the frozen weights, and `batches.digest` if this attribute exists.
+    """Return a dict with a hash of the frozen weights and, if `batches` has an attribute `digest`, this attribute.
 
-    A checkpoint contains these hashes instead of the frozen weights and the data. The hash covers the name, dtype and shape
+    A checkpoint contains the dict instead of the frozen weights and the data. The hash covers the name, dtype and shape
     of each frozen weight, and about a thousand evenly spaced values. For a quantised weight, the hash covers the
     codes, the absmax values, quant_type and the block size.
     """
@@ -131,7 +131,7 @@ class Checkpoint:
         return self.optimizer.t, json.loads(metadata["history"])
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
-        """Return the error for a number that is not finite. First restore the state in the file, if the file exists."""
+        """Restore the state in the file, if the file exists, and return the error for a number that is not finite."""
         if self.path is not None and Path(self.path).exists():
             kept = f"the model was reset to step {self.load()[0]}, the last good state, from {self.path}"
         else:

@@ -32,8 +32,8 @@ Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the t
 class Batches(Protocol):
     """An object that returns the arrays `tokens` and `targets` for `batches[step]`, such as data.Batches or a list.
 
-    A list is repeated if it has fewer batches than the run needs. The object can have an attribute `digest`, a string
-    that identifies the data. A checkpoint stores this string, to check that a resumed run uses the same data.
+    If a list has fewer batches than the run needs, the list is repeated. The object can have an attribute `digest`, a
+    string that identifies the data. A checkpoint stores this string, to check that a resumed run uses the same data.
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...
@@ -118,10 +118,10 @@ def train(
     Parameters
     ----------
     model : PeftModel or Transformer
-        The model. Its parameters are updated in place.
+        The model. The trainable parameters are updated in place.
     batches : data.Batches, ConversationBatches or list
-        `batches[i]` returns the arrays `tokens` and `targets`, both integers of shape (b, t). A list is repeated
-        if it has fewer batches than the run needs.
+        `batches[i]` returns the arrays `tokens` and `targets`, both integers of shape (b, t). If a list has
+        fewer batches than the run needs, the list is repeated.
     optimizer : Optimizer
         SGD or AdamW. The state of the optimizer is reset at the start, or loaded from the checkpoint.
     steps : int
@@ -328,7 +328,8 @@ def _counted(targets: Array) -> int:
 
 
 def _shares(batches: list[Batch]) -> list[float]:
-    """Return the weight of each batch in the loss of an update: the fraction of all counted tokens in the batch."""
+    """Return the weight of each batch in the loss of an update: the counted tokens of the batch divided
+    by the counted tokens of all batches."""
     if len(batches) == 1:
         return [1.0]  # without counting: on a GPU that would synchronise
     counts = [_counted(targets) for _, targets in batches]  # if no target counts, `model.loss` raises the error

@@ -359,7 +359,8 @@ def constant(step: int) -> float:
 
 
 def grad_norm(parameters: Named) -> Array:
-    """Return the L2 norm of all gradients together, as a 0-d array on their device. Without a gradient raise ValueError."""
+    """Return the L2 norm of all gradients together, as a 0-d array on the device of the gradients. Raise ValueError if
+    no parameter has a gradient."""
     squares = [(p.grad * p.grad).sum() for _, p in parameters if p.grad is not None]
     if not squares:
         raise ValueError("no parameter has a gradient: call backward first, and check that some parameter is trainable")

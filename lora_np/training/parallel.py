@@ -3,7 +3,7 @@
 The threads of BLAS speed up only large matrix products. Without replicas, all other operations would run on one core:
 softmax, norms, activations and the thin products with A and B. These other operations take about half the time of a
 LoRA step. With replicas, all operations run in parallel, because NumPy releases Python's global lock inside its loops.
-Parallel calls are safe, because a layer stores no state of a call (it returns a cache), and each replica has its own
+Parallel calls are safe: a call stores no state in the layer but returns a cache, and each replica has its own
 gradients.
 """
 

@@ -3,8 +3,9 @@
     θ₀ (D,)  initial weights, frozen                 P (D, d)  random, fixed, with orthonormal columns
     z (d,)   trained, starts at 0                    θ (D,)    the weights of the model
 
-The intrinsic dimension of a task is the smallest d that is enough to learn it. The columns of P are orthonormal, so a step of
-length ε in z is a step of length ε in θ for every d. P has the dtype of the model. The module runs on the CPU.
+The intrinsic dimension of a task is the smallest d that is enough to learn the task. The columns of P are orthonormal,
+so a step of length ε in z is a step of length ε in θ for every d. P has the dtype of the model. The module runs
+on the CPU.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class SubspaceModel(Module):
     Parameters
     ----------
     model : Transformer or PeftModel
-        The values of its trainable parameters, in the model's order, are θ₀. Each call of `loss` gives these parameters
-        new arrays with the values θ, so that the caches of earlier calls stay valid.
+        The model. θ₀ contains the values of the trainable parameters, in the model's order. Each call of `loss` gives
+        these parameters new arrays with the values θ, so that the caches of earlier calls stay valid.
     projection : DenseProjection or SparseProjection
         P, with D equal to the number of trainable weights.
 

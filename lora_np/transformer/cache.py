@@ -1,10 +1,11 @@
 """The key/value cache. The cache stores the keys and values of earlier tokens, so that generation computes only new
 tokens.
 
-The keys and values of a token depend only on that token and the tokens before it. Later tokens do not change them.
+The keys and values of a token depend only on that token and the tokens before it. Later tokens do not
+change these keys and values.
 
 A cache can begin with the trainable prefix of prefix tuning: keys and values that are not computed from tokens. `begin` writes the
-prefix, and after a backward pass `take_grad` returns its gradient.
+prefix, and after a backward pass `take_grad` returns the gradient of the prefix.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ class Block(Module):
 
 
 class Decoder(Module):
-    """The embedding, the blocks and the last norm, which turn tokens into hidden states. Hugging Face calls this module
-    `model`."""
+    """The module that computes hidden states from tokens: the embedding, the blocks and the last norm. Hugging Face
+    calls this module `model`."""
 
     def __init__(self, embed_tokens: Embedding, layers: list[Block], norm: RMSNorm) -> None:
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm

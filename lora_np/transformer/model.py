@@ -304,7 +304,7 @@ class Transformer(Module):
         -----
         The output head computes no logits for positions that do not count. If only answers count, most of the
         computation of the head is saved. In a mixed batch, the head computes all positions, because an adapter of the
-        head finds its rows by their index in the batch.
+        head selects rows by the index of the row in the batch.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
@@ -369,7 +369,7 @@ class Transformer(Module):
 
     @property
     def output_head(self) -> Linear:
-        """The output head. A tied head shares the parameter of the embedding, so the head and the embedding add to one gradient."""
+        """The output head. A tied head and the embedding share one parameter, so both add to its gradient."""
         if hasattr(self, "lm_head"):
             return self.lm_head
         head = Linear.__new__(Linear)
