@@ -18,7 +18,7 @@ class MissingExtra(ImportError):
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Return a context for the import of optional packages.
+    """Return a context manager in which optional packages are imported.
 
     Parameters
     ----------

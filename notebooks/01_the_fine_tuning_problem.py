@@ -72,7 +72,7 @@ show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 #
 # The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB or 80 GB. The upper panel shows only the line for 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
 #
-# The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the size of the part. The formulas also give the sizes of the parts for models
+# The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the size of this part in memory. The formulas also give the sizes of the parts for models
 # that are too large to train on an ordinary computer.
 #
 # ## What fine-tuning does

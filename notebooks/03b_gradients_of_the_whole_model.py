@@ -468,7 +468,7 @@ plots.relative_errors(results, 1e-12, title, subtitle);
 #
 # ## The whole model
 #
-# The checks show that the gradient of each layer is right. Is the gradient of the whole model right too? The loss of the model tiny is one function of all factors $A$ and $B$. So the check with the complex step also works for the whole model.
+# The checks show that the gradient of each layer is right. Is the gradient of the whole model right too? The loss of the model tiny is a function of all factors $A$ and $B$ together. So the check with the complex step also works for the whole model.
 # The whole model contains five blocks with residual connections, attention with four heads, and the loss. (Two query heads share one head of keys and values, so the gradients from both query heads are added in this shared head.) To save time, the next cell uses 32 tokens, and one random direction per matrix instead of five.
 
 # %%

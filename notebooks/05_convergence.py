@@ -234,7 +234,7 @@ display(Markdown(findings.say("finetuning.cost.step_seconds")))
 print(f"operations in matrix products: LoRA / full fine-tuning = {lora / full:.2f}")
 
 # %% [markdown]
-# Compared with full fine-tuning of SmolLM2-135M, LoRA saves a larger share of the time than of the operations in matrix products. A possible reason is that a step also does other work than matrix products. For example, the optimizer AdamW reads and changes each trained parameter and its two moments, $m$ and $v$. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
+# Compared with full fine-tuning of SmolLM2-135M, LoRA saves time and operations. The saved share of the time is larger than the saved share of the operations. A possible reason is that a step also does other work than matrix products. For example, the optimizer AdamW reads and changes each trained parameter and its two moments, $m$ and $v$. Full fine-tuning trains all parameters of the model, and LoRA trains only the parameters of the adapter.
 # The study measured only the time of whole steps. So we do not know how much of the difference comes from the optimizer, and how much from other work.
 
 # %% [markdown]

@@ -338,7 +338,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # </details>
 #
-# 2. A paper reports that "LoRA's best learning rate is ten times full fine-tuning's". Which settings must you know to judge this ratio?
+# 2. A paper reports that "LoRA's best learning rate is ten times that of full fine-tuning". Which settings must you know to judge this ratio?
 #
 # <details><summary>Answer</summary>
 #

@@ -173,7 +173,7 @@ show(lines, dict(zip(lines[0], formats, strict=True)))
 # All numbers of bits in this table are lower bounds. Some of these lower bounds are further below the true capacity than others. Three columns of the table show why you must not compare the rows.
 #
 # - *of the offer* is the share of the offered bits that the model memorised. Full fine-tuning memorised most of the offered bits, so with more strings it could memorise more bits.
-# - *passes* is the number of times that a run saw each string. All runs have equally many steps. The runs with higher ranks were offered more strings, so these runs saw each string less often.
+# - *passes* is the number of times that a run saw each string. All runs have equally many steps. The runs with higher ranks were trained on more strings, so these runs saw each string less often.
 # - *lost at half* compares each run with a run of half as many steps. The column shows which share of the memorised bits the shorter run did not memorise. From rank 2 on this share grows with the rank. So at higher ranks, longer training would add more bits.
 #
 # Two papers measured how many bits whole models hold after far longer training than in this study. [Allen-Zhu and Li (2024)](https://arxiv.org/abs/2404.05405) report 2 bits of knowledge per parameter. [Morris et al. (2025)](https://arxiv.org/abs/2505.24832) report about 3.6 bits of random strings per parameter.

@@ -589,7 +589,7 @@ Markdown(findings.say(*rates))
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
-# The tutorials' shares of trained numbers are not correct for a small model. The number of LoRA's parameters grows with the model's width $d$, and the number of the base's parameters grows with $d^2$. The next cell counts LoRA, a prefix and Houlsby adapters for Llama-2-7B, because such tutorials are written for models of this size. (The width $m$ of an adapter is a free choice, and the adapter's share depends on $m$.)
+# Tutorials state which share of a model's numbers each method trains. For a small model, these shares are not correct. The number of LoRA's parameters grows with the model's width $d$, and the number of the base's parameters grows with $d^2$. The next cell counts LoRA, a prefix and Houlsby adapters for Llama-2-7B, because such tutorials are written for models of this size. (The width $m$ of an adapter is a free choice, and the adapter's share depends on $m$.)
 
 # %%
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B

@@ -93,7 +93,7 @@ display(Markdown(text))
 #
 # ## The model
 #
-# The file of the model has the format GGUF of llama.cpp. Most weights in the file are rounded to four bits, and each block of weights has its own scale (this number format is called Q4_1). All results in this notebook were measured with these rounded weights. `load_model` converts the weights to float32. The GGUF format changes the order of the rows of $W_q$ and $W_k$, and `load_model` also restores the original order.
+# The model file is in llama.cpp's GGUF format. Most weights in the file are rounded to four bits, and each block of weights has its own scale (this number format is called Q4_1). All results in this notebook were measured with these rounded weights. `load_model` converts the weights to float32. The GGUF format changes the order of the rows of $W_q$ and $W_k$, and `load_model` also restores the original order.
 #
 # `python -m lora_np fetch smollm2-135m` downloads the model once. Without the model's file, the next cell prints a message, and the other cells that need the model do nothing. The pictures need only result tables, which are part of the project.
 

@@ -1,4 +1,4 @@
-"""Make copies of the course for students, and the teachers' key, from the committed notebooks."""
+"""Copy the committed notebooks for students, and collect their answers in the teachers' answer key."""
 
 from __future__ import annotations
 

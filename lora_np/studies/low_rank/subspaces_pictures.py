@@ -116,7 +116,7 @@ def amplification_chart(table: Table) -> Figure:
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(inside.values()), max(inside.values()))))
-    norms = "the size of W is ‖Uᵀ W V‖, for r directions in the columns of U and of V"
+    norms = "‖Uᵀ W V‖ is the size of W in r directions: the columns of U and of V"
     marks = semicolons(
         "points and lines: median and range over layers and seeds; title: medians over all matrices",
         runs_and_time(table),
