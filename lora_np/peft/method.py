@@ -1,8 +1,8 @@
 """The interface of adapter methods. A method is one file and one line in registry.py.
 
 `Method` is the interface, with operations that add, restore and delete an adapter. `LayerMethod` implements
-this interface for methods with an Adapter object in each linear layer (adapter.py). `AdapterHost` is the state of a
-PeftModel that a method reads and changes.
+this interface for methods with an Adapter object in each linear layer (adapter.py). `AdapterHost` is the part of
+a PeftModel that an adapter method reads and changes.
 """
 
 from __future__ import annotations

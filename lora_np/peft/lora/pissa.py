@@ -105,7 +105,8 @@ def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
     if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
         raise RuntimeError(
             f"{name}: quantize_model rounded the base that PiSSA changed, so no adapter on the original base "
-            "computes the same as this model; save the whole model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
+            "computes the same as this model; save the whole model: "
+            "save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
 
 
