@@ -47,8 +47,8 @@ def toy(
 ) -> Table:
     """Measure the best loss in a random subspace of d dimensions for several d, and the smallest d with loss 0.
 
-    The columns are `d`, from 1 to `shown` (default: blocks + 4), and `loss`, which is divided by L(0). The setting
-    "intrinsic_dimension" is the smallest d with loss 0.
+    The columns are `d`, from 1 to `shown` (default: blocks + 4), and `loss`, which is divided by L(0). The
+    smallest d with loss 0 is stored in the table's settings as "intrinsic_dimension".
     """
     rows = [{"d": d, "loss": best_loss(kind(D, d, seed), blocks)} for d in range(1, (shown or blocks + 4) + 1)]
     found = smallest(lambda d: best_loss(kind(D, d, seed), blocks) < ZERO, 1, D)
