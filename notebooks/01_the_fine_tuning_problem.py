@@ -72,7 +72,7 @@ show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 #
 # The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB or 80 GB. The upper panel shows only the line for 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
 #
-# The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the size of this part in memory. The formulas also give the sizes of the parts for models
+# The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the memory and compares it with the computed sizes. The formulas also give the sizes of the parts for models
 # that are too large to train on an ordinary computer.
 #
 # ## What fine-tuning does
@@ -308,7 +308,7 @@ show(lines, {"MB": ""} | dict.fromkeys(models, ".2f"))
 #   - *Adapters on queries and values only:* most layers have no adapter and do not keep their $x$. So the activations become smaller, as the last column of the table shows.
 # - The **temporary arrays** take slightly more memory than in full fine-tuning. The reason is that LoRA computes two gradients $dx$ and then adds them: one for the path through $W$ and one for the path through $A$ and $B$.
 #
-# In the model tiny the activations take most of the memory, so LoRA on all linear layers saves little memory. On a 7B model in mixed precision, LoRA saves a much larger share of the memory than on tiny:
+# In the model tiny the activations take most of the memory, so LoRA on all linear layers saves only a small share of the memory. On a 7B model in mixed precision, the saved share is much larger:
 
 # %%
 methods = {"full": None, "lora": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -349,7 +349,7 @@ columns = {"method": "", "activations, GB": ".1f", "checkpointed, GB": ".1f"}
 show(lines, columns | {"added operations": ".0%"})
 
 # %% [markdown]
-# With LoRA the second forward pass adds more than one third to the operations of a step: nearly one half. LoRA does not compute $dW$, so the forward pass is a larger share of a LoRA step than of a full fine-tuning step.
+# With LoRA the second forward pass adds more than one third to the operations of a step: nearly one half. LoRA does not compute $dW$, so a frozen layer has only two large products, $xW^\top$ and $dy\,W$. The second forward pass repeats one of these two products. In full fine-tuning, the second forward pass repeats one of three products.
 #
 # Without checkpointing, the activations of LoRA and of full fine-tuning have almost the same size in this table. Only LoRA keeps $h$, and only full fine-tuning keeps the input $x$ of the output head. In this model, the arrays $h$ of all layers together have about the same size as the $x$ of the output head. With checkpointing, LoRA keeps neither $h$ nor the $x$ of the output head. So with checkpointing the activations of LoRA are a little smaller than the activations of full fine-tuning.
 #
@@ -436,7 +436,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# $m$ is the running mean of a parameter's gradient, and $v$ the running mean of the squared gradient. AdamW needs $m$ and $v$ to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
+# $m$ is the running mean of a parameter's gradient, and $v$ is the running mean of the squared gradient. AdamW needs $m$ and $v$ to update the parameter. A frozen parameter is not updated, so it needs no gradient, no $m$ and no $v$.
 #
 # </details>
 #
@@ -484,7 +484,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# With checkpointing, the sum reaches 24 GB between 17,000 and 17,500 tokens. The temporary arrays of attention are then the largest part, and the activations the second largest. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
+# With checkpointing, the sum reaches 24 GB between 17,000 and 17,500 tokens. The temporary arrays of attention are then the largest part, and the activations are the second largest part. Without checkpointing, the sum reaches 24 GB between 2,000 and 4,000 tokens. The activations are then
 # by far the largest part.
 #
 # </details>

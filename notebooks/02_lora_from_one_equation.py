@@ -79,7 +79,7 @@ source(micro.init_lora)
 # %% [markdown]
 # With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$. Each number of $h = xA^\top$ is a sum of *in* products with random signs. The typical size of such a sum is $\sqrt{\text{in}}$ times the size of one product. The bound $1/\sqrt{\text{in}}$ cancels this factor, so the size of $h$ does not depend on the number of input features.
 #
-# Why is $B$ zero, and not $A$? With $A = 0$ and a random $B$, $\Delta W$ would be zero too, and the adapter would also learn. With $B = 0$ the first training step changes only $B$, and with $A = 0$ it would change only $A$. The LoRA paper and PEFT choose $B = 0$. [Hayou et al. (2024)](https://arxiv.org/abs/2406.08447) compared the two choices. On average, $B = 0$ gave better results than $A = 0$. According to their analysis, the reason may be that $B = 0$ allows a larger learning rate.
+# Why is $B$ zero, and not $A$? With $A = 0$ and a random $B$, $\Delta W$ would be zero too, and the adapter would also learn. With $B = 0$ the first training step changes only $B$, and with $A = 0$ the first step would change only $A$. The LoRA paper and PEFT choose $B = 0$. [Hayou et al. (2024)](https://arxiv.org/abs/2406.08447) compared the two choices. On average, $B = 0$ gave better results than $A = 0$. According to their analysis, the reason may be that $B = 0$ allows a larger learning rate.
 #
 # Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
 # probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
@@ -328,7 +328,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# LoRA trains 17,920 parameters, about a fifth of the 97,280 parameters that LoRA trains on all linear layers. The reduction of the loss is about two thirds of the reduction with all linear layers.
+# With this setting LoRA trains 17,920 parameters. With adapters on all linear layers, LoRA trains 97,280 parameters, about five times as many. The quotient of the two reductions is about two thirds.
 #
 # </details>
 #
