@@ -187,7 +187,7 @@ print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 #
 # A residual connection, $y = x + f(x)$, uses $x$ twice too, so its backward pass also adds two gradients. An attention layer uses its input $x$ in three projections, so its backward pass adds three gradients.
 #
-# The next cell writes the forward pass and the backward pass of the layer as two functions. Then the cell compares the gradients with the gradients of the library.
+# The next cell writes the forward pass and the backward pass of the layer as two functions. Then the cell compares the gradients from these functions with the gradients that the library computes.
 
 # %%
 def lora_forward(x, A, B):
@@ -431,7 +431,7 @@ for d in widths:
 # So in a square layer, LoRA takes at least two thirds of the operations that full fine-tuning takes. The main advantage of LoRA is the saved memory: LoRA needs no gradients and no optimizer state for the frozen weights.
 #
 # Two thirds is a ratio of operations, not a ratio of times. The operations are counted only for the products of the linear layers. This count leaves out attention, norms and the loss, which cost the same for LoRA and for full fine-tuning. The count also leaves out the optimizer, which updates all parameters in full fine-tuning, and only $A$ and $B$ in LoRA.
-# So the time of a LoRA step, divided by the time of a full step, can be higher or lower than two thirds. Notebooks 05 and 10 measure the times of both steps.
+# So the time of a LoRA step, divided by the time of a full fine-tuning step, can be higher or lower than two thirds. Notebooks 05 and 10 measure the times of both steps.
 #
 # ## Recap
 #

@@ -464,7 +464,7 @@ subtitle = "relative error against the complex step, in float64; one point per g
 plots.relative_errors(results, 1e-12, title, subtitle);
 
 # %% [markdown]
-# The wide gap between the errors of correct gradients and of mistakes is the advantage of the complex step. With central differences instead of the complex step, the errors of correct gradients would be larger by several powers of ten. A small mistake could hide among these larger errors.
+# The wide gap between the errors of correct gradients and the errors of gradients with a mistake is the advantage of the complex step. With central differences instead of the complex step, the errors of correct gradients would be larger by several powers of ten. A small mistake could hide among these larger errors.
 #
 # ## The whole model
 #
@@ -623,7 +623,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Write the forward pass with all indices, and list every path from an input to the outputs. The function `check` of the exercise names the mistake if your gradient contains one.
+# Write the forward pass with all indices, and list every path from an input to the outputs. The function `check` of the exercise names the mistake if your gradient contains a mistake.
 #
 # </details>
 #

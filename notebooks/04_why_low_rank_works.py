@@ -78,7 +78,7 @@ plots.photograph(photograph());
 #
 # Now take a $\Delta W$ that a model has learned. The next cell fine-tunes all weights of the model tiny on Python code for 60 steps. Then the cell subtracts the weights before fine-tuning from the weights after fine-tuning. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
-# **Predict.** A few directions hold most of the energy of a photograph. Compared with the photograph, do a few directions hold a larger or a smaller share of the energy of a learned $\Delta W$?
+# **Predict.** A few directions hold most of the energy of a photograph. Is the share of the energy that a few directions hold larger or smaller in a learned $\Delta W$ than in the photograph?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
@@ -108,7 +108,7 @@ for name, (matrix, r) in matrices.items():
 show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 
 # %% [markdown]
-# For the learned $\Delta W$, the best product of low rank keeps a smaller share of the energy than for the photograph. Most of the energy of the photograph comes from its mean brightness, which needs only one direction. But even for the photograph minus its mean, the best product of low rank keeps a larger share of the energy than for the learned $\Delta W$.
+# The share of the energy that the best product of low rank keeps is smaller for the learned $\Delta W$ than for the photograph. Most of the energy of the photograph comes from its mean brightness, which needs only one direction. But even if the mean is subtracted from the photograph, this share is larger for the photograph than for the learned $\Delta W$.
 #
 # The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only how many coloured columns each side has.
 
@@ -206,7 +206,7 @@ display(Markdown(findings.say("low_rank.gain_kept.norms")))
 # %% [markdown]
 # At every rank, the column "gain kept" includes the gain that the norms alone keep. This column shows which rank is needed to keep 95 % of the gain: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
 #
-# At each rank below the full rank, the cut model keeps a larger share of the gain than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
+# At each rank below the full rank, the share of the gain that the cut model keeps is larger than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
 # %%
 shown = (1, 4, 8, 16, 64)
@@ -370,7 +370,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # - The best product of rank $r$ keeps the $r$ largest singular values. The error of this product is the square root of the sum of the other $\sigma_i^2$.
 # - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more directions than the usual ranks of LoRA.
-# - Fewer directions are needed to keep most of the gain than to keep most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
+# - The number of directions that keep most of the gain is smaller than the number that keep most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
 # - The $A$ of two runs read different directions. The $B$ of two runs share some of the directions that they write.
 # - The study of the gain cut each $\Delta W$ to a low rank after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
 #
