@@ -356,7 +356,7 @@ show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 #
 # ### 3. A large error that raises the loss only a little
 #
-# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. The two adapters in the picture were trained longer than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so they are lower.)
+# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. The two adapters in the picture were trained longer than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so the losses in the picture are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
@@ -377,7 +377,7 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# The removed directions contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning: the types that combine the $\Delta W$ have lower losses than the types that combine $A$ and $B$ separately. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
+# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning: the types that combine the $\Delta W$ have lower losses than the types that combine $A$ and $B$ separately. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
 #
 # **Conclusions of the lab.** To judge a combination of adapters, compare the $\Delta W$ and never $A$ and $B$ separately. Then evaluate the merged model on held-out text of every domain for which you will use the model. Evaluate the model with the *stored* weights: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the file of each adapter too, because only this file contains the adapter exactly as it was trained.
 #

@@ -292,7 +292,7 @@ for method, keep_x in (("LoRA", True), ("LoRA-FA", False)):
 show(lines, {"method": "", "numbers kept for the backward pass": ","})
 
 # %% [markdown]
-# **One number.** A layer with LoRA-FA keeps $r$ numbers per token for the backward pass, and a layer with LoRA keeps $r + \text{in}$. The saving in a whole model is smaller than in one layer. Three projections share one input, so LoRA keeps this input only once.
+# **One number.** A layer with LoRA-FA keeps $r$ numbers per token for the backward pass, and a layer with LoRA keeps $r + \text{in}$ numbers per token. The saving in a whole model is smaller than in one layer. Three projections share one input, so LoRA keeps this input only once.
 #
 # ## VeRA: the same random factors everywhere
 #
@@ -426,9 +426,9 @@ slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if 
 Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model the thin products take a smaller share of the time. The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
+# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model, the thin products take a smaller share of the step's time than in "tiny". The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
 # - *VeRA*'s products with $A$ and $B$ are not thin: the rank $r$ of VeRA is 256, twice the width of the model "tiny".
-# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. In a larger model, this product takes nearly the same share of the time as in a small model. The products with $A$ and $B$ take a smaller share in a larger model.
+# - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. In a larger model, this product takes nearly the same share of the time as in a small model. But the products with $A$ and $B$ take a smaller share of the time in a larger model than in a small model.
 # - *QLoRA* dequantises $W$ in every pass, also for a single token.
 #
 # Are small differences between the times of two methods real? A merged model is the base with other numbers in its weights, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of the plain models' times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in the time of this copy would make all ratios too high or all too low.)
@@ -514,13 +514,13 @@ Markdown(
 )
 
 # %% [markdown]
-# A gain of one or two percentage points below LoRA's line means little. rsLoRA is one to two points below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes gain less than LoRA with equally many trained numbers.
+# A gain of one or two percentage points below LoRA's line means little. rsLoRA is one to two percentage points below LoRA's line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes gain less than LoRA with equally many trained numbers.
 #
 # (The title of the first picture in this notebook names the methods that are as good as the *best* method. The title does not name a method that is worse than the best method with every seed, even if the difference is small.)
 #
 # ## What the papers promise
 #
-# The next table compares each promise with the measurements. A method and LoRA are compared seed by seed.
+# The next table compares each promise of the papers with our measurements. A method and LoRA are compared seed by seed.
 
 # %%
 promised = claims.promises(compared, costs)
@@ -528,7 +528,7 @@ table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
 Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
 
 # %% [markdown]
-# So some methods have a lower loss than LoRA, but only early in the training. Before you conclude that the method causes this lead, ask what else differs between the runs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than LoRA's. If LoRA uses DoRA's learning rate, is LoRA as good as DoRA early in the training?
+# So some methods have a lower loss than LoRA, but only early in the training. Before you conclude that the method causes this lead, ask what else differs between the runs. Each method runs at its own best learning rate, and the best learning rates of DoRA and PiSSA are smaller than the best learning rate of LoRA. If LoRA uses DoRA's learning rate, is LoRA as good as DoRA early in the training?
 
 # %% jupyter={"source_hidden": true}
 # prints the held-out loss at each evaluation: LoRA at two rates, DoRA, PiSSA; first seed
@@ -579,7 +579,7 @@ rates = [f"methods.forgetting.{method}.smaller_rate" for method in ("lora", "ful
 Markdown(findings.say(*rates))
 
 # %% [markdown]
-# If two learning rates lead to nearly the same loss on code, take the smaller one, because the model then forgets less. The table of learning rates also explains why DoRA's line is low in the picture: DoRA's best learning rate is half of LoRA's. At the same learning rate, DoRA and LoRA forget about equally much.
+# If two learning rates lead to nearly the same loss on code, take the smaller one, because the model then forgets less. The table of learning rates also explains why DoRA's line is low in the picture: DoRA's best learning rate is half of LoRA's best learning rate. At the same learning rate, DoRA and LoRA forget about equally much.
 #
 # ## The tutorials' numbers and ours
 #
@@ -589,7 +589,7 @@ Markdown(findings.say(*rates))
 Markdown(f"{lesson.RULE}\n\n{lesson.lesson_markdown(lesson.lesson_rows(compared, costs))}")
 
 # %% [markdown]
-# Tutorials state which share of a model's numbers each method trains. For a small model, these shares are not correct. The number of LoRA's parameters grows with the model's width $d$, and the number of the base's parameters grows with $d^2$. The next cell counts LoRA, a prefix and Houlsby adapters for Llama-2-7B, because such tutorials are written for models of this size. (The width $m$ of an adapter is a free choice, and the adapter's share depends on $m$.)
+# Tutorials state which share of a model's numbers each method trains. For a small model, the shares that the tutorials state are not correct. The number of LoRA's parameters grows with the model's width $d$, and the number of the base's parameters grows with $d^2$. The next cell counts LoRA, a prefix and Houlsby adapters for Llama-2-7B, because such tutorials are written for models of this size. (The width $m$ of an adapter is a free choice, and the adapter's share depends on $m$.)
 
 # %%
 assert prefix_parameters(20, layers=32, kv_heads=32, head_dim=128) == 5_242_880  # Llama-2-7B
@@ -646,11 +646,11 @@ show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers and gains the least of all these methods. Its results differ most between the seeds, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
+# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
 #
 # ## Recap
 #
-# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. When the model "tiny" learned code, no method gained more than such a LoRA with every seed. Compare methods only at the best learning rate of each method, seed by seed. Measure also how much each method forgets.
+# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. When the model "tiny" learned code, no method had, with every seed, a higher gain than LoRA with as many trained numbers. Compare methods only at the best learning rate of each method, seed by seed. Measure also how much each method forgets.
 #
 # ## Three questions
 #
@@ -718,7 +718,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# With up to 20 virtual tokens the loss on this batch changes little, and the loss is not always higher than the loss of the base (one batch is a noisy measure). With 80 virtual tokens the loss is clearly higher: 2.36 with zeros and 2.52 with random numbers. The loss of the base is 2.31.
+# With up to 20 virtual tokens the loss on this batch changes little, and the loss is not always higher than the loss of the base (one batch is a noisy measure). With 80 virtual tokens the loss is clearly higher than the loss of the base, which is 2.31. The loss is 2.36 with zeros and 2.52 with random numbers.
 #
 # </details>
 #

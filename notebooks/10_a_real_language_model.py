@@ -214,7 +214,7 @@ display(Markdown(findings.say("finetuning.rate")))
 display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
 
 # %% [markdown]
-# The second comparison is with PyTorch and PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
+# The second comparison shows the time of a LoRA step in this library and in PyTorch with PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
 #
 # **Predict.** How many times as long as the floor does a LoRA step of this library take? Is a LoRA step in PyTorch with PEFT faster than a step of this library?
 
@@ -242,7 +242,7 @@ columns = {"model": "", "PEFT / ours": ".2f", "compiled / ours": ".2f"}
 show(lines, columns | {"first compiled step, s": ".0f"})
 
 # %% [markdown]
-# Four measures make this library fast. First, the library computes neither $dW$ for frozen weights nor $dx$ below the first adapter. Second, the library computes attention in blocks of queries, so it skips most of the masked scores. Third, the softmax reuses the memory of the logits. Fourth, each core computes a part of the batch, because the threads of a BLAS make only large products faster.
+# Four techniques make this library fast. First, the library computes neither $dW$ for frozen weights nor $dx$ below the first adapter. Second, the library computes attention in blocks of queries, so it skips most of the masked scores. Third, the softmax reuses the memory of the logits. Fourth, each core computes a part of the batch, because the threads of a BLAS make only large products faster.
 #
 # **Predict.** With rank 64, $A$ and $B$ have 64 times as many parameters as with rank 1. How much longer does a step take with rank 64 than with rank 1?
 
