@@ -65,7 +65,7 @@ display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps2
 # %% [markdown]
 # The higher the rank of LoRA, the larger is the share of the gain that LoRA recovers. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large for the model tiny. Because the hidden size of tiny is only 128, this adapter has three quarters as many parameters as the whole model.
 #
-# The dotted line in the picture shows the shares after runs of 50 steps instead of 200, at three ranks. The dotted line is close to the line of 200 steps. So four times as many steps change the shares by only a few percentage points.
+# The dotted line in the picture shows the recovered shares of the gain after runs of 50 steps, at three ranks. The dotted line is close to the line that shows the runs of 200 steps. So with four times as many steps, the recovered shares change by only a few percentage points.
 #
 # ## The loss during training
 #
@@ -77,7 +77,7 @@ plots.loss_curves(table);
 # %% [markdown]
 # In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as the loss of full fine-tuning. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
 #
-# At the end of the runs, the order of the curves is clear: the lower the rank, the higher the loss. During the first half of the runs, the order of the curves is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). These curves do not separate the effect of the rank from the effect of the learning rate.
+# At the end of the runs, the order of the curves is clear: the lower the rank, the higher the loss. During the first half of the runs, the order of the curves is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). So the picture does not separate the effect of the rank from the effect of the learning rate.
 #
 # At the end of the runs, the curves become flat. But the model could still learn more. The curves become flat because the learning rate falls to zero.
 #
@@ -221,7 +221,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# For the model tiny, a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products take only a part of the time of a step: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
+# For the model tiny, a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products need only some of the time of a step: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
 #
 # With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
@@ -308,7 +308,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Hint</summary>
 #
-# With 20 steps, half of the run is the warm-up. Set `eval_every` so that it divides the number of steps. The column "60 of 200" does not change.
+# The first ten steps are the warm-up, so with 20 steps the warm-up takes half of the training. Set `eval_every` so that it divides the number of steps. The column "60 of 200" does not change.
 #
 # </details>
 #

@@ -46,7 +46,7 @@ by_rank = tables["learning_rates_by_rank"]
 #
 # A common recipe is $r = 16$, $\alpha = 32$, adapters in all linear layers, and no dropout. The next cell shows the result of this recipe on the model "tiny". This model was trained on English and now learns Python code. All losses are measured on held-out text, in nats per byte.
 #
-# **Predict.** The *gain* of a method is the base's loss minus the loss after training. Which share of full fine-tuning's gain does LoRA reach with this recipe?
+# **Predict.** The *gain* of a method is the loss of the base minus the loss after training. Which share of the gain of full fine-tuning does LoRA reach with this recipe?
 
 # %% jupyter={"source_hidden": true}
 # prints the losses of the base, full fine-tuning and the recipe, and the recovered share
@@ -153,7 +153,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
 # The argument about the first step predicts larger differences between the rules than the runs show. Under $\alpha/\sqrt r$ the sum of $|dB_{ij}|$ at $r = 64$ is eight times the sum at $r = 1$. According to the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and the losses under $\alpha/r$ differ by only a few thousandths of a nat per byte.
-# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, the first step at $r = 1$ is 1/16 of the first step at $r = 16$, and the first step at $r = 64$ is four times the first step at $r = 16$. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
+# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, compare the first steps with the first step at $r = 16$: the first step at $r = 1$ is 1/16 as large, and the first step at $r = 64$ is four times as large. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
 #
 # ## α
 #
@@ -220,7 +220,7 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the start of $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. In the third and the fourth line, a large part of this effect is missing. The line with a constant $\eta^2\alpha$ differs less from the plain run than the line with a constant $\eta\,\alpha$.
+# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the start of $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. The differences in the third and the fourth line are not small compared with this effect. The variant with a constant $\eta^2\alpha$ differs less from the plain run than the variant with a constant $\eta\,\alpha$ does.
 #
 # *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #
@@ -260,12 +260,12 @@ names = ("dropout.fixed", "dropout.own", "dropout.all")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a held-out loss *above the loss of the frozen base*. So the training made the model worse than the base, and dropout only made this harm smaller. At a much smaller learning rate, all runs end with a loss below the base's loss, and dropout does not lower the loss further. If a run overfits, first try a smaller
+# Look at the grey line of the left panel. At the recipe's learning rate, every run on the small text ends with a held-out loss *above the loss of the frozen base*. So the training made the model worse than the base, and dropout only made this harm smaller. At a much smaller learning rate, all runs end with a loss below the loss of the frozen base, and dropout does not lower the loss further. If a run overfits, first try a smaller
 # learning rate or fewer steps.
 #
 # ## Batch size
 #
-# A model can read the same text in a few large batches or in many small batches. Schulman et al. found that large batches raise the loss of LoRA more than the loss of full fine-tuning. **Predict.** In the runs of the model "tiny", do large batches also raise LoRA's loss more than full fine-tuning's loss?
+# A model can read the same text in a few large batches or in many small batches. Schulman et al. found that large batches raise the loss of LoRA more than the loss of full fine-tuning. **Predict.** In the runs of the model "tiny", do large batches also raise the loss of LoRA more than the loss of full fine-tuning?
 
 # %%
 plots.batch_size_chart(tables["batch_size"]);
@@ -283,7 +283,7 @@ for b, rows in of_batch["lora"].items():
 show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 
 # %% [markdown]
-# In the runs of "tiny", the batches have up to 32 sequences of 128 bytes. In these runs, large batches do not raise LoRA's loss more than full fine-tuning's loss. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, LoRA's loss rises, because the old learning rate does not suit the new batch size.
+# In the runs of "tiny", the batches have up to 32 sequences of 128 bytes. In these runs, large batches do not raise the loss of LoRA more than the loss of full fine-tuning. (Schulman et al. used larger batches.) But LoRA's best learning rate grows with the batch size, and full fine-tuning's best learning rate does not. If you change the batch size and keep LoRA's learning rate, LoRA's loss rises, because the old learning rate does not suit the new batch size.
 #
 # ## Choose a setting
 #
@@ -338,7 +338,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # </details>
 #
-# 2. A paper reports that "LoRA's best learning rate is ten times that of full fine-tuning". Which settings must you know to judge this ratio?
+# 2. A paper reports that "the best learning rate of LoRA is ten times the best learning rate of full fine-tuning". Which settings must you know to judge this ratio?
 #
 # <details><summary>Answer</summary>
 #
@@ -394,7 +394,7 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 #
 # <details><summary>Answer</summary>
 #
-# Yes, nearly. The sum of $|dB|$ is 114 at $r = 1$ and 124 at $r = 64$. The sum of $|dA|$ was 0 at the start. After 50 steps it is between 64 and 81, and it hardly depends on the rank.
+# Yes, nearly. The sum of $|dB|$ is 114 at $r = 1$ and 124 at $r = 64$. The sum of $|dA|$ was 0 at the start. After 50 steps the sum of $|dA|$ is between 64 and 81, and hardly depends on the rank.
 #
 # </details>
 #

@@ -129,7 +129,7 @@ plots.memory_knee(table);
 display(Markdown(findings.say("capacity.held.few", "capacity.held.many")))
 
 # %% [markdown]
-# With few strings, the adapter memorises all offered bits. With more strings, the number of memorised bits slowly falls behind the number of offered bits, and the line has no sharp bend. At the last point of the line, the adapter still holds more bits than at the point before. So the largest number of memorised bits is not the capacity of the adapter. It is only the largest number of bits that was measured.
+# With few strings, the adapter memorises all offered bits. With more strings, the number of memorised bits slowly falls behind the number of offered bits, and the line has no sharp bend. With the most strings (the last point of the line), the adapter holds more bits than with the next smaller number of strings. So the largest number of memorised bits is not the capacity of the adapter. This number is only the largest number of bits that was measured.
 #
 # ## Does twice the rank hold twice the bits?
 #
@@ -195,7 +195,7 @@ print(f"bits in rank 1:    {held:>7,.0f}  ({parameters:,} parameters)")
 display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 
 # %% [markdown]
-# The text has many times more bits than an adapter of rank 1 can hold. Yet an adapter of rank 1 reaches most of full fine-tuning's gain on held-out text. Most bits of the training text do not help to predict the held-out text. So, at least in these runs, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
+# The text has many times more bits than an adapter of rank 1 can hold. Yet an adapter of rank 1 reaches most of the gain of full fine-tuning on held-out text. Most bits of the training text do not help to predict the held-out text. So, at least in these runs, the number of bits in the text does not tell you which $r$ you need. Choose $r$ by the held-out loss ([notebook 06](06_hyperparameters.ipynb)).
 #
 # ## Recap
 #
@@ -250,7 +250,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Hint</summary>
 #
-# Change `steps` to 480. Compare the bits per parameter with the bits per parameter in the table of the section "Free parameters".
+# Change `steps` to 480. Divide the bits by the number of parameters, and compare the result with the table of the section "Free parameters".
 #
 # </details>
 #

@@ -56,7 +56,7 @@ runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tin
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines is the increase of the loss by rounding. QLoRA's training starts from the rounded base, so QLoRA starts at the higher loss. After training on "tiny", QLoRA and LoRA have nearly the same loss, so hardly anything of the increase remains. After training on SmolLM2, a part of the increase remains.
+# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines is the increase of the loss by rounding. QLoRA's training starts from the rounded base, so QLoRA starts at the higher loss. After training on "tiny", QLoRA and LoRA have nearly the same loss, so hardly anything of the increase remains. After training on SmolLM2, QLoRA still has a higher loss than LoRA, so some of the increase remains.
 
 # %%
 Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
@@ -132,7 +132,7 @@ Markdown(
 # %% [markdown]
 # ## The absmax values need bits too: double quantisation
 #
-# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. It then stores each difference in 8 bits. Each block of 256 differences has one float32 scale. Now the absmax values are rounded too, so the decoded largest weight of a block is usually not exact. A weight of zero is still exact. The function `quantize_model` uses double quantisation by default, and the function `quantize_4bit` does not.
+# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. Double quantisation then stores each difference in 8 bits. Each block of 256 differences has one float32 scale. Now the absmax values are rounded too, so the decoded largest weight of a block is usually not exact. A weight of zero is still exact. The function `quantize_model` uses double quantisation by default, and the function `quantize_4bit` does not.
 
 # %%
 block, absmax_block = 64, 256
@@ -325,12 +325,12 @@ show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept"
 # %% [markdown]
 # The rows "as trained" show one run with one seed. The losses at the beginning of this notebook are means over three seeds, so they differ a little from the losses in these rows.
 #
-# Only the first way to merge gives the same outputs as the trained model. The second way gives a *different* model. In these runs, this different model has a slightly lower loss than the trained model, because the original weights are more precise than the rounded weights. Do not report the loss of this different model as QLoRA's loss.
+# Only the first way to merge gives the same outputs as the trained model. The second way gives a *different* model. In these runs, this different model has a slightly lower loss than the trained model, because the original weights are more precise than the rounded weights. Do not report the loss of this different model as the loss of QLoRA.
 #
 # The third way, merging and quantising again, raises the loss of "tiny" a little and the loss of SmolLM2 very much. The next section explains why.
 
 # %% [markdown]
-# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? To find out, use the adapter that QLoRA trained with the original weights, and do not train again. The loss falls, because the base is no longer rounded. The next cell prints three sentences. The first sentence divides this fall of the loss by the difference between QLoRA's final loss and LoRA's final loss. The other two sentences report which share of $\Delta W$ remains after the third way to merge.
+# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? To find out, use the adapter that QLoRA trained with the original weights, and do not train again. The loss falls, because the base is no longer rounded. The next cell prints three sentences. The first sentence divides this fall of the loss by the difference between the final losses of QLoRA and LoRA. The other two sentences report which share of $\Delta W$ remains after the third way to merge.
 
 # %%
 names = ("qlora.smollm2.rounding", "merge_routes.tiny.kept", "merge_routes.smollm2.kept")
@@ -484,7 +484,7 @@ show(lines, {"‖ΔW‖/‖W‖": ".1%", "float32 scales": ".1%", "8-bit scales"
 #
 # <details><summary>Answer</summary>
 #
-# No. With NF4 the mean error is 0.073 of the weights' root mean square. With the quantiles of the real distribution it is about 0.08. Most of these quantiles are close to zero, so the few large weights are rounded more coarsely. Therefore values with equal shares of the weights between them do not give the smallest mean error. You can also
+# No. With NF4 the mean error is 0.073 of the weights' root mean square. With the quantiles of the real distribution, the mean error is about 0.08 of this root mean square. Most of these quantiles are close to zero, so the few large weights are rounded more coarsely. Therefore values with equal shares of the weights between them do not give the smallest mean error. You can also
 # choose sixteen values that minimise the mean error directly, with the algorithm k-medians started from NF4. The mean error of these values is hardly smaller than the mean error of NF4.
 #
 # </details>
