@@ -78,7 +78,7 @@ plots.photograph(photograph());
 #
 # Now take a $\Delta W$ that a model has learned. The next cell fine-tunes all weights of the model tiny on Python code for 60 steps. Then the cell subtracts the weights before fine-tuning from the weights after fine-tuning. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
-# **Predict.** A few directions hold most of the energy of a photograph. Is the share of the energy that a few directions hold larger or smaller in a learned $\Delta W$ than in the photograph?
+# **Predict.** A few directions hold most of the energy of a photograph. Do a few directions of a learned $\Delta W$ hold a larger or a smaller share of its energy than the same number of directions of the photograph?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)

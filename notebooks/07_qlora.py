@@ -27,7 +27,7 @@
 #
 # ## The result first
 #
-# A QLoRA layer stores a code of four bits for each weight. For each multiplication, the layer decodes the codes to the matrix $\hat W$ and then discards $\hat W$. The adapter is trained as in LoRA:
+# A QLoRA layer stores a code of four bits for each weight. For each multiplication, the layer decodes the codes to the matrix $\hat W$, multiplies by $\hat W$, and then discards $\hat W$. The adapter is trained as in LoRA:
 #
 # $$y \;=\; x\,\hat W^\top \;+\; s\,(x A^\top)\,B^\top, \qquad \hat W = \text{decode}(\text{four bits})$$
 #

@@ -482,7 +482,7 @@ while not server.idle:
 #
 # <details><summary>Answer</summary>
 #
-# The smallest $c$ is about 0.55. At $c = 0.55$ the combination's loss on code is 1.638 nats per byte, and the base's loss on code is 1.647. On the domain voice, the combination has a far lower loss than the base for every tried $c$.
+# The smallest $c$ is about 0.55. At $c = 0.55$ the combination's loss on code is 1.638 nats per byte, and the base's loss on code is 1.647. On the second domain, the keeper's voice, the combination has a far lower loss than the base for every $c$ in the table.
 #
 # </details>
 #

@@ -61,7 +61,7 @@ ranks = lora_by_rank(compared, load("convergence"))  # LoRA's runs of notebook 0
 plots.quality_against_parameters(compared, ranks);
 
 # %% [markdown]
-# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA of rank 8, but DoRA does not gain more than LoRA. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and it keeps most of the gain of rank 8. The second sitting discusses this picture in detail.
+# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA of rank 8, but DoRA does not gain more than LoRA. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and it keeps most of the gain of rank 8. The second part of this notebook explains this picture in detail.
 #
 # # First sitting: the methods
 #

@@ -92,7 +92,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _read(result: Path, printed: int, returncode: int, shown: str) -> list[Outcome] | Stopped:
     """Return the outcomes from the file that the process wrote, or the reason why the process stopped."""
     if not result.exists():  # the child creates it before the program starts
-        raise RuntimeError(f"the process that runs answers cannot start: {shown.strip()[-300:]}")
+        raise RuntimeError(f"the process that runs the students' code cannot start: {shown.strip()[-300:]}")
     if printed >= PRINTED:
         return Stopped(f"printed more than {PRINTED >> 20} MB. Is there a print in a loop?")
     if hasattr(signal, "SIGPROF") and returncode in (-signal.SIGPROF, -signal.SIGXCPU):

@@ -80,7 +80,9 @@ class Parameter:
         if grad is None:
             raise RuntimeError(RAN_FROZEN)
         if grad.shape != self.value.shape:
-            raise ValueError(f"the gradient has shape {grad.shape}; expected {self.value.shape}, as the parameter")
+            raise ValueError(
+                f"the gradient has shape {grad.shape}; expected {self.value.shape}, the shape of the parameter"
+            )
         if grad.dtype != self.compute_dtype:
             raise TypeError(
                 f"the gradient has dtype {grad.dtype}; expected {self.compute_dtype}. Does dlogits have this dtype?"

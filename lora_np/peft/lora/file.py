@@ -46,7 +46,7 @@ def readable_init(settings: Mapping[str, Any]) -> dict[str, Any]:
     init = settings.get("init_lora_weights")
     if init == "pissa":
         raise ValueError(
-            "init_lora_weights is 'pissa': these factors belong to the base that PiSSA changed, not to the original base; in PEFT, "
-            "save_pretrained(path_initial_model_for_weight_conversion=…) converts them to the original base"
+            "init_lora_weights is 'pissa': this adapter fits only the base that PiSSA changed, and not the original "
+            "base. Save it again in PEFT with save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
     return {**settings, **({"init_lora_weights": True} if init in BASE_UNCHANGED else {})}

@@ -30,7 +30,7 @@ from .layer import LoraAdapter
 
 
 class PissaCorrection(Bypass):
-    """The part of W that PiSSA subtracted from the base, as a bypass s·(x A₀ᵀ) B₀ᵀ.
+    """A bypass s·(x A₀ᵀ) B₀ᵀ. Its factors are the part of W that PiSSA subtracted from the base.
 
     A call that does not use the adapter adds the output of this bypass. The arrays A₀ (r, in) and B₀ (out, r) are in
     host memory.

@@ -96,7 +96,7 @@ def decomposition(deltas: Deltas, run: Run, r: int = 4, name: str = SHOWN) -> Ta
 def photograph(image: np.ndarray, ranks: Sequence[int] = (2, 8, 32, 64)) -> Table:
     """Cut a grey image (height, width) to its top r singular directions, for each rank r.
 
-    The rows have `r`, `image`, `share_of_numbers` and `error`; the last row is the original. `share_of_numbers` is
+    Each row of the table contains `r`, `image`, `share_of_numbers` and `error`; the last row is the original. `share_of_numbers` is
     r·(height + width) / (height·width); the error is relative to ‖image‖. Raises ValueError for a colour image.
     """
     if image.ndim != 2:

@@ -44,8 +44,8 @@ def lesson_claims(tables: Mapping[str, Table]) -> list[Claim]:
         gains = ", ".join(f"{percent(row['ours'])} ({row['model']})" for row in rows if row["quantity"] == "quality")
         claimed.append(
             Claim(
-                f"{names[method]}: {lesson['share'].words} trained, latency {lesson['latency'].words}, "
-                f"{lesson['quality'].words} of the quality",
+                f"{names[method]} trains {lesson['share'].words} of the parameters; the latency is “{lesson['latency'].words}”; "
+                f"the quality is {lesson['quality'].words} of the quality of full fine-tuning",
                 "the lesson",
                 agrees(*(row["verdict"] == "agrees" for row in rows if row["verdict"] != "chosen so")),
                 f"of full fine-tuning's gain: {gains}",

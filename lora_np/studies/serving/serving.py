@@ -1,4 +1,4 @@
-"""What do many adapters on one base cost, compared with one merged model per adapter and with PEFT?
+"""How much time and memory do many adapters on one base need? They are compared with PEFT and with merged models.
 
 python -m lora_np.studies.serving.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json
 """

@@ -184,7 +184,7 @@ def copy_weights(mine: Any, theirs: Any) -> None:
         for name, p in theirs.named_parameters():
             p.copy_(torch.from_numpy(values.pop(name)))
     if values:
-        raise KeyError(f"PyTorch's model has no {sorted(values)[:4]}")
+        raise KeyError(f"PyTorch's model has no parameters with the names {sorted(values)[:4]}")
 
 
 def frozen_products(config: TransformerConfig) -> list[tuple[int, int, bool]]:
