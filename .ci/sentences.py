@@ -1,4 +1,4 @@
-"""Draw sentences at random from everything that a reader reads, for a reading by somebody who has not seen the project.
+"""Draw random sentences from all texts of the project. Two people who have not seen the project then read them.
 
     python .ci/sentences.py --seed 1 > sentences.md        100 sentences: a fixed share from each kind of text
 

@@ -1,6 +1,6 @@
 """Select the array library: `array_module(x)` returns numpy for a NumPy array, and cupy for an array on a GPU.
 
-One process can use both libraries. The type of an array selects the library; there is no global setting. A device name
+One process can use both libraries. The type of an array selects the library. A device name
 ("cupy", "numpy", "auto") is needed only to load or move a model.
 """
 

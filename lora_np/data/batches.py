@@ -134,7 +134,7 @@ def heldout_batches(
     seq_len : int
         Number of tokens per window.
     windows : int or None
-        Number of windows. If `windows` is None or too large, as many windows are made as fit in the corpus.
+        Number of windows. If `windows` is None or too large, the corpus is cut into the largest possible number.
 
     Returns
     -------

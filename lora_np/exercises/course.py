@@ -120,7 +120,7 @@ def _link(found: re.Match[str]) -> str:
 
 
 def _is_picture(name: str) -> bool:
-    """Return whether a file is a picture, judged by the end of its name."""
+    """Return True if the name of a file ends like the name of a picture, for example in ".png"."""
     return name.lower().endswith((".png", ".svg", ".jpg"))
 
 

@@ -527,17 +527,20 @@ def test_letters_are_large_enough_on_half_a_page(monkeypatch):
     """A picture 600 pixels wide, half of a laptop's window, has no letters smaller than 7.5 pixels."""
     data = Path(__file__).parents[2] / "figures" / "data"
     tables = {path.stem: Table.load(path) for path in sorted(data.glob("*.json"))}
-    sizes = {}
+    sizes, right = {}, {}
 
     def measure(figure, folder, name, dark=False):
         pixels = 600 / figure.get_size_inches()[0] / 72
         sizes[name] = min(text.get_fontsize() * pixels for text in figure.findobj(Text) if text.get_text().strip())
+        right[name] = max(text.get_window_extent().x1 / figure.bbox.x1 for text in figure.texts)
 
     monkeypatch.setattr(plots, "save", measure)
     pictures.draw(tables, Path("nowhere"))
     assert len(sizes) > 40
     small = {name: round(size, 1) for name, size in sizes.items() if size < 7.5}
     assert not small, f"letters too small at half a page, in pixels: {small}"
+    cut = {name: round(end, 3) for name, end in right.items() if end > 1}
+    assert not cut, f"titles or subtitles that the committed table makes longer than the picture is wide: {cut}"
 
 
 def test_the_titles_of_the_methods_are_their_findings():

@@ -122,7 +122,7 @@ class LoraMethod(LayerMethod):
         return DoraCost(*lora, true_norm=config.dora_norm == "true") if config.use_dora else LoraCost(*lora)
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:
-        """Return the cost of an existing adapter. Frozen factors do not count as trained."""
+        """Return the cost of an existing adapter. Only factors that are not frozen count as trained."""
         assert isinstance(adapter, LoraAdapter)
         trains = {"trained": adapter.lora_B.trainable, "A_trained": adapter.lora_A.trainable}
         return replace(super().cost_of(adapter), **trains)

@@ -127,7 +127,7 @@ class Table:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a table from a JSON file. Columns and settings with names of older versions get their new names.
+        """Read a table from a JSON file. Old names of columns and settings are replaced by the new names.
 
         Parameters
         ----------

@@ -110,11 +110,7 @@ def _rate_title(table: Table) -> str:
     ratios = sorted(np.median(found) / full for found in rates)
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
     strays = [f"{rate / full:.2g}" for found in rates for rate in found if rate != np.median(found)]
-    but = (
-        f" (with one of the seeds: {strays[0]}×)"
-        if len(strays) == 1
-        else f" ({len(strays)} seeds differ)" * bool(strays)
-    )
+    but = f" ({strays[0]}× with one seed)" if len(strays) == 1 else f" ({len(strays)} seeds differ)" * bool(strays)
     return (
         f"At α = {table.settings['lora_alpha']:g}, LoRA's best learning rate is {times}× that of full fine-tuning{but}"
     )

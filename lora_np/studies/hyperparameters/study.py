@@ -45,7 +45,7 @@ def alpha(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> T
 
 
 def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Measure loss and gradient norms at several ranks under three rules for s, at the recipe's learning rate.
+    """Train with several ranks and three rules for s, at one learning rate; measure losses and gradient norms.
 
     The rules are s = α/r with the recipe's α, s = α/√r (rsLoRA, Kalajdzievski 2023), and s = 2 (α = 2r). At the rank of
     the recipe the three rules give the same s.
