@@ -14,7 +14,7 @@ CUDA ?= 13
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
 
-reproduce: .venv/installed            ## train on real text, draw every figure, run the notebooks (ARGS=--full for the committed settings)
+reproduce: .venv/installed            ## train on real text and draw every figure (ARGS=--notebooks runs the notebooks too, ARGS=--full takes hours)
 	$(PY) -m lora_np reproduce $(ARGS)
 
 COURSE ?= my-course
