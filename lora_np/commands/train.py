@@ -43,9 +43,12 @@ HELP = "fine-tune a language model on your own questions and answers"
 USAGE = "--data FILE --output FOLDER [options]"
 DESCRIPTION = """Fine-tune a language model on your own questions and answers.
 
-The data file contains one JSON record per line, in one of two forms:
+The data file contains one JSON record per line, one JSON array, or CSV. The
+forms of a record (or the columns of the CSV file):
   {"messages": [{"role": "user", "content": "…"}, …]}
   {"prompt": "…", "completion": "…"}
+  {"conversations": [{"from": "human", "value": "…"}, …]}    (ShareGPT)
+  {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
 Only the answers count in the loss. If training is stopped, add --resume to the
 same command to continue from the last checkpoint.
