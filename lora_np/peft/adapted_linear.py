@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from ..backend import Array
+from ..backend import Array, move
 from ..nn import EVALUATION, Cache, Context, Linear, Module, Parameter, Rows
 from ..quantization import Quantized4bit
 from .adapter import Adapter, Bypass
@@ -255,10 +255,23 @@ class AdaptedLinear(Module):
         """
         W = self.base_layer.weight.value
         if self.weight_before_merge is not None:
-            W[...] = self.weight_before_merge
+            W[...] = self.frozen_weight()
         elif (delta := self.total_delta(self.merged)) is not None:
             W -= delta
         self.merged, self.weight_before_merge = (), None
+
+    def frozen_weight(self) -> Array:
+        """Return the weight without merged adapters. A quantised weight has no merged adapters.
+
+        Returns
+        -------
+        ndarray, shape (out, in)
+            W, or a copy of W from before the merge.
+        """
+        W = self.base_layer.weight.value
+        if self.weight_before_merge is not None:
+            return move(self.weight_before_merge, W).astype(W.dtype, copy=False)
+        return W if (delta := self.total_delta(self.merged)) is None else W - delta
 
     def total_delta(self, names: tuple[str, ...]) -> Array | None:
         """Return the sum of the ΔW of several adapters.

@@ -172,8 +172,8 @@ MUTANTS = {
     ),
     "subtracted where W was kept": Mutant(
         AdaptedLinear.unmerge,
-        "W[...] = self.weight_before_merge",
-        "W[...] = W - (W - self.weight_before_merge)",
+        "W[...] = self.frozen_weight()",
+        "W[...] = W - (W - self.frozen_weight())",
         MERGED_DORA,
         {"settings": {}},
     ),

@@ -49,6 +49,8 @@ ON_THE_HOST = {
     "peft.files.is_base_weight": "what a file holds is on the host, and what it is compared with is brought there",
     "peft.lora.pissa.principal_factors": "singular vectors are found on the host and then moved",
     "peft.lora.pissa.PissaCorrection.convert_to_lora": "what a file holds is on the host",
+    "peft.lora.pissa.PissaCorrection.fits": "products (out,) that product_with_random_vector brought to the host",
+    "peft.management.check_tensors": "what a file holds is on the host",
     "peft.vera.VeraMethod.draw_all": "A, B, d and b are drawn on the host and then moved",
     "quantization.four_bits._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "backend.scalars_to_host": "NumPy's scalars, which are on the host already",
