@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..terminal import visible
 from .diagnose import Verdict, unreadable, verdict
 from .executed import is_older, newest_error
 from .exercise import BLANK, Exercise, exercise, exercises
@@ -111,7 +112,11 @@ def plain_text(markdown: str) -> str:
 
 
 def _print(text: str) -> None:
-    """Print text, with a question mark for each character that the output cannot encode (✓ in a pipe on Windows)."""
+    """Print text, with a question mark for each character that the output cannot encode (✓ in a pipe on Windows).
+
+    Control characters, which an answer's error can contain, are shown and not sent to the terminal.
+    """
+    text = visible(text)
     try:
         print(text)
     except UnicodeEncodeError:
