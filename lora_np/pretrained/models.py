@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import Array, device_module, move, to_host
+from ..backend import Array, array_module, device_module, move, to_host
 from ..files import (
     ByteTokenizer,
     StoredArrays,
@@ -34,6 +34,7 @@ from .download import MODELS, fetched
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the models in the package: "tiny"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LOADED_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
@@ -111,7 +112,9 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model contains adapters. Call merge_and_unload() first.
+        If the model contains adapters. Call merge_and_unload() first. Also if the dtype of a weight cannot be loaded.
+    ValueError
+        If a weight contains NaN or infinity. After any of these errors, no file has been written.
 
     Examples
     --------
@@ -134,7 +137,16 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
             raise TypeError(
                 "this Transformer has an adapter: call merge_and_unload() first, or save the Transformer before get_peft_model"
             )
-        arrays |= bitsandbytes.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
+        if isinstance(x, Quantized4bit):
+            arrays |= bitsandbytes.to_arrays(name, x)
+            continue
+        if x.dtype not in LOADED_DTYPES:
+            raise TypeError(f"{name} has dtype {x.dtype}, which load_model refuses; call astype('float32') first")
+        if not array_module(x).isfinite(x).all():
+            raise ValueError(
+                f"{name} contains NaN or infinity, so the model would answer with NaN; nothing was written"
+            )
+        arrays[name] = to_host(x)
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     settings = model.config.to_dict()
     if quantization := bitsandbytes.quantization_config(model):
@@ -275,7 +287,7 @@ def _fill(
         del parameters[name]
     for name, p in parameters.items():
         x = stored[name]
-        if x.dtype not in (np.float16, np.float32, np.float64):
+        if x.dtype not in LOADED_DTYPES:
             raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
         if not np.isfinite(x).all():
             raise ValueError(
