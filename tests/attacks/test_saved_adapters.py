@@ -156,7 +156,8 @@ class Walk:
                 continue
             again = PeftModel.from_pretrained(deepcopy(self.base), folder)
             off = np.abs(self.logits(again, "default") - expected).max() / np.abs(expected).max()
-            assert off < 1e-3, f"{name} differs by {off:.1e} of the largest logit after {self.steps}"
+            tolerance = 1e-3 if "half" in self.steps else 1e-4
+            assert off < tolerance, f"{name} differs by {off:.1e} of the largest logit after {self.steps}"
             found.append("PiSSA" if pissa else method_name(config))
         return found
 
@@ -211,7 +212,10 @@ def test_a_base_that_changed_after_pissa_is_noticed(what, make_model, tmp_path):
 
 def test_a_thousand_merges_do_not_change_pissas_base(make_model, tmp_path):
     peft_model = ln.get_peft_model(make_model(np.float32), PISSA)
+    rng = np.random.default_rng(0)
     for _ in range(1000):
+        for p in peft_model.adapter_parameters():  # another ΔW each time, or the errors of rounding cancel
+            p.value += move(rng.normal(0, 0.01, p.value.shape).astype(np.float32), p.value)
         peft_model.merge_adapter()
         peft_model.unmerge_adapter()
     peft_model.save_pretrained(tmp_path)
@@ -275,3 +279,12 @@ def test_a_model_that_cannot_be_loaded_is_not_saved(wrong, make_model, tmp_path)
     with pytest.raises((TypeError, ValueError), match=r"\.weight (has dtype complex128|contains NaN or infinity)"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_the_prefix_of_an_mlp_is_not_rounded(stored, make_model, tmp_path):
+    peft_model = ln.get_peft_model(make_model(np.float32), SETTINGS["projected prefix"], adapter_dtype=stored)
+    expected = to_host(peft_model.forward(TOKENS)[0])
+    peft_model.save_pretrained(tmp_path)
+    logits = to_host(PeftModel.from_pretrained(make_model(np.float32), tmp_path).forward(TOKENS)[0])
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
