@@ -105,6 +105,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=8, metavar="N", help="number of records per batch (default %(default)s)"
     )
     batches.add_argument(
+        "--group-by-length",
+        action="store_true",
+        help="put records of similar length into the same batch: less padding, so the training is faster",
+    )
+    batches.add_argument(
         "--accumulate",
         type=int,
         default=1,
@@ -188,7 +193,9 @@ def run(arguments: argparse.Namespace) -> None:
     base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
     prefix = getattr(config, "num_virtual_tokens", 0)
     examples, heldout = _read(arguments, tokenizer, base.config.max_position_embeddings, prefix)
-    batches = conversations.ConversationBatches(examples, arguments.batch_size, arguments.seed)
+    batches = conversations.ConversationBatches(
+        examples, arguments.batch_size, arguments.seed, arguments.group_by_length
+    )
     steps = _steps(arguments, len(examples))
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)

@@ -35,6 +35,8 @@ __all__ = [
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the data sets in the package
 ORDER_SEED = 0x73687566  # makes the random order of examples independent of other generators seeded with [seed, epoch]
+LENGTH_SEED = ORDER_SEED + 1  # makes the random order of batches of `group_by_length` independent of these generators
+GROUPED = 16  # number of batches whose examples `group_by_length` sorts together
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -204,7 +206,7 @@ class ConversationBatches:
     `batches[i]` returns the arrays `tokens` and `targets`, both of shape (batch_size, longest − 1) and dtype int64.
     Here `longest` is the length of the longest example in the batch. The target of a token is the next token if the
     next token counts in the loss, else IGNORE_INDEX. Each epoch uses every example once; a batch can contain the end of
-    one epoch and the beginning of the next. Batch i depends only on `seed` and i, so a resumed run gets the same
+    one epoch and the beginning of the next. Batch i depends only on the arguments and i, so a resumed run gets the same
     batches as an uninterrupted run.
 
     Parameters
@@ -215,6 +217,9 @@ class ConversationBatches:
         Number of examples per batch.
     seed : int
         Seed of the random order.
+    group_by_length : bool
+        If True, examples of similar length share a batch, so there is little padding. The examples of 16 successive batches
+        are sorted by length and divided into 16 batches again. The order of these 16 batches is random.
 
     Raises
     ------
@@ -234,11 +239,15 @@ class ConversationBatches:
     ((2, 9), 3)
     """
 
-    def __init__(self, examples: Sequence[Example], batch_size: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, examples: Sequence[Example], batch_size: int = 8, seed: int = 0, group_by_length: bool = False
+    ) -> None:
         self.examples, self.batch_size, self.seed = _some(examples, batch_size), batch_size, seed
+        self.group_by_length = group_by_length
 
     def __repr__(self) -> str:
-        return f"ConversationBatches({len(self.examples):,} examples, batch_size={self.batch_size}, seed={self.seed})"
+        grouped = ", group_by_length=True" if self.group_by_length else ""
+        return f"ConversationBatches({len(self.examples):,} examples, batch_size={self.batch_size}, seed={self.seed}{grouped})"
 
     def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
@@ -246,20 +255,63 @@ class ConversationBatches:
         )
 
     def __getitem__(self, i: int) -> Batch:
+        return _padded([self.examples[number] for number in self.numbers(i)])
+
+    def numbers(self, i: int) -> list[int]:
+        """Return the examples of one batch, as indices into `examples`.
+
+        Parameters
+        ----------
+        i : int
+            The index of the batch.
+
+        Returns
+        -------
+        list of int
+            One index per row of `batches[i]`.
+
+        Raises
+        ------
+        IndexError
+            If `i` is negative.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> from lora_np.data import conversations
+        >>> examples = conversations.read("lighthouse", ln.load_tokenizer("tiny"))
+        >>> batches = conversations.ConversationBatches(examples, batch_size=4, group_by_length=True)
+        >>> [len(examples[number].tokens) for number in batches.numbers(0)]
+        [249, 256, 261, 265]
+        """
         if i < 0:
             raise IndexError(f"batch index {i}; expected 0 or more")
-        numbers = range(i * self.batch_size, (i + 1) * self.batch_size)  # positions in the endless stream of examples
-        places = [divmod(number, len(self.examples)) for number in numbers]  # (epoch, position in the epoch)
-        order = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
-        return _padded([self.examples[order[epoch][place]] for epoch, place in places])
+        if not self.group_by_length:
+            return self._stretch(i * self.batch_size, self.batch_size)
+        group, place = divmod(i, GROUPED)
+        together = self._stretch(group * GROUPED * self.batch_size, GROUPED * self.batch_size)
+        together.sort(
+            key=lambda number: len(self.examples[number].tokens)
+        )  # stable: equal lengths stay in random order
+        first = self.batch_size * int(self._permutation(group, GROUPED, LENGTH_SEED)[place])
+        return together[first : first + self.batch_size]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch, ORDER_SEED]).permutation(len(self.examples))
+    def _stretch(self, start: int, size: int) -> list[int]:
+        """Return `size` successive examples of the endless stream of epochs, each epoch in its own random order."""
+        places = [divmod(position, len(self.examples)) for position in range(start, start + size)]  # epoch, place in it
+        order = {
+            epoch: self._permutation(epoch, len(self.examples), ORDER_SEED) for epoch in {epoch for epoch, _ in places}
+        }
+        return [int(order[epoch][place]) for epoch, place in places]
+
+    def _permutation(self, part: int, size: int, purpose: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, part, purpose]).permutation(size)
 
     @property
     def digest(self) -> str:
-        """A hash of the examples, batch_size and seed. A checkpoint stores this hash, to check the data of a resumed run."""
-        digest = hashlib.sha256(f"{self.batch_size} {self.seed}".encode())
+        """A hash of the examples and of all arguments. A checkpoint stores this hash, to check the data of a resumed run."""
+        grouped = " group_by_length" if self.group_by_length else ""
+        digest = hashlib.sha256(f"{self.batch_size} {self.seed}{grouped}".encode())
         for e in self.examples:
             digest.update(f" {len(e.tokens)} ".encode() + e.tokens.tobytes() + e.counts.tobytes())
         return digest.hexdigest()[:12]

@@ -77,7 +77,7 @@ def interrupt(batches, i):
 def test_train_gives_the_same_weights_as_the_library_calls(run, jsonl, tmp_path):
     options = ["--r", 3, "--lora-alpha", 5, "--target-modules", "q_proj,v_proj", "--lora-dropout", 0.2, "--use-rslora"]
     options += ["--lr", 0.02, "--warmup", 2, "--weight-decay", 0.1, "--max-grad-norm", 0.5, "--accumulate", 2]
-    assert run(*options, "--seed", 4) == 0
+    assert run(*options, "--group-by-length", "--seed", 4) == 0
 
     config = ln.LoraConfig(
         r=3,
@@ -91,7 +91,7 @@ def test_train_gives_the_same_weights_as_the_library_calls(run, jsonl, tmp_path)
     examples = conversations.read(jsonl(), ln.load_tokenizer("tiny"))
     ln.train(
         model,
-        conversations.ConversationBatches(examples, batch_size=2, seed=4),
+        conversations.ConversationBatches(examples, batch_size=2, seed=4, group_by_length=True),
         ln.AdamW(0.02, weight_decay=0.1),
         steps=3,
         schedule=ln.WarmupCosine(3, warmup=2),

@@ -500,6 +500,24 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     assert rows(ConversationBatches(numbered(9), 3, seed=1), 3) != rows(ConversationBatches(numbered(9), 3, seed=2), 3)
 
 
+def test_batches_of_like_length_hold_every_example_once_with_little_padding():
+    lengths = np.random.default_rng(0).integers(3, 60, 64)
+    examples = [Example(np.full(n, i), np.arange(n) > 0) for i, n in enumerate(lengths)]
+    batches = ConversationBatches(examples, 4, seed=3, group_by_length=True)
+    first, second = ([batches[i] for i in range(start, start + 16)] for start in (0, 16))  # 64 examples each: an epoch
+    for epoch in (first, second):
+        assert sorted(row for tokens, _ in epoch for row in tokens[:, 0].tolist()) == list(range(64))
+        area = sum(tokens.size for tokens, _ in epoch)
+        assert area <= 1.15 * sum(lengths - 1), "examples of similar length must share a batch"
+        widths = [tokens.shape[1] for tokens, _ in epoch]
+        assert widths != sorted(widths) and widths != sorted(widths, reverse=True), "the order of the batches is random"
+    assert [tokens.shape for tokens, _ in first] != [tokens.shape for tokens, _ in second]
+    again = ConversationBatches(examples, 4, seed=3, group_by_length=True)
+    for i in reversed(range(16)):  # a batch is a function of the arguments and i
+        np.testing.assert_array_equal(again[i][0], first[i][0])
+        assert again[i][0][:, 0].tolist() == again.numbers(i)
+
+
 def test_the_digest_is_the_datas_and_the_orders():
     examples = toy(4, 5, 6)
     same = ConversationBatches(toy(4, 5, 6), batch_size=2, seed=1).digest
@@ -508,6 +526,7 @@ def test_the_digest_is_the_datas_and_the_orders():
     others = {
         "seed": ConversationBatches(examples, batch_size=2, seed=2),
         "batch_size": ConversationBatches(examples, batch_size=3, seed=1),
+        "group_by_length": ConversationBatches(examples, batch_size=2, seed=1, group_by_length=True),
         "order": ConversationBatches(examples[::-1], batch_size=2, seed=1),
         "tokens": ConversationBatches(toy(4, 5, 6, vocab=12), batch_size=2, seed=1),
         "what counts": ConversationBatches(fewer, batch_size=2, seed=1),
@@ -515,7 +534,8 @@ def test_the_digest_is_the_datas_and_the_orders():
     assert [name for name, batches in others.items() if batches.digest == same] == []
 
 
-def test_a_run_on_conversations_resumes_to_the_bit_and_on_no_others(make_model, tmp_path):
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_run_on_conversations_resumes_to_the_bit_and_on_no_others(grouped, make_model, tmp_path):
     examples, settings = toy(4, 9, 5, 7, 6), {"steps": 4, "accumulate": 2, "checkpoint_every": 1}
 
     class Stopping(ConversationBatches):
@@ -529,12 +549,12 @@ def test_a_run_on_conversations_resumes_to_the_bit_and_on_no_others(make_model, 
         history = ln.train(model, batches, ln.AdamW(0.05), **settings, **more)
         return history.column("loss"), {name: host(p.value).tobytes() for name, p in model.named_parameters()}
 
-    expected = run(ConversationBatches(examples, 2, seed=1))
+    expected = run(ConversationBatches(examples, 2, 1, grouped))
     with pytest.raises(KeyboardInterrupt):
-        run(Stopping(examples, 2, seed=1), checkpoint=tmp_path / "run")
+        run(Stopping(examples, 2, 1, grouped), checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match="belongs to another run: digest of the data was"):
-        run(ConversationBatches(toy(4, 9, 5, 7, 7), 2, seed=1), checkpoint=tmp_path / "run", resume=True)
-    assert run(ConversationBatches(examples, 2, seed=1), checkpoint=tmp_path / "run", resume=True) == expected
+        run(ConversationBatches(toy(4, 9, 5, 7, 7), 2, 1, grouped), checkpoint=tmp_path / "run", resume=True)
+    assert run(ConversationBatches(examples, 2, 1, grouped), checkpoint=tmp_path / "run", resume=True) == expected
 
 
 def test_held_out_batches_hold_each_example_once_with_little_padding():
