@@ -11,9 +11,10 @@ from pathlib import Path
 from ..optional import extra
 from ..studies.harness.table import Table
 
-HELP = "measure time and memory of a training step, also in PyTorch"
+HELP = "measure time and memory of a training step or a whole job, also in PyTorch"
 USAGE = "[options]"
 DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch.
+With --job, measure a whole fine-tuning job instead.
 
 Three competitors run in turn: this library, PyTorch with PEFT (if installed),
 and the frozen matrix products alone, which are a lower bound. Run no other
@@ -29,6 +30,7 @@ parts:
 
 examples:
   python -m lora_np bench --only tiny --quick
+  python -m lora_np bench --job
   python -m lora_np bench --json figures/data --figures figures"""
 STEPS = ("tiny", "smollm2-135m", "llama-2-7b-block")
 PARTS = ("methods", *STEPS, "quantized", "generation", "scaling")
@@ -40,9 +42,19 @@ PICTURES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_argument_group("measurement")
-    measured.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to measure (default: all)")
+    what = measured.add_mutually_exclusive_group()
+    what.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to measure (default: all)")
+    what.add_argument(
+        "--job",
+        action="store_true",
+        help="measure a whole job instead: SmolLM2-135M learns the data set lighthouse, from the start of Python to the "
+        "saved adapter",
+    )
     measured.add_argument(
-        "--quick", action="store_true", help="measure 3 rounds, with more noise (default: 9 rounds; for generation, 5)"
+        "--quick",
+        action="store_true",
+        help="measure 3 rounds, with more noise (default: 9 rounds; for generation, 5); with --job, one round of 6 steps "
+        "(default: 3 rounds of 60 steps)",
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"
@@ -55,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of threads of each competitor (default: one per core)",
     )
     results = parser.add_argument_group("results")
-    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json"
-    results.add_argument("--json", type=Path, metavar="FOLDER", help=f"write {tables} to this folder")
+    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json, or job.json"
+    results.add_argument("--json", type=Path, metavar="FOLDER", help=f"write {tables}, to this folder")
     results.add_argument("--figures", type=Path, metavar="FOLDER", help="folder for the pictures of the tables")
 
 
@@ -72,6 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
         import threadpoolctl  # noqa: F401, for the same reason
     if arguments.figures:
         from .. import plots  # noqa: F401, for the same reason
+    if arguments.job:
+        from ..studies.timing.job.study import job
+
+        steps, rounds = (6, 1) if arguments.quick else (60, 3)
+        keep(job(steps=steps, rounds=rounds, threads=arguments.threads, say=say), print_job, arguments)
+        return
     parts = arguments.only or PARTS
     settings = {"threads": arguments.threads, "rounds": 3 if arguments.quick else 9, "say": say}
     if "methods" in parts:
@@ -130,7 +148,7 @@ def print_environment(table: Table) -> None:
     settings, versions = table.settings, table.versions
     print(f"--threads {settings['threads']} on {settings['processor']}; median of {settings['rounds']} rounds, in turn")
     for name, used in settings["blas"].items():
-        print(f"  {name:18}{used['blas']}, kernel {used['kernel']}, threads {used['threads']}")
+        print(f"  {name:18}{used['blas']}, kernel {used['kernel']}, threads {used['threads'] or 'unknown'}")
     libraries = ("numpy", "torch", "peft", "transformers")
     print("  " + ", ".join(f"{name} {versions[name]}" for name in libraries if name in versions))
     for warning in settings["warnings"]:
@@ -160,10 +178,49 @@ def print_speed(table: Table) -> None:
         for row in (row for row in rows if row["competitor"] == "PEFT compiled"):
             print(f"  {row['competitor']}: the first step, with compilation, took {row['first_step_seconds']:.0f} s")
     print("\n  floor: time of the frozen matrix products alone, in NumPy's BLAS, as a share of the row's time")
+    print_shares(table)
     when = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
     print(
         f"  peak MB: largest resident memory {when}; before: resident memory after loading. Both include the libraries"
     )
+
+
+def print_shares(table: Table) -> None:
+    """Print the share of the floor that a step reaches on this machine, with the processor and the BLAS."""
+    shares = {name: table.where(case=name, competitor="ours") for name in table.settings["cases"]}
+    reached = ", ".join(f"{name} {rows[0]['floor_share']:.0%}" for name, rows in shares.items() if rows)
+    if reached:
+        blas = table.settings["blas"]["ours"]
+        print(
+            f"  {table.settings['processor']}, {blas['blas']}, kernel {blas['kernel']}: ours reaches {reached} of the floor."
+        )
+        print("  Compare this share with other machines. Seconds depend on the processor and its BLAS.")
+
+
+def print_job(table: Table) -> None:
+    """Print the seconds of each phase of a job, its memory and its held-out loss, for each competitor."""
+    settings = table.settings
+    print(
+        f"A job from the start of Python to the saved adapter: {settings['model']}, data {settings['data']}, float32, LoRA "
+        f"r = {settings['r']} on all linear layers, {settings['steps']} steps of {settings['batch_size']} records"
+    )
+    print_environment(table)
+    phases = ("import", "load", "train", "save")
+    columns = "".join(f"{name:>9}" for name in ("seconds", *phases))
+    print(f"\n{'':26}{columns}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}{'held-out':>10}")
+    for row in table.rows:
+        name = row["competitor"] + (f", {row['rows']} records at once" if row["competitor"] == "PEFT" else "")
+        seconds = "".join(f"{row[key]:9.2f}" for key in ("seconds", *(f"{phase}_seconds" for phase in phases)))
+        print(f"  {name:24}{seconds}{ratio(row)}{megabytes(row['peak_bytes']):>9}{row['heldout']:10.4f}")
+    print(
+        f"  held-out: nats per token on held-out answers, with the saved adapter; before: {settings['heldout_before']:.4f}"
+    )
+    print("  All competitors train on the same batches of records of similar length, from the same new adapter.")
+    for row in table.rows[1:]:
+        gap = max(abs(a - b) for a, b in zip(table.rows[0]["losses"], row["losses"], strict=True))
+        print(f"  The losses of a step differ by at most {gap:.1g} between ours and {row['competitor']}.")
+        if row["ratio"] is not None:
+            print(f"  The whole job takes {1 / row['ratio']:.2f} times the time of {row['competitor']}.")
 
 
 def print_quantized(table: Table) -> None:

@@ -254,8 +254,30 @@ def test_every_competitor_gets_the_same_number_of_threads():
 
 def test_the_blas_is_named_with_its_kernel():
     used = machine.numpy_blas()
-    assert used["blas"] and used["kernel"] and used["threads"] >= 0
+    assert used["blas"] and used["kernel"] and used["threads"] != 0
     assert machine.processor()
+
+
+def test_a_blas_that_threadpoolctl_does_not_know_is_named_as_in_numpys_build(monkeypatch):
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [])
+    build = {"Build Dependencies": {"blas": {"name": "accelerate"}}}
+    monkeypatch.setattr(np, "show_config", lambda mode: build)
+    assert machine.numpy_blas() == {"blas": "Accelerate", "kernel": "unknown", "threads": None}
+
+
+def test_the_conditions_warn_of_other_threads_and_of_other_programs(monkeypatch):
+    monkeypatch.setattr(machine, "warnings_for", lambda threads: [])
+    blas = {
+        "ours": {"blas": "Accelerate", "kernel": "unknown", "threads": None},
+        "PEFT": {"blas": "MKL", "kernel": "AVX2", "threads": 1},
+        "floor": {"blas": "MKL", "kernel": "AVX2", "threads": 2},
+    }
+    assert machine.conditions(2, 9, blas, load=3.25)["warnings"] == [
+        "3.2 processors were busy before the timing; this slows some competitors more than others",
+        "ours: the number of threads of Accelerate is unknown",
+        "PEFT runs 1 threads instead of 2",
+    ]
+    assert machine.conditions(2, 9, {"floor": blas["floor"]}, load=0.4)["warnings"] == []
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...optional import extra
 
 # The variables that set the number of threads: of OpenBLAS, OpenMP (PyTorch), MKL, Apple's Accelerate and BLIS.
@@ -24,6 +26,9 @@ OBEYED = {  # the first letters of a variable's name → the library that reads 
     ("MKL_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE"): "PyTorch",
     ("OMP_", "GOMP_"): "PyTorch, and NumPy where its BLAS is built with OpenMP",
 }
+
+# Busy processors in the minute before this module is imported, which is before any timing. Windows has no such number.
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def processor() -> str:
@@ -53,6 +58,24 @@ def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> l
     return found
 
 
+def conditions(threads: int, rounds: int, blas: Mapping[str, Mapping[str, Any]], load: float = LOAD) -> dict[str, Any]:
+    """Return the settings `threads`, `rounds`, `processor`, `blas` (per competitor) and `warnings` of a table.
+
+    `load` is the number of processors that were busy before the timing.
+    """
+    warnings = warnings_for(threads)
+    if load >= 1:
+        warnings.append(
+            f"{load:.1f} processors were busy before the timing; this slows some competitors more than others"
+        )
+    for name, used in blas.items():
+        if used["threads"] is None:
+            warnings.append(f"{name}: the number of threads of {used['blas']} is unknown")
+        elif used["threads"] != threads:
+            warnings.append(f"{name} runs {used['threads']} threads instead of {threads}")
+    return {"threads": threads, "rounds": rounds, "processor": processor(), "blas": dict(blas), "warnings": warnings}
+
+
 def in_environment(threads: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment of a process with `threads` threads in each BLAS and without network access."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -69,21 +92,25 @@ def limited(threads: int) -> Any:
     return threadpool_limits(threads)
 
 
-def numpy_blas() -> dict[str, str | int]:
-    """Return the name, the kernel and the threads of NumPy's BLAS in this process, as threadpoolctl reports them."""
+def numpy_blas() -> dict[str, str | int | None]:
+    """Return the name, the kernel and the threads of NumPy's BLAS in this process, as threadpoolctl reports them.
+
+    threadpoolctl does not know Apple's Accelerate. Its name is then read from NumPy's build, and its threads are None.
+    """
     with extra("studies", "the name of NumPy's BLAS"):
         from threadpoolctl import threadpool_info
 
     numpys = [pool for pool in threadpool_info() if pool["user_api"] == "blas" and "torch" not in pool["filepath"]]
-    if not numpys:  # Apple's Accelerate, which threadpoolctl does not know
-        return {"blas": "unknown", "kernel": "unknown", "threads": 0}
+    if not numpys:
+        built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+        return {"blas": {"accelerate": "Accelerate"}.get(built, built), "kernel": "unknown", "threads": None}
     pool = numpys[0]
     name = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}.get(pool["internal_api"], pool["internal_api"])
     kernel = pool.get("architecture") or "unknown"
     return {"blas": f"{name} {pool['version']}", "kernel": kernel, "threads": pool["num_threads"]}
 
 
-def torch_blas() -> dict[str, str | int]:
+def torch_blas() -> dict[str, str | int | None]:
     """Return the name, the kernel and the threads of PyTorch's BLAS in this process.
 
     threadpoolctl does not see PyTorch's MKL, so MKL itself reports the name.
@@ -104,14 +131,17 @@ def torch_blas() -> dict[str, str | int]:
     return {"blas": blas, "kernel": kernel, "threads": torch.get_num_threads()}
 
 
-def resident_memory() -> dict[str, int]:
-    """Return the resident bytes of this process, `now` and `peak`, with libraries and mapped files; {} on Windows."""
-    status = Path("/proc/self/status")
+def resident_memory(pid: int | None = None) -> dict[str, int]:
+    """Return the resident bytes of a process, `now` and `peak`, with libraries and mapped files.
+
+    If `pid` is None, the process is this process. Returns {} on Windows; macOS reports only this process.
+    """
+    status = Path(f"/proc/{pid or 'self'}/status")
     if status.is_file():
         found = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status.read_text()))
         if len(found) == 2:
             return {"now": 1024 * int(found["VmRSS"]), "peak": 1024 * int(found["VmHWM"])}
-    if sys.platform == "darwin":
+    if sys.platform == "darwin" and pid is None:
         import resource
 
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}

@@ -205,8 +205,13 @@ def compared(
 
 
 def ratios(competitor: Competitor, reference: Competitor) -> dict[str, Any]:
+    """Return `ratio` and `ratio_range` of two competitors' times."""
+    return ratio_and_range(competitor.turns, reference.turns)
+
+
+def ratio_and_range(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
     """Return `ratio` and `ratio_range`: over the rounds, median and quartiles of the time / the reference's time."""
-    found = [a / b for a, b in zip(competitor.turns, reference.turns, strict=True)]
+    found = [a / b for a, b in zip(seconds, reference, strict=True)]
     return {"ratio": statistics.median(found), "ratio_range": np.percentile(found, [25, 75]).tolist()}
 
 
@@ -249,13 +254,7 @@ class Comparison:
     def table(self, study: str, question: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         """Return the table, with threads, rounds, processor, blas (per competitor) and warnings added to `settings`."""
         blas = {competitor.name: competitor.about["blas"] for competitor in self.ran}
-        warnings = machine.warnings_for(self.threads) + [
-            f"{name} runs {used['threads']} threads instead of {self.threads}"
-            for name, used in blas.items()
-            if used["threads"] != self.threads
-        ]
-        settings = settings | {"threads": self.threads, "rounds": self.rounds, "processor": machine.processor()}
-        settings |= {"blas": blas, "warnings": warnings}
+        settings = settings | machine.conditions(self.threads, self.rounds, blas)
         settings |= {"peak_is_of_the_steps": all(each.about["peak_is_of_the_steps"] for each in self.ran)}
         known = versions()
         for competitor in self.ran:
