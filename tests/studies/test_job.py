@@ -16,7 +16,7 @@ from tokenizer_cases import byte_level_bpe, metadata_for
 import lora_np as ln
 from lora_np import TransformerConfig, conversations
 from lora_np.__main__ import main
-from lora_np.commands.bench import print_job, print_shares
+from lora_np.commands.bench import print_shares
 from lora_np.files import tokenizer_from_gguf
 from lora_np.studies.harness.table import Table
 from lora_np.studies.timing import machine
@@ -56,10 +56,14 @@ def alone(monkeypatch):
     monkeypatch.setattr(study, "oracles_installed", lambda say: False)
 
 
-def test_the_job_is_what_the_library_trains_and_its_phases_are_all_of_its_time(base, alone, tmp_path, capsys):
-    table = job(base, steps=3, rounds=2, threads=1, say=silence)
+def test_bench_job_is_what_the_library_trains(base, alone, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(job, "__defaults__", (base, 60, 3, 1, silence))
+    assert main(["bench", "--job", "--quick", "--threads", "1", "--json", str(tmp_path / "data")]) == 0
+    table, printed = Table.load(tmp_path / "data" / "job.json"), capsys.readouterr().out
     (row,) = table.rows
-    assert row["competitor"] == OURS and row["ratio"] == 1 and len(row["rounds"]) == 2
+    assert row["competitor"] == OURS and row["ratio"] == 1 and len(row["rounds"]) == 1
+    assert table.settings["blas"][OURS]["threads"] in (1, None)
+    assert "6 steps of 8 records" in printed and "kernel" in printed and f"{row['heldout']:.4f}" in printed
     if "now" in machine.resident_memory():  # on Linux
         assert row["peak_bytes"] > 10_000_000
 
@@ -70,14 +74,9 @@ def test_the_job_is_what_the_library_trains_and_its_phases_are_all_of_its_time(b
     assert table.settings["heldout_before"] == ln.evaluate(model, heldout)
     batches = conversations.ConversationBatches(examples, study.BATCH_SIZE, study.SEED, group_by_length=True)
     optimizer = ln.AdamW(study.LEARNING_RATE, weight_decay=0.0)
-    history = ln.train(model, batches, optimizer, 3, schedule=ln.WarmupCosine(3, 1), max_grad_norm=1.0, progress=False)
+    history = ln.train(model, batches, optimizer, 6, schedule=ln.WarmupCosine(6, 1), max_grad_norm=1.0, progress=False)
     assert row["losses"] == pytest.approx(history.column("loss"), abs=1e-6)
     assert row["heldout"] == pytest.approx(ln.evaluate(model, heldout), abs=1e-6)
-
-    table.save(tmp_path / "job.json")
-    print_job(Table.load(tmp_path / "job.json"))
-    printed = capsys.readouterr().out
-    assert "3 steps of 8 records" in printed and "kernel" in printed and f"{row['heldout']:.4f}" in printed
 
 
 def test_the_phases_of_a_run_add_up_to_its_seconds(base, tmp_path):
