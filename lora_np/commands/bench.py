@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--quick",
         action="store_true",
-        help="measure 3 rounds, with more noise (default: 9 rounds; for generation, 5); with --job, one round of 6 steps "
-        "(default: 3 rounds of 60 steps)",
+        help="measure 3 rounds, or one round of 6 steps with --job, with more noise (default: 9 rounds; 5 for generation; "
+        "3 rounds of 60 steps with --job)",
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"
