@@ -11,7 +11,7 @@ from pathlib import Path
 from ..optional import extra
 from ..studies.harness.table import Table
 
-HELP = "measure time and memory of a training step or a whole job, also in PyTorch"
+HELP = "measure time and memory of a step or a job, also in PyTorch"
 USAGE = "[options]"
 DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch.
 With --job, measure a whole fine-tuning job instead.
