@@ -1,8 +1,10 @@
 """Files of models: arrays (safetensors, GGUF), JSON settings and tokenizers. This package imports no model code."""
 
-from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays, write_atomically
+from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays
+from .durable import write_atomically, write_text
 from .gguf_reader import open_gguf
 from .huggingface import open_folder, read_json
+from .lock import lock
 from .tokenizer import ByteTokenizer, TextStream, Tokenizer, VocabularyTokenizer
 from .tokenizer_files import tokenizer_from_folder, tokenizer_from_gguf
 
@@ -13,6 +15,7 @@ __all__ = [
     "Tokenizer",
     "VocabularyTokenizer",
     "load_arrays",
+    "lock",
     "open_arrays",
     "open_folder",
     "open_gguf",
@@ -21,4 +24,5 @@ __all__ = [
     "tokenizer_from_folder",
     "tokenizer_from_gguf",
     "write_atomically",
+    "write_text",
 ]

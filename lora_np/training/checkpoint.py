@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..backend import array_module, scalars_to_host, to_host
-from ..files import load_arrays, save_arrays
+from ..files import load_arrays, lock, save_arrays
+from ..files.durable import remove_unfinished
 from ..nn import Trainable
 from ..quantization import Quantized4bit
 from .optim import Optimizer, Schedule
@@ -84,6 +87,17 @@ class Checkpoint:
     ) -> None:
         self.path, self.optimizer, self.settings = path, optimizer, settings
         self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training with this file, and remove what a killed process left of it."""
+        if self.path is None:
+            yield
+            return
+        path = Path(self.path)
+        with lock(path.with_name(f"{path.name}.lock")):
+            remove_unfinished(path.parent, path.name)
+            yield
 
     def save(self, step: int, rows: list[dict[str, float]]) -> None:
         """Write the file, if `path` is not None. If a weight is not finite, keep the old file and raise FloatingPointError."""

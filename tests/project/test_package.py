@@ -93,7 +93,7 @@ def test_this_file_sees_the_imports_that_are_there():
     assert {"ops", "ops.checks"} & OWN["nn.parameter"]
     assert "ops.checks" in OWN["ops.linear"]
     assert {"transformer", "peft", "data"} <= OWN[""]
-    assert "safetensors.numpy" in IMPORTS["files.arrays"], "imports inside functions count"
+    assert "safetensors" in IMPORTS["files.arrays"], "imports inside functions count"
 
 
 PICTURES = {m for m in MODULES if m.startswith("studies.") and m.endswith(("pictures", "picture", "diagrams"))}
@@ -113,7 +113,7 @@ READING = {"studies.harness.table", "studies.harness.paired", "studies.harness.w
 
 def test_pictures_know_nothing_of_training():
     for module in DRAWING:
-        others = OWN[module] - DRAWING - READING - {"optional"}
+        others = OWN[module] - DRAWING - READING - {"optional", "files"}  # files writes the picture
         assert not others, f"{module} imports {sorted(others)}: a picture takes a table, however it was made"
 
 
