@@ -4,7 +4,7 @@ from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays
 from .durable import write_atomically, write_text
 from .gguf_reader import open_gguf
 from .huggingface import open_folder, read_json
-from .lock import lock
+from .locks import lock
 from .tokenizer import ByteTokenizer, TextStream, Tokenizer, VocabularyTokenizer
 from .tokenizer_files import tokenizer_from_folder, tokenizer_from_gguf
 

@@ -45,7 +45,12 @@ def undisturbed(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
     child = Child(training(data, folder, STEPS, 1), at_call(folder, None, None))
     assert child.end() == 0, child.said
-    assert sorted(os.listdir(folder)) == ["SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "history.json"]
+    assert sorted(os.listdir(folder)) == [
+        "SHA256SUMS",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "history.json",
+    ]
     return result(folder), child.calls
 
 

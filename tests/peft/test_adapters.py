@@ -480,7 +480,9 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lora_np.files.arrays._write", full)
-    with pytest.raises(OSError, match=r"No space left on device; this file was not written.*adapter_model\.safetensors"):
+    with pytest.raises(
+        OSError, match=r"No space left on device; this file was not written.*adapter_model\.safetensors"
+    ):
         peft_model.save_pretrained(tmp_path)
     assert content(tmp_path) == before
     assert len(os.listdir(tmp_path)) == 2, "a temporary file was not deleted"
