@@ -78,7 +78,13 @@ def start(output: Path, overwrite: bool) -> None:
 def finish(output: Path, names: Sequence[str]) -> None:
     """Write the digests of the run's files, which are complete; then remove the checkpoint."""
     write_text(output / SUMS, "".join(f"{_digest(output / name)}  {name}\n" for name in names))
+    clear(output)
+
+
+def clear(output: Path) -> None:
+    """Remove the checkpoint of a finished run and incomplete files of a killed process."""
     (output / CHECKPOINT).unlink(missing_ok=True)
+    remove_unfinished(output)
 
 
 def _read_sums(output: Path) -> dict[str, str] | None:

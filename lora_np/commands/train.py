@@ -35,7 +35,7 @@ from .methods import (
     default_rates,
     learning_rates,
 )
-from .run_folder import ADAPTER, CHECKPOINT, HISTORY, LOCK, MODEL, check_kind, finish, is_finished, start
+from .run_folder import ADAPTER, CHECKPOINT, HISTORY, LOCK, MODEL, check_kind, clear, finish, is_finished, start
 
 HELP = "fine-tune a language model on your own questions and answers"
 USAGE = "--data FILE --output FOLDER [options]"
@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.overwrite or not is_finished(arguments.output, _full(arguments), arguments.resume):
             _run(arguments)
             return
-        (arguments.output / CHECKPOINT).unlink(missing_ok=True)  # the run was killed before it could do so
+        clear(arguments.output)  # in case the run was killed just before its end
     print(f"{arguments.output} is finished; to train again, use --overwrite")
 
 

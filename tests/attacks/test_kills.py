@@ -23,7 +23,6 @@ if sys.platform != "linux":
 from killed_runs import Child, FileSystem, at_call, be_killed, check, result, small_disk, training, why_no_mount
 
 from lora_np.__main__ import main
-from lora_np.files import load_arrays
 from lora_np.training.checkpoint import Checkpoint
 
 LONG = float(os.environ.get("LORA_NP_ATTACK_SECONDS", "5")) >= 60
@@ -121,7 +120,9 @@ def test_ctrl_c_saves_the_last_update_and_resume_says_so(data, tmp_path):
                 continue  # stopped after its end
             at = check(folder)
             assert at == child.updated, f"{child.updated} updates were complete, the checkpoint has {at}"
-            assert f"stopped at step {at} of {steps}" in child.said and "add --resume to the same command" in child.said
+            assert "add --resume to the same command" in child.said
+            if at < steps:  # else the run was stopped while it wrote its result
+                assert f"stopped at step {at} of {steps}" in child.said
         else:
             assert status == 0, child.said
             assert result(folder) == expected
@@ -188,7 +189,7 @@ def test_a_power_cut_damages_no_file_and_loses_no_saved_step(kind, data, undistu
         for i, number in enumerate([*late, *draw.sample(range(1, calls - 60), CUTS - CUTS // 2)]):
             folder = system.folder / str(number)
 
-            def cut(others=i % 4 != 3):
+            def cut(others=i % 2 == 0):
                 system.cut(others)
                 be_killed()
 
@@ -283,13 +284,3 @@ def test_at_no_moment_a_power_cut_could_do_harm(data, undisturbed, tmp_path, mon
         *written,
         ("remove", "checkpoint.safetensors"),
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------- equal bytes
-
-
-def test_a_run_writes_the_same_bytes_in_every_process(data, undisturbed, tmp_path):
-    for i in range(3):
-        assert finish(data, tmp_path / str(i)) == undisturbed[0]
-    arrays, metadata = load_arrays(tmp_path / "0" / "adapter_model.safetensors")
-    assert len(arrays) > 2 and len(metadata) > 2, "the order of one entry is no order"
