@@ -153,8 +153,9 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_run_locks_nothing(data
 # ------------------------------------------------------------------------------------------------------------- full disk
 
 
-@pytest.mark.skipif(bool(why_no_mount()), reason=why_no_mount())
 def test_a_full_disk_is_one_line_and_loses_nothing(data, undisturbed, tmp_path):
+    if reason := why_no_mount():
+        pytest.skip(reason)
     disk = tmp_path / "disk"
     with small_disk(disk, 4 * 2**20):
         child = Child(training(data, disk / "out", STEPS, 1))
