@@ -48,8 +48,8 @@ forms of a record (or the columns of the CSV file):
   {"conversations": [{"from": "human", "value": "…"}, …]}    (ShareGPT)
   {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
-Only the answers count in the loss. Ctrl-C saves the state and stops; to continue
-from there, add --resume to the same command.
+Only the answers count in the loss. Ctrl-C saves the state and stops. To
+continue from there, add --resume to the same command.
 
 examples:
   python -m lora_np train --data lighthouse --output keeper/

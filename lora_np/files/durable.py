@@ -116,7 +116,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove what a killed process left of a file with this name. Call this function only if no other process writes it."""
+    """Remove the temporary folders of a file that a killed process left. Another process must not write the file now."""
     for path in folder.glob(f"{name}.*.tmp"):
         if UNFINISHED.fullmatch(path.name):
             real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
@@ -124,7 +124,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk. Windows has no such call, because NTFS logs a rename itself."""
+    """Write the names in a folder to the disk. On Windows do nothing: there is no such call, and NTFS logs each rename."""
     if sys.platform == "win32":
         return
     try:

@@ -36,8 +36,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network file s
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a lock in a `with` statement. The file of the lock contains the number of the process.
 
-    The lock ends with the process, also if the process is killed. The file of a killed process stays; the next process
-    takes it over. At the end, the file is removed, and so are the folders that were created for it and are empty.
+    The lock ends with the process, also if the process is killed. The file of a killed process stays, and the next
+    process uses this file. At the end of the `with` statement, the file is removed. Folders that were created for the
+    file are also removed if they are empty.
 
     Parameters
     ----------

@@ -90,7 +90,7 @@ class Checkpoint:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training with this file, and remove what a killed process left of it."""
+        """Keep other processes from training with this file, and remove temporary files of a killed process."""
         if self.path is None:
             yield
             return

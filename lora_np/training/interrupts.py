@@ -15,10 +15,10 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """A `with` block in which Ctrl-C raises KeyboardInterrupt once, and not inside a block `with interrupts.held()`.
+    """A `with` block in which Ctrl-C raises KeyboardInterrupt once, but never inside a block `with interrupts.held()`.
 
-    After the first Ctrl-C, further ones have no effect until the end of the block, so that they cannot stop the
-    program while it saves. SIGTERM is handled in the same way if its handler raises KeyboardInterrupt. A handler that the
+    After the first Ctrl-C, another Ctrl-C has no effect until the end of the block. Therefore it cannot stop the program
+    while the program saves. SIGTERM is handled in the same way if its handler raises KeyboardInterrupt. A handler that the
     caller has installed stays. Python runs handlers only in the main thread, so in other threads the block does nothing.
     """
 

@@ -167,7 +167,7 @@ def train(
     FileExistsError
         If the checkpoint exists and `resume` is False.
     BlockingIOError
-        If another run has the same checkpoint.
+        If another run uses the same checkpoint.
     KeyboardInterrupt
         After Ctrl-C. If there is a checkpoint, the checkpoint then contains every complete update.
     FloatingPointError
