@@ -45,6 +45,11 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     path : str or PathLike
         The file of the lock. The folder of the file is created if needed.
 
+    Yields
+    ------
+    None
+        The lock is held until the end of the `with` statement.
+
     Raises
     ------
     BlockingIOError
