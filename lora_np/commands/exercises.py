@@ -113,7 +113,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def grade(arguments: argparse.Namespace) -> None:
-    from ..exercises.grade import grade_class, summary, write_csv
+    from ..exercises.grade import grade_class, summary
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
@@ -121,8 +121,7 @@ def grade(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--csv {arguments.csv} is a folder; expected the name of a file")
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)  # an error comes now, not after the grading
     began = time.perf_counter()
-    graded = grade_class(arguments.submissions, workers=arguments.workers)
-    write_csv(graded, arguments.csv)
+    graded = grade_class(arguments.submissions, workers=arguments.workers, table=arguments.csv)
     print(summary(graded))
     seconds = time.perf_counter() - began
     print(f"{counted(len(graded), 'answer')} in {seconds:.0f} s; the table is {arguments.csv}", file=sys.stderr)

@@ -272,10 +272,14 @@ def own_folders() -> list[str]:
     return [str(PACKAGES / "lora_np" if in_packages else PACKAGES)]
 
 
+def python_path() -> list[str]:
+    """Return the absolute folders of PYTHONPATH. Relative folders could be a submission's, and are left out."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(path)]
+
+
 def environment(own: Path) -> dict[str, str]:
     """Return the environment of the process: one BLAS thread, plots without windows, `own` for files, no secrets."""
-    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    paths = [path for path in paths if not os.path.isdir(os.path.join(path, "lora_np"))]
+    paths = [path for path in python_path() if not os.path.isdir(os.path.join(path, "lora_np"))]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
     ours |= {
         "OPENBLAS_NUM_THREADS": "1",
