@@ -144,14 +144,17 @@ class Contained:
     def __call__(self, *arguments: Any) -> Any:
         """Call the student's function."""
         parts = mutable_parts(arguments)
-        reply = self._ask({"arguments": [encode(argument) for argument in arguments]})
+        sent = [encode(argument) for argument in arguments]
+        known = {id(argument): encoded for argument, encoded in zip(arguments, sent, strict=True)}
+        reply = self._ask({"arguments": sent})
         with checked():
             if "failed" in reply:
                 failure = as_failure(reply["failed"])
             else:
                 failure = None
                 for part, content in zip(parts, reply["parts"], strict=True):
-                    update(part, content, parts)
+                    if content != known.get(id(part)):
+                        update(part, content, parts)
                 value = decode(reply["value"], parts)
         if failure is not None:
             raise Failed(failure)
@@ -173,13 +176,14 @@ class Contained:
         """Return the next message of the process; raise `Stopped` if the process ends or reaches a limit."""
         self._wanted.release()
         began = looked = time.monotonic()
-        cpu = self._cpu()
+        cpu: float | None = None
         while True:
             with contextlib.suppress(queue.Empty):
                 reply = self._replies.get(timeout=LOOK)
                 break
             self._check_files()
             now, used = time.monotonic(), self._cpu()
+            cpu = used if cpu is None else cpu
             if self._waited + now - began > most:
                 self._stop(words)
             if self._cpu_before is not None and used - self._cpu_before > CPU_SECONDS + 1:

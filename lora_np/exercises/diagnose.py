@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,12 @@ def judged(function: Contained, exercise: Exercise, text: str, patience: float) 
     return Verdict(exercise.function, "unknown", f"{words}. Does the function use all its arguments?")
 
 
+@cache
+def right_outcomes(exercise: Exercise) -> tuple[Outcome, ...]:
+    """Return the solution's outcomes on the cases."""
+    return tuple(run_program(exercise.solution, exercise))
+
+
 def unreadable(name: str, error: SyntaxError) -> Verdict:
     """Return the verdict on a function in a cell with a syntax error."""
     where = f" (line {error.lineno}: {echo(error.text, 80)})" if error.text else ""
@@ -144,7 +151,7 @@ def unreadable(name: str, error: SyntaxError) -> Verdict:
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
     """Return the verdict for a function's outcomes, one per case; messages quote lines of the program `text`."""
     name, cases = exercise.function, exercise.cases()
-    expected = list(run_program(exercise.solution, exercise))
+    expected = right_outcomes(exercise)
     right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
     changed = sorted({argument for outcome in outcomes for argument in outcome.changed})
     if right and not changed:

@@ -69,9 +69,9 @@ def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None =
     budget = iter(range(MOST_PARTS)) if budget is None else budget
     if next(budget, None) is None:
         return {"odd": ["a collection with thousands of parts", "object"]}
-    if not inside:
+    if parts and not inside:
         for number, part in enumerate(parts):
-            if value is part or (isinstance(value, np.ndarray) and is_view(value, part)):
+            if value is part or (isinstance(value, np.ndarray) and value.base is not None and is_view(value, part)):
                 return {"part": number}
     if value is None or isinstance(value, bool):
         return value
@@ -97,9 +97,10 @@ def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None =
 
 
 def is_view(array: np.ndarray, part: Any) -> bool:
-    """Return whether the array has the same shape and numbers in memory as the array `part`."""
-    same = isinstance(part, np.ndarray) and array.shape == part.shape and array.strides == part.strides
-    return same and array.size > 0 and array.ctypes.data == part.ctypes.data
+    """Return whether the array has the shape of the array `part` and its numbers in memory."""
+    if not isinstance(part, np.ndarray) or array.shape != part.shape or array.strides != part.strides:
+        return False
+    return array.dtype == part.dtype and array.ctypes.data == part.ctypes.data
 
 
 def _encoded_array(value: np.generic | np.ndarray) -> dict[str, Any]:
@@ -137,12 +138,12 @@ def decode(value: Any, parts: Sequence[Any] = ()) -> Any:
 def _decoded_array(dtype: Any, shape: Any, data: Any) -> Any:
     if not isinstance(dtype, str) or not NUMBERS.fullmatch(dtype):
         raise ValueError("the dtype is not a type of numbers")
-    numbers = np.frombuffer(base64.b64decode(data, validate=True), np.dtype(dtype)).copy()
+    numbers = np.frombuffer(base64.b64decode(data, validate=True), np.dtype(dtype))
     if shape is None:
         return numbers[0]
     if not all(isinstance(size, int) and size >= 0 for size in shape) or math.prod(shape) != numbers.size:
         raise ValueError("the shape does not fit the number of bytes")
-    return numbers.reshape(shape)
+    return numbers.reshape(shape).copy()  # owns its numbers and can be changed
 
 
 def generator(state: Any) -> np.random.Generator:
