@@ -40,11 +40,16 @@ GRADE = """Grade a folder of submissions.
 
 The table has one row per student and exercise.
 
-Each answer runs in its own process with your user's permissions. To grade
-answers of people you do not know, run this command in a container.
+Each answer runs in its own process. On Linux this process cannot read the
+solutions, other submissions or your files, use the network or start processes.
+The command says if your system lacks one of these protections; then grade
+answers of people you do not know in a container.
+
+If the command is stopped, run it again: it continues. The option -P keeps
+Python from importing files of the current folder.
 
 example:
-  python -m lora_np exercises grade submissions --csv grades.csv"""
+  python -P -m lora_np exercises grade submissions --csv grades.csv"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +118,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def grade(arguments: argparse.Namespace) -> None:
+    from ..exercises.contain import missing_protection
     from ..exercises.grade import grade_class, summary
 
     if arguments.workers is not None and arguments.workers < 1:
@@ -120,6 +126,8 @@ def grade(arguments: argparse.Namespace) -> None:
     if arguments.csv.is_dir():
         raise ValueError(f"--csv {arguments.csv} is a folder; expected the name of a file")
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)  # an error comes now, not after the grading
+    if words := missing_protection():
+        print(words, file=sys.stderr)
     began = time.perf_counter()
     graded = grade_class(arguments.submissions, workers=arguments.workers, table=arguments.csv)
     print(summary(graded))

@@ -36,6 +36,12 @@ WRITTEN, FILES = 32 << 20, 1000  # bytes and number of the files that a program 
 SHOWN = 2000  # characters of the printed output in a message
 ENDLESS = f"did not return within {CPU_SECONDS:g} second of computing. Is there a loop that never stops?"
 WAITS = "did not return within {:g} seconds. Does it wait for something?"
+PROTECTIONS = {  # what `confine` takes, and what a program could do otherwise
+    "files": "read the solutions and your files",
+    "network": "open connections",
+    "signals": "end other processes",
+    "processes": "start processes",
+}
 PACKAGES = Path(__file__).parents[2]  # the folder of this lora_np
 START = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox import child; sys.path.pop(0); child.main()"
 KEPT = (
@@ -268,6 +274,16 @@ def as_failure(fields: Any) -> Failure:
         columns = int(columns[0]), int(columns[1])
     texts = {str(name)[:100]: str(shape)[:100] for name, shape in list(shapes.items())[:MOST_ARRAYS]}
     return Failure(raised[:MOST_TEXT], line, columns, texts)
+
+
+def missing_protection() -> str:
+    """Return a sentence about what this operating system cannot keep a student's program from; "" if nothing."""
+    with Contained("", "f") as contained:
+        contained.start()
+    missing = [words for name, words in PROTECTIONS.items() if name not in contained.held]
+    if not missing:
+        return ""
+    return f"on this system an answer can {', '.join(missing)}: grade answers of people you do not know in a container"
 
 
 def own_folders() -> list[str]:

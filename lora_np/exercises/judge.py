@@ -49,7 +49,8 @@ class Judge:
         timer = threading.Timer(SECONDS, process.kill)
         timer.start()
         try:
-            send(process.stdin, {"path": os.fsencode(os.path.abspath(path)).hex(), "function": asked.function, "hidden": self.hidden})
+            name = os.fsencode(os.path.abspath(path)).hex()
+            send(process.stdin, {"path": name, "function": asked.function, "hidden": self.hidden})
             return checked(receive(process.stdout, MOST_MESSAGE), asked)
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             late = not timer.is_alive()
