@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from .reading import entries
 from .sandbox.child import receive, send
 from .sandbox.execute import MOST_ARRAYS, MOST_TEXT, Failure
 from .sandbox.restrict import CPU_SECONDS, PRINTED
@@ -35,6 +36,7 @@ IDLE = 0.1  # seconds of processor time: a process that used less in WALL_SECOND
 WRITTEN, FILES = 32 << 20, 1000  # bytes and number of the files that a program may write
 SHOWN = 2000  # characters of the printed output in a message
 ENDLESS = f"did not return within {CPU_SECONDS:g} second of computing. Is there a loop that never stops?"
+TOO_MUCH = f"wrote more than {WRITTEN >> 20} MB or {FILES} files"
 WAITS = "did not return within {:g} seconds. Does it wait for something?"
 PROTECTIONS = {  # what `confine` takes, and what a program could do otherwise
     "files": "read the solutions and your files",
@@ -130,7 +132,10 @@ class Contained:
                 if pipe:
                     pipe.close()
         self._printed.close()
-        self._folder.cleanup()
+        try:
+            self._folder.cleanup()
+        except RecursionError:  # folders inside each other; rm does not recurse
+            subprocess.run(["rm", "-rf", self._folder.name], check=False)
 
     def start(self) -> None:
         """Execute the program. Raises RuntimeError if the process fails before; the cause is then not the program."""
@@ -232,15 +237,16 @@ class Contained:
 
     def _check_files(self) -> None:
         """Stop the process if its files are too large or too many."""
-        size = os.fstat(self._printed.fileno()).st_size
-        count = 0
-        for folder, folders, names in os.walk(self._folder.name):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    size += os.lstat(os.path.join(folder, name)).st_size
-            count += len(folders) + len(names)
-            if size > WRITTEN or count > FILES:
-                self._stop(f"wrote more than {WRITTEN >> 20} MB or {FILES} files")
+        size, count = 0, 0
+        try:
+            for entry in entries(Path(self._folder.name)):
+                size, count = size + entry.stat(follow_symlinks=False).st_size, count + 1
+        except FileNotFoundError:  # a file that is removed meanwhile
+            return
+        except (OSError, ValueError):  # more entries than `entries` yields, or a path that is too long
+            count = FILES + 1
+        if size > WRITTEN or count > FILES:
+            self._stop(TOO_MUCH)
 
     def _reason(self) -> str:
         """Return why the process ended."""

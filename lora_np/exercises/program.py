@@ -19,6 +19,7 @@ MAGIC = re.compile(  # %matplotlib inline, !ls, ?np.mean, files = !ls, np.mean?
     r"^\s*[%!?]|^\s*[\w., ]+=\s*[%!]|^\s*[\w.*]+\?\??\s*$"
 )
 TIMED = re.compile(r"^(\s*(?:[\w., ]+=\s*)?)%time\s+(.*)")  # %time y = f(x), y = %time f(x)
+TOO_DEEP = "it is nested too deeply"
 MOST_MAGICS = 100  # of a cell; each is found by reading the cell once more
 PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)|^In \[\d+\]: ?|^ *\.\.\.+: ?")  # in front of a line copied from a session
 
@@ -34,7 +35,7 @@ def program(cells: Sequence[str], function: str) -> str:
         try:
             statements += read_cell(cell)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: a null byte
-            broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error))))
+            broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error) or TOO_DEEP)))
     if not any(function in statement.binds for statement in statements):
         for cell, reason in broken:
             if f"def {function}" in cell or begins_definition(cell, function):
@@ -141,7 +142,7 @@ def syntax_error(cell: str) -> SyntaxError | None:
     try:
         list(read_cell(cell))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return error if isinstance(error, SyntaxError) else SyntaxError(str(error))
+        return error if isinstance(error, SyntaxError) else SyntaxError(str(error) or TOO_DEEP)
     return None
 
 

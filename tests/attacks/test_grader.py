@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ DEFINE = "def lora_forward(x, W, A, B, alpha):\n    "
 SOLUTION = ASKED.source
 TEACHERS = ROOT / "notebooks" / "exercises" / "solutions" / "02_lora_forward.ipynb"
 
+WRITE = "for fd in range(3, 20):\n    try: os.write(fd, data)\n    except OSError: pass\nreturn 1"
+FRAME = "data = struct.pack('>I', len(data)) + data\n"
+YES = "class Yes:\n    def __eq__(self, other): return True\n"
 protected = pytest.mark.skipif(bool(missing_protection()), reason="this system cannot hide files or deny signals")
 
 
@@ -58,7 +62,10 @@ return space["lora_forward"](x, W, A, B, alpha)"""
 def table():
     """Return a submission with the results of all public cases of `lora_forward`."""
     results = [np.asarray(outcome.value) for outcome in run_program(RIGHT, ASKED)]
-    known = {json.dumps(case.arguments["x"].tolist()): value.tolist() for case, value in zip(ASKED.cases(), results, strict=True)}
+    known = {
+        json.dumps(case.arguments["x"].tolist()): value.tolist()
+        for case, value in zip(ASKED.cases(), results, strict=True)
+    }
     return answer("return np.array(TABLE[json.dumps(x.tolist())])", f"TABLE = {known!r}\n")
 
 
@@ -102,24 +109,25 @@ CHEATS = {
         "    if isinstance(value, dict) and 'hidden @ B.T' in str(value.get('text', '')):\n        return 1"
     ),
     "reads the grader's memory": solution_from("open(f'/proc/{os.getppid()}/mem', 'rb').read(1).decode() * 2"),
+    "reads the source through a finder": solution_from(
+        f"__import__('pkgutil').get_data('sandbox', '../../../../..{SOLUTION}').decode()"
+    ),
     "changes NumPy's comparisons": answer(
         "np.allclose = np.array_equal = np.isclose = lambda *a, **k: True\nnp.testing = None\nreturn 0 * (x @ W.T)",
     ),
     "returns an object that equals everything": answer(
-        "return Yes()", "class Yes:\n    def __eq__(self, other): return True\n    def __array__(self, *a, **k): return np.ones((2, 2))\n"
+        "return Yes()", YES + "    def __array__(self, *a, **k): return np.ones((2, 2))\n"
     ),
     "returns an array that equals everything": answer(
         "return np.zeros((*x.shape[:-1], len(W))).view(Yes)",
-        "class Yes(np.ndarray):\n    def __eq__(self, other): return True\n    def __array_function__(self, *a, **k): return True\n",
+        YES.replace("Yes", "Yes(np.ndarray)") + "    def __array_function__(self, *a, **k): return True\n",
     ),
     "replaces the main loop's functions": answer(
-        "child = sys.modules['sandbox.child']\nchild.answer = lambda *a: {'value': 'right', 'parts': [], 'kind': 'right', 'passed': 1}\n"
+        "child = sys.modules['sandbox.child']\nchild.answer = lambda *a: {'value': 'right', 'kind': 'right', 'passed': 1}\n"
         "child.send = print\nreturn 1"
     ),
     "writes replies by itself": answer(
-        "data = json.dumps({'value': True, 'parts': [None] * 4, 'kind': 'right', 'words': 'right'}).encode()\n"
-        "for fd in range(3, 20):\n    try:\n        os.write(fd, struct.pack('>I', len(data)) + data)\n    except OSError:\n        pass\n"
-        "return 1"
+        "data = json.dumps({'value': True, 'parts': [None] * 4, 'kind': 'right', 'words': 'right'}).encode()\n" + FRAME + WRITE
     ),
     "knows the results of the public cases": table(),
     "prints the verdict": answer("print('\\u2713 lora_forward: right on all 4 cases'); sys.stdout.flush(); os._exit(0)"),
@@ -188,10 +196,12 @@ def test_no_cheat_is_right(tmp_path, url):
 def test_the_solution_is_right_on_new_cases_and_differs_from_a_table(asked):
     """The new cases are as valid as the public cases, have other numbers, and have a result for every argument."""
     public = [repr(case.arguments) for case in asked.cases()]
-    for seed in range(5):
+    for seed in range(100, 105):
         cases = asked.cases(seed)
         assert cases and not {repr(case.arguments) for case in cases} & set(public) - {repr(asked.cases()[0].arguments)}
-        assert all(outcome.raised is None and not outcome.changed for outcome in run_program(asked.solution, asked, cases))
+        assert all(
+            outcome.raised is None and not outcome.changed for outcome in run_program(asked.solution, asked, cases)
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- hostile
@@ -216,7 +226,7 @@ def many_files(folder):
 
 def deep_folders(folder):
     here = os.open(folder, os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(500):
         os.mkdir("d", dir_fd=here)
         here, before = os.open("d", os.O_RDONLY, dir_fd=here), here
         os.close(before)
@@ -246,7 +256,7 @@ HOSTILE = {
     "kills the judge": answer("os.kill(os.getppid(), 9)\ntime.sleep(0.2)\nreturn 1"),
     "stops the judge": answer("os.kill(os.getppid(), signal.SIGSTOP)\nreturn 1"),
     "stops every process of the group": answer("os.killpg(os.getpgid(os.getppid()), signal.SIGSTOP)\nreturn 1"),
-    "takes the judge's processor time": answer("import resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\nreturn 1"),
+    "takes the judge's processor time": answer("import resource as r\nr.prlimit(os.getppid(), r.RLIMIT_CPU, (0, 0))\nreturn 1"),
     "signals by a pipe": answer(
         "import fcntl\nr, w = os.pipe()\nfcntl.fcntl(r, 8, os.getppid())\nfcntl.fcntl(r, 10, 9)\n"
         "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\nreturn 1"
@@ -257,15 +267,14 @@ HOSTILE = {
     "takes all memory": answer("held = []\nwhile True: held.append(bytearray(1 << 26))"),
     "fills the disk": answer("for i in range(10**6):\n    open(str(i), 'wb').write(b'x' * (1 << 20))\nreturn 1"),
     "makes files without end": answer("for i in range(10**9):\n    open(str(i), 'wb').close()"),
+    "makes folders inside each other": answer("while True:\n    os.mkdir('d')\n    os.chdir('d')"),
     "opens files without end": answer("held = []\nwhile True: held.append(open('/dev/null'))"),
     "crashes": answer("ctypes.string_at(0)"),
     "closes all files": answer("os.closerange(0, 256)\nreturn 1"),
-    "replies with noise": answer("for fd in range(3, 20):\n    try: os.write(fd, b'\\xff' * 9000)\n    except OSError: pass\nreturn 1"),
-    "replies with deep JSON": answer(
-        "data = b'[' * 10**6\nfor fd in range(3, 20):\n    try: os.write(fd, struct.pack('>I', len(data)) + data)\n    except OSError: pass\nreturn 1"
-    ),
+    "replies with noise": answer("data = b'\\xff' * 9000\n" + WRITE),
+    "replies with deep JSON": answer("data = b'[' * 10**6\n" + FRAME + WRITE),
     "replies with wrong fields": answer(
-        "child = sys.modules['sandbox.child']\nchild.encode = lambda *a, **k: {'array': ['<f8', [-1, 2], 'AAAA'], 'odd': 3}\nreturn 1"
+        "child = sys.modules['sandbox.child']\nchild.encode = lambda *a, **k: {'array': ['<f8', [-1, 2], 'AAAA']}\nreturn 1"
     ),
     "returns a gigabyte": answer("return np.zeros(1 << 30, np.uint8)"),
     "returns a list that holds itself": answer("y = []\ny.append(y)\nreturn y"),
@@ -295,19 +304,188 @@ HOSTILE = {
 }  # fmt: skip
 
 
+SLOW = {
+    *(
+        "switches its timer off",
+        "ignores its timer",
+        "never ends at the top",
+        "takes all memory",
+        "opens files without end",
+    ),
+    *("replies with deep JSON", "replies with noise", "raises a huge exception", "hands in many lists"),
+    *("hands in many magics", "hands in a long chain of names"),
+}
+STOPPED = {"never ends", "waits", "fills the disk", "makes folders inside each other", "crashes"}
+
+
 @protected
-def test_no_hostile_submission_costs_another_student_a_grade(tmp_path):
-    folder = submit(tmp_path / "class", HOSTILE, FOLDER=tmp_path / "class")
+@pytest.mark.parametrize(
+    "names", [HOSTILE.keys() - SLOW, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"]
+)
+def test_no_hostile_submission_costs_another_student_a_grade(names, tmp_path):
+    folder = submit(
+        tmp_path / "class", {name: HOSTILE[name] for name in HOSTILE if name in names}, FOLDER=tmp_path / "class"
+    )
     began = time.monotonic()
     graded = grade_class(folder, [ASKED], table=tmp_path / "grades.csv")
-    seconds = time.monotonic() - began
+    assert time.monotonic() - began < 300, "a generous limit against a hang"
     found = kinds(graded)
     assert {found.pop("ada"), found.pop("zoe")} == {"right"}
-    assert len(found) == len(HOSTILE) >= 30 and "right" not in found.values(), found
+    assert len(found) == len(names) and "right" not in found.values(), found
     assert all(len(row.verdict.words.splitlines()) == 1 for row in graded)
-    assert seconds < 300, "a generous limit against a hang"
-    stopped = {"never ends", "switches its timer off", "ignores its timer", "never ends at the top", "waits", "fills the disk"}
-    assert {found[name] for name in stopped} == {"stopped"}, found
-    unreadable = [name for name in HOSTILE if name.startswith("hands in")]
-    assert {found[name] for name in unreadable} <= {"unreadable", "missing", "stopped"}, found
+    assert {found[name] for name in names & STOPPED} <= {"stopped"}, found
+    assert {found[name] for name in names if name.startswith("hands in")} <= {"unreadable", "missing", "raised"}, found
     assert (folder / "ada" / "02_lora_forward.py").read_text(encoding="utf-8") == RIGHT
+
+
+def test_there_are_enough_attacks():
+    assert len(CHEATS) + 2 >= 20 and len(HOSTILE) >= 30
+
+
+# ----------------------------------------------------------------------------------------------- the grader's own process
+
+
+def command(folder, *options, python=("-P",), cwd=None, **environment):
+    """Return the command line and the environment of the grader."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    line = [sys.executable, *python, "-m", "lora_np", "exercises", "grade", str(folder), *options]
+    return {"args": line, "cwd": cwd, "env": os.environ | {"PYTHONPATH": paths} | environment}
+
+
+def test_the_grader_imports_nothing_from_the_submissions(tmp_path):
+    """The grader runs in the folder of the submissions, beside modules with the names that it imports."""
+    folder = submit(tmp_path / "class", {})
+    for name in ("numpy", "json", "csv", "tqdm", "_socket", "secrets", "base64"):
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r} + ' ')\n", encoding="utf-8"
+        )
+        (folder / "ada" / f"{name}.py").write_text("1 / 0", encoding="utf-8")
+    run = command(".", "--csv", str(tmp_path / "grades.csv"), python=(), cwd=folder)
+    done = subprocess.run(**run, capture_output=True, text=True, encoding="utf-8", timeout=240)
+    assert done.returncode == 0 and re.search("ada +1 of 12", done.stdout), done.stdout + done.stderr
+    assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_grader_that_is_killed_continues_and_loses_no_grade(tmp_path):
+    folder = submit(
+        tmp_path / "class", {f"s{i}": answer(f"return {i}") for i in range(3)} | {"waits": HOSTILE["waits"]}
+    )
+    table, journal = tmp_path / "grades.csv", tmp_path / f"grades.csv{SUFFIX}"
+    process = subprocess.Popen(
+        **command(folder, "--csv", str(table), "--workers", "1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and (not journal.exists() or journal.read_text().count('"fields"') < 8):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"key": "half a li')  # a line that was not finished
+    lines = [json.loads(line) for line in journal.read_text().splitlines()[:-1] if line]
+    before = {line["key"] for line in lines if "fields" in line}
+    assert len(before) >= 8
+    assert subprocess.run(**command(folder, "--csv", str(table)), capture_output=True, timeout=240).returncode == 0
+    graded = table.read_text(encoding="utf-8-sig")
+    assert graded.count("\n") == 1 + 6 * 12 and graded.count(",1,right,") == 2 and not journal.exists()
+    assert graded.count("did not return within 4 seconds") == 1
+
+
+def test_a_continued_grader_repeats_no_verdict_and_grades_what_has_changed(tmp_path, monkeypatch):
+    from lora_np.exercises import grade
+
+    folder, table = submit(tmp_path / "class", {"eve": answer("return 1")}), tmp_path / "grades.csv"
+    asked_for, real = [], grade.Judge.verdict
+
+    def verdict_or_end(self, path, asked):
+        if path.name == "zoe" and len(asked_for) < 3:
+            asked_for.append("the end")
+            raise RuntimeError("the grader ends here")
+        asked_for.append(path.name)
+        return real(self, path, asked)
+
+    monkeypatch.setattr(grade.Judge, "verdict", verdict_or_end)
+    with pytest.raises(RuntimeError):
+        grade_class(folder, [ASKED], workers=1, table=table)
+    assert asked_for == ["ada", "eve", "the end"]
+    (folder / "eve" / "02_lora_forward.py").write_text(RIGHT, encoding="utf-8")
+    graded = kinds(grade_class(folder, [ASKED], workers=1, table=table))
+    assert asked_for[3:] == ["eve", "zoe"] and set(graded.values()) == {"right"}
+
+
+def test_an_answer_that_ends_the_grader_again_and_again_is_graded_last_and_then_by_hand(tmp_path):
+    """On a system where an answer can kill the grader, all other answers have grades."""
+    folder, table = submit(tmp_path / "class", {"killer": answer("return 1")}), tmp_path / "grades.csv"
+    script = f"""
+import os
+from lora_np.exercises import exercise, grade
+real = grade.Judge.verdict
+def verdict(self, path, asked):
+    if path.name == "killer":
+        os.kill(os.getpid(), 9)
+    return real(self, path, asked)
+grade.Judge.verdict = verdict
+grade.grade_class({str(folder)!r}, [exercise("lora_forward")], workers=2, table={str(table)!r})
+"""
+    ends = [
+        subprocess.run([sys.executable, "-c", script], env=command(folder)["env"], timeout=120).returncode
+        for _ in range(4)
+    ]
+    assert ends == [-9, -9, -9, 0]
+    rows = table.read_text(encoding="utf-8-sig")
+    assert rows.count(",1,right,") == 2 and "killer,lora_forward,0,stopped,,the grader ended 3 times" in rows
+
+
+def test_a_full_disk_is_no_reason_to_lose_grades(tmp_path, monkeypatch):
+    from lora_np.exercises import grade, journal
+
+    folder, table = submit(tmp_path / "class", {}), tmp_path / "grades.csv"
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(grade, "TABLE_SECONDS", -1.0)
+    monkeypatch.setattr(journal.os, "write", lambda *arguments: (_ for _ in ()).throw(full))
+    assert set(kinds(grade_class(folder, [ASKED], workers=1, table=table)).values()) == {"right"}
+    assert table.read_text(encoding="utf-8-sig").count(",1,right,") == 2
+
+
+# ---------------------------------------------------------------------------------------------------- clones and imports
+
+
+def test_a_clone_of_the_project_is_not_graded_from_its_solutions(tmp_path):
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    files = [name for name in files if name.endswith((".py", ".ipynb")) and (ROOT / name).is_file()]
+    if len(files) < 100:
+        pytest.skip("this is not a clone")
+    for package in ("lora_np", "mine"):  # also a fork that renamed the package
+        folder = tmp_path / package
+        for name in files:
+            copied = folder / "clone" / name.replace("lora_np/", f"{package}/", 1)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copied.write_bytes((ROOT / name).read_bytes())
+        found = {path.relative_to(folder / "clone").parent.as_posix() for path in answer_files(folder)}
+        assert found <= {"notebooks/exercises", ".", "notebooks"}, found
+    found = {asked.function: find_answer(answer_files(folder), asked).kind for asked in exercises()}
+    assert set(found.values()) == {"blank"}, found
+    mine = folder / "clone" / "notebooks" / "exercises" / "02_lora_forward.ipynb"
+    mine.write_text(cells("import numpy as np", RIGHT), encoding="utf-8")
+    assert find_answer(answer_files(folder), ASKED).passed
+
+
+def test_the_time_of_imports_does_not_count(tmp_path, monkeypatch):
+    (tmp_path / "slow_import.py").write_text(
+        "import time\nuntil = time.process_time() + 1.2\nwhile time.process_time() < until: pass\none = 1\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for program in (
+        ["import slow_import", RIGHT.replace("alpha / r", "slow_import.one * alpha / r")],
+        [RIGHT.replace("    r =", "    from slow_import import one\n    alpha = one * alpha\n    r =")],
+    ):
+        said = verdict(program, ASKED)
+        assert said.passed, said
+
+
+def test_plots_in_an_answer_are_not_an_endless_loop():
+    pytest.importorskip("matplotlib")
+    plots = "    plt.figure(); plt.plot(x.ravel()); plt.close()\n    r ="
+    said = verdict(["from matplotlib import pyplot as plt", RIGHT.replace("    r =", plots)], ASKED)
+    assert said.passed, said
