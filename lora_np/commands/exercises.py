@@ -112,7 +112,7 @@ def check(arguments: argparse.Namespace) -> int:
             known = ", ".join(exercise.function for exercise in exercises())
             raise ValueError(f"{path} defines no function that an exercise asks for; the functions are {known}")
         for exercise in asked:
-            verdicts.append(find_answer([path], exercise))
+            verdicts.append(find_answer([path.resolve()], exercise))
             print(verdicts[-1])
     return int(not all(verdict.passed for verdict in verdicts))
 

@@ -312,8 +312,15 @@ SLOW = {
         "takes all memory",
         "opens files without end",
     ),
-    *("replies with deep JSON", "replies with noise", "raises a huge exception", "hands in many lists"),
-    *("hands in many magics", "hands in a long chain of names"),
+    *(
+        "replies with deep JSON",
+        "replies with noise",
+        "raises a huge exception",
+        "hands in many lists",
+        "hands in many files",
+    ),
+    *("hands in many magics", "hands in a long chain of names", "returns a gigabyte", "makes files without end"),
+    *("returns a list that holds itself", "makes its argument huge", "replies with wrong fields"),
 }
 STOPPED = {"never ends", "waits", "fills the disk", "makes folders inside each other", "crashes"}
 
@@ -413,6 +420,7 @@ def test_a_continued_grader_repeats_no_verdict_and_grades_what_has_changed(tmp_p
     assert asked_for[3:] == ["eve", "zoe"] and set(graded.values()) == {"right"}
 
 
+@pytest.mark.slow
 def test_an_answer_that_ends_the_grader_again_and_again_is_graded_last_and_then_by_hand(tmp_path):
     """On a system where an answer can kill the grader, all other answers have grades."""
     folder, table = submit(tmp_path / "class", {"killer": answer("return 1")}), tmp_path / "grades.csv"

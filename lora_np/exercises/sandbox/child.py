@@ -15,7 +15,7 @@ import struct
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from .execute import ANSWER, define, failure
 from .restrict import confine, limit
@@ -24,14 +24,14 @@ from .wire import decode, encode, mutable_parts
 LENGTH = struct.Struct(">I")  # in front of each message
 
 
-def send(stream: BinaryIO, message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
     """Write a message as its length and its JSON."""
     data = json.dumps(message).encode("ascii")
     stream.write(LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def receive(stream: BinaryIO, most: int) -> Any:
+def receive(stream: IO[bytes], most: int) -> Any:
     """Read a message; return None at the end of the stream. Raises ValueError for a message above `most` bytes."""
     start = stream.read(LENGTH.size)
     if len(start) < LENGTH.size:
