@@ -20,6 +20,7 @@ from .diagnose import Verdict
 from .exercise import Exercise, exercises
 from .journal import MOST_ATTEMPTS, SUFFIX, Journal, key_of
 from .judge import Judge
+from .outcome import echo
 
 TABLE_SECONDS = 2.0  # between two tables that are written while the class is graded
 
@@ -251,7 +252,7 @@ def summary(graded: Sequence[Graded], most: int = 5) -> str:
     """Return a text with the number of right answers of each student, and with the most frequent mistakes."""
     by_student: dict[str, list[Verdict]] = {}
     for row in graded:
-        by_student.setdefault(row.student, []).append(row.verdict)
+        by_student.setdefault(echo(row.student), []).append(row.verdict)
     width = max(map(len, by_student))
     lines = [f"{name:<{width}}  {sum(v.passed for v in said):>2} of {len(said)}" for name, said in by_student.items()]
     made = Counter((v.function, mistake.name) for row in graded for v in [row.verdict] for mistake in v.mistakes)

@@ -65,7 +65,12 @@ class Judge:
         paths = os.pathsep.join([str(PACKAGES), *python_path()])
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, cwd=tempfile.gettempdir(), env=os.environ | {"PYTHONPATH": paths}
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            cwd=tempfile.gettempdir(),
+            env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,  # Ctrl-C reaches the grader alone, and signals to this group not the grader
         )
         return self._process
 
@@ -118,7 +123,7 @@ def main() -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     while (task := receive(requests, MOST_MESSAGE)) is not None:
         path = Path(os.fsdecode(bytes.fromhex(task["path"])))
         send(replies, as_fields(judged(path, exercise(task["function"]), task["hidden"])))

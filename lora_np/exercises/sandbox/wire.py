@@ -168,10 +168,10 @@ def generator(state: Any) -> np.random.Generator:
 def update(part: Any, content: Any, parts: Sequence[Any]) -> None:
     """Give `part` the content that an object has after a call, in place."""
     new = decode(content, parts)
-    if isinstance(part, np.ndarray) and isinstance(new, np.ndarray):
+    if isinstance(part, np.ndarray) and isinstance(new, np.ndarray) and part.dtype == new.dtype:
         if part.shape != new.shape:
             part.resize(new.shape, refcheck=False)
-        np.copyto(part, new, casting="unsafe")
+        np.copyto(part, new)
     elif isinstance(part, np.random.Generator) and isinstance(new, np.random.Generator):
         part.bit_generator.state = new.bit_generator.state
     elif isinstance(part, dict) and isinstance(new, dict):
