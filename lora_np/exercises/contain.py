@@ -293,9 +293,10 @@ def missing_protection() -> str:
 
 
 def own_folders() -> list[str]:
-    """Return the folders of lora_np that a student's program must not read: the package, and the clone around it."""
+    """Return the folders that a student's program must not read: each installed lora_np, and the clone around this one."""
+    installed = [path for path in (os.path.join(folder, "lora_np") for folder in sys.path) if os.path.isdir(path)]
     in_packages = PACKAGES.name in ("site-packages", "dist-packages")
-    return [str(PACKAGES / "lora_np" if in_packages else PACKAGES)]
+    return [str(PACKAGES / "lora_np" if in_packages else PACKAGES), *installed]
 
 
 def python_path() -> list[str]:

@@ -138,7 +138,7 @@ DENIED = {
     "rt_tgsigqueueinfo": (297, 240), "io_uring_setup": (425, 425), "shmget": (29, 194), "msgget": (68, 186),
     "semget": (64, 190), "mq_open": (240, 180), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
-    "keyctl": (250, 219), "reboot": (169, 142), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "keyctl": (250, 219), "socketpair": (53, 199), "reboot": (169, 142), "setpriority": (141, 140), "ioprio_set": (251, 30),
     "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
     "sched_setaffinity": (203, 122),
 }  # fmt: skip
