@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -223,9 +222,6 @@ def _read_config(path: Path) -> TransformerConfig:
     try:
         if "quantization_config" in settings:
             bitsandbytes.check_config(settings["quantization_config"])
-        for name in (f.name for f in fields(TransformerConfig) if f.type == "int"):
-            if isinstance(settings.get(name), float):  # for example 576.0
-                raise ValueError(f"{name} = {settings[name]}; expected an integer")
         return TransformerConfig.from_dict(settings)
     except ValueError as error:  # another architecture, or a missing or invalid size
         raise ValueError(f"{path}: {error}") from None
@@ -267,7 +263,7 @@ def _fill(
         raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")
     try:
         model = Transformer.empty(config, dtype)
-    except ValueError:  # NumPy's message does not name the size
+    except (ValueError, OverflowError):  # NumPy's message does not name the size
         raise ValueError(f"a size in this configuration is too large for an array: {config}") from None
     parameters = dict(model.named_parameters())
     found = stored.keys() | quantized.keys()

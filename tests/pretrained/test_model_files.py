@@ -143,6 +143,7 @@ ABSURD = {
     "intermediate_size": (2**40, r"mlp\.gate_proj\.weight has shape \(160, 96\)"),
     "num_hidden_layers": (2**40, "num_hidden_layers = 1099511627776, but the file has only 21 arrays"),
     "num_attention_heads": (2**40, r"q_proj\.weight has shape"),
+    "num_key_value_heads": (-(10**50), "num_key_value_heads = -1000"),
     "head_dim": (2**62, "a size in this configuration is too large for an array"),
     "max_position_embeddings": (4.5, "max_position_embeddings = 4.5; expected an integer"),
     "quantization_config": ({"quant_method": "gptq"}, "got quant_method 'gptq'"),
