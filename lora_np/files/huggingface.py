@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply, such as "[[[[…"
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path} is damaged or not JSON: {error}; download or write it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
     return content
