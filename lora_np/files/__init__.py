@@ -2,6 +2,7 @@
 
 from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays
 from .durable import write_atomically, write_text
+from .finite import check_finite
 from .gguf_reader import open_gguf
 from .huggingface import open_folder, read_json
 from .locks import lock
@@ -14,6 +15,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "VocabularyTokenizer",
+    "check_finite",
     "load_arrays",
     "lock",
     "open_arrays",

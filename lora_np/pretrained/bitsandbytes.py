@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_host
-from ..files import StoredArrays
+from ..files import StoredArrays, check_finite
 from ..nn import Linear, Module
 from ..quantization import Quantized4bit, QuantizedAbsmax, QuantizedLinear, code_book, dynamic_map
 from ..quantization.four_bits import ABSMAX_BLOCK
@@ -120,9 +120,8 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
         offset = np.array(state["nested_offset"], np.float32)
         absmax = QuantizedAbsmax(arrays["absmax"], arrays["nested_absmax"], offset)
     weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
-    scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
-    if not all(np.isfinite(x).all() for x in scales):
-        raise ValueError("absmax contains NaN or infinity: the file is damaged; download it again")
+    for scales in (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,):
+        check_finite("absmax", scales)
     return weight
 
 

@@ -65,7 +65,7 @@ def cache_folder() -> Path:
 
 
 def fetched(name: str) -> Path:
-    """Return the path of a model file that `fetch` has downloaded.
+    """Return the path of a model file that `fetch` has downloaded, after a check of its SHA-256 (about 0.1 s for 98 MB).
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def fetched(name: str) -> Path:
     KeyError
         If the name is unknown.
     FileNotFoundError
-        If the file is missing or has the wrong size. The message contains the command that downloads the file.
+        If the file is missing or damaged. The message contains the command that downloads the file.
 
     Examples
     --------
@@ -93,8 +93,9 @@ def fetched(name: str) -> Path:
     KeyError: 'gpt-5'
     """
     source, path = MODELS[name], cache_folder() / MODELS[name].file
-    if not path.is_file() or path.stat().st_size != source.size:
-        state = "is damaged" if path.is_file() else "does not exist"
+    found = path.is_file()
+    if not found or path.stat().st_size != source.size or _sha256(path) != source.sha256:
+        state = "is damaged (its SHA-256 is not that of the model)" if found else "does not exist"
         raise FileNotFoundError(
             f"{name}: {path} {state}; run `python -m lora_np fetch {name}` once ({source.download / 1e6:.0f} MB)"
         )

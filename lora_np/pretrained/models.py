@@ -16,6 +16,7 @@ from ..files import (
     ByteTokenizer,
     StoredArrays,
     Tokenizer,
+    check_finite,
     open_folder,
     open_gguf,
     read_json,
@@ -24,6 +25,7 @@ from ..files import (
     tokenizer_from_gguf,
     write_atomically,
 )
+from ..files.huggingface import INDEX, WEIGHTS
 from ..nn import Linear, replace_module
 from ..ops.checks import check_shape
 from ..quantization import Quantized4bit, QuantizedLinear
@@ -91,9 +93,9 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
                 )
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{_files(path)}: {error}") from None
         except KeyError as error:
-            raise KeyError(f"{path}: {error.args[0]}") from None
+            raise KeyError(f"{_files(path)}: {error.args[0]}") from None
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
@@ -233,6 +235,12 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
         yield stored
 
 
+def _files(path: Path) -> str:
+    """Return the names of the files that describe the weights, for a message: if two files disagree, either may be wrong."""
+    weights = WEIGHTS if (path / WEIGHTS).is_file() else INDEX
+    return str(path) if path.is_file() else f"{path / weights} (with config.json)"
+
+
 # ----------------------------------------------------------------------------------------------------------- the weights
 
 
@@ -285,10 +293,7 @@ def _fill(
         x = stored[name]
         if x.dtype not in LOADED_DTYPES:
             raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
-        if not np.isfinite(x).all():
-            raise ValueError(
-                f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged"
-            )
+        check_finite(name, x)
         p.value = move(x.astype(dtype, copy=False), like)
     return model
 

