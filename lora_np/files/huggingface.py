@@ -52,12 +52,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply, such as "[[[[…"
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:  # not JSON, or nested too deeply, such as "[[[[…"
         raise ValueError(f"{path} is damaged or not JSON: {error}; download or write it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file. Raises ValueError with the path if the file is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged or not UTF-8: {error}; download or write it again") from None
 
 
 @contextmanager

@@ -195,9 +195,11 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
         return ByteTokenizer() if by_bytes and not (path / "tokenizer.json").exists() else tokenizer_from_folder(path)
     with open_gguf(path) as stored:
         try:
-            return tokenizer_from_gguf(stored.metadata)
+            tokenizer = tokenizer_from_gguf(stored.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+    tokenizer.chat_template_file = str(path)
+    return tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------------- the files
