@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class StoredArrays(Mapping[str, np.ndarray]):
         A function that reads one array: read(name) returns the array.
     metadata : dict
         The metadata of the file.
+    files : dict of str to str
+        The file name of each array, if the arrays are in several files.
 
     Examples
     --------
@@ -53,6 +55,22 @@ class StoredArrays(Mapping[str, np.ndarray]):
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     metadata: dict[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        """Return the name of an array for a message, with the file of the array if there are several files.
+
+        Parameters
+        ----------
+        name : str
+            The name of an array.
+
+        Returns
+        -------
+        str
+            The name, or the name and the file.
+        """
+        return f"{name} in {self.files[name]}" if name in self.files else name
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
@@ -208,7 +226,9 @@ def _open(path: Path) -> Iterator[StoredArrays]:
     try:
         file = safe_open(path, framework="numpy")  # compares every size in the header with the file size
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); download or write it again") from None
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({error!s:.300}); download or write it again"
+        ) from None
     with file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         dtypes = {name: slice_.get_dtype() for name, slice_ in slices.items()}

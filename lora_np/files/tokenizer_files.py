@@ -59,7 +59,7 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
     try:
         backend = Backend.from_str(read_text(path))
     except Exception as error:  # the tokenizers package raises plain Exceptions
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error!s:.300}") from None
     backend.no_truncation()  # a file may contain the settings of its training run
     backend.no_padding()
     config: dict[str, Any] = {}
@@ -72,10 +72,16 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
     def token_id(which: str) -> int | None:
         token = config.get(f"{which}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token is not None and (not isinstance(token, str) or backend.token_to_id(token) is None):
+        if token is None:
+            return None
+        try:
+            i = backend.token_to_id(token)
+        except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair
+            i = None
+        if i is None:
             where = origin[f"{which}_token"]
             raise ValueError(f"{where}: the {which}_token {token!r:.80} is not in the vocabulary of tokenizer.json")
-        return None if token is None else backend.token_to_id(token)
+        return i
 
     template = config.get("chat_template")
     if isinstance(template, list):  # several templates: [{"name": …, "template": …}, …]

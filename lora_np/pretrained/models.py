@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +94,9 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
                 )
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
-            raise ValueError(f"{_files(path)}: {error}") from None
+            raise ValueError(f"{_files(path)}: {error!s:.1000}") from None
         except KeyError as error:
-            raise KeyError(f"{_files(path)}: {error.args[0]}") from None
+            raise KeyError(f"{_files(path)}: {error.args[0]!s:.1000}") from None
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
@@ -228,7 +229,7 @@ def _read_config(path: Path) -> TransformerConfig:
             bitsandbytes.check_config(settings["quantization_config"])
         return TransformerConfig.from_dict(settings)
     except ValueError as error:  # another architecture, or a missing or invalid size
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error!s:.1000}") from None
 
 
 @contextmanager
@@ -256,7 +257,7 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
                 f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: set it to false in config.json"
             )
         del shapes[HEAD]
-    return StoredArrays(shapes, stored.read, stored.metadata)
+    return replace(stored, shapes=shapes)
 
 
 def _fill(
@@ -267,7 +268,7 @@ def _fill(
     The names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
     """
     if EMBEDDING in stored.shapes:
-        _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size)
+        _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size, label=stored.label(EMBEDDING))
     arrays = len(stored) + len(quantized)
     if config.num_hidden_layers > arrays:
         raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")
@@ -284,7 +285,7 @@ def _fill(
         )
     shapes = stored.shapes | {name: weight.shape for name, weight in quantized.items()}
     for name, p in parameters.items():
-        _check(name, shapes, *p.value.shape)
+        _check(name, shapes, *p.value.shape, label=stored.label(name))
     linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
         raise ValueError(f"{_some(others)} is quantised; only weights of linear layers can be quantised")
@@ -294,14 +295,14 @@ def _fill(
     for name, p in parameters.items():
         x = stored[name]
         if x.dtype not in LOADED_DTYPES:
-            raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
-        check_finite(name, x)
+            raise ValueError(f"{stored.label(name)} has dtype {x.dtype}; expected float16, float32 or float64")
+        check_finite(stored.label(name), x)
         p.value = move(x.astype(dtype, copy=False), like)
     return model
 
 
-def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> None:
-    check_shape(name, np.broadcast_to(np.float32(0), shapes[name]), *expected)
+def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int, label: str) -> None:
+    check_shape(label, np.broadcast_to(np.float32(0), shapes[name]), *expected)
 
 
 def _some(names: set[str]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import resource
 import shutil
 import sys
 import time
@@ -30,6 +29,8 @@ def attempt(kind: Kind, folder: Path, damaged: Path) -> str:
         text = str(error)
         if damaged.name not in text or str(folder) not in text:
             return f"does not name the file: {type(error).__name__}: {text[:300]}"
+        if "MemoryError" in text:
+            return "no memory"
         if len(text) > 3000:
             return f"a message of {len(text)} characters: {text[:200]}"
         return "refused"
@@ -40,6 +41,8 @@ def attempt(kind: Kind, folder: Path, damaged: Path) -> str:
 
 
 def main(root: Path, seed: int, first: int, step: int, count: int, seconds: float) -> None:
+    import resource  # not on Windows
+
     warnings.simplefilter("ignore")
     seeds = {}
     for kind in KINDS:

@@ -17,7 +17,7 @@ from lora_np.studies.harness.digests import add_digest
 NUMBERS = [0, 1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 3, 0.5, -1.5, 1e308, float("nan"), float("inf"), 10**50, 2**63, "", "x", "linear", "\ud800",
-    "x" * 100_000, "\x00", "../../etc/passwd", "(.+)+!", ".*", "(a|a)*$", "[", [], [[]], {}, {"a": {}}, ["q_proj"], [1, 2], [None],
+    "x" * 100_000, "\x00", "../../etc/passwd", ".*", "[", [], [[]], {}, {"a": {}}, ["q_proj"], [1, 2], [None],
     {"__proto__": 1}, "true", "1", "NaN", "1e5", [0] * 10_000,
 ]  # fmt: skip
 DEEP = ["[" * 50_000, '{"a":' * 50_000, "[" * 50_000 + "]" * 50_000]
@@ -199,7 +199,11 @@ def array(path: Path, rng: np.random.Generator, others: list[Path]) -> None:
         with np.errstate(all="ignore"):
             x = x.astype(pick(rng, [np.float16, np.float64, np.int8, np.int64, np.bool_, np.uint8]))
     elif way == 4:
-        x = pick(rng, [x[:0], x.T.copy(), x[..., None], x.reshape(-1), x[:1], np.repeat(x, 2, 0)]) if x.ndim else x[None]
+        x = (
+            pick(rng, [x[:0], x.T.copy(), x[..., None], x.reshape(-1), x[:1], np.repeat(x, 2, 0)])
+            if x.ndim
+            else x[None]
+        )
     elif way == 5:
         arrays[pick(rng, ["x", "", f"{name}.x", "value/x", "optimizer/x/m", "model.layers.9.weight"])] = x
     elif way == 6 and metadata:

@@ -74,7 +74,9 @@ def write_folder(folder: Path) -> None:
     tokenizer = ln.files.tokenizer_from_gguf(metadata_for(("gpt-2", byte_level_bpe("gpt-2"))))
     tokenizer.chat_template = ln.load_tokenizer("tiny").chat_template
     tokenizer.save_pretrained(folder)
-    (folder / "special_tokens_map.json").write_text('{"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}')
+    (folder / "special_tokens_map.json").write_text(
+        '{"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}'
+    )
     (folder / "generation_config.json").write_text('{"eos_token_id": [2], "bos_token_id": 1, "max_new_tokens": 20}')
 
 
@@ -178,7 +180,13 @@ def use_adapter(folder: Path) -> list[np.ndarray]:
 def train(path: Path) -> list[np.ndarray]:
     model = ln.get_peft_model(base(), ADAPTERS["lora"])
     ln.train(
-        model, [(TOKENS, TOKENS)], ln.AdamW(lr=1e-3), 2, checkpoint=path / "run.safetensors", resume=True, progress=False
+        model,
+        [(TOKENS, TOKENS)],
+        ln.AdamW(lr=1e-3),
+        2,
+        checkpoint=path / "run.safetensors",
+        resume=True,
+        progress=False,
     )
     return [p.value for _, p in model.named_parameters() if p.trainable]
 
@@ -197,7 +205,9 @@ def use_data(folder: Path) -> list[np.ndarray]:
     return []
 
 
-TABLE = Table("toy", "How?", "none", {"seeds": [0, 1]}, [{"r": r, "final": 1.5 / r, "curve": [1.5, 2]} for r in (1, 2, 8)])
+TABLE = Table(
+    "toy", "How?", "none", {"seeds": [0, 1]}, [{"r": r, "final": 1.5 / r, "curve": [1.5, 2]} for r in (1, 2, 8)]
+)
 
 
 def write_table(folder: Path) -> None:
