@@ -95,7 +95,9 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **variables: An
         for part in _compiled(template).generate(messages=messages, **variables):
             spend(len(part))
             parts.append(part)
-        return "".join(parts)
+        text = "".join(parts)
+        text.encode("utf-8")  # half a surrogate pair raises UnicodeEncodeError
+        return text
     except Exception as error:
         raise ValueError(f"{str(error) or type(error).__name__:.400}") from None
     finally:

@@ -121,6 +121,8 @@ class Checkpoint:
         try:
             settings = dict(json.loads(metadata["settings"]))
             step, rows = int(metadata["step"]), list(map(dict, json.loads(metadata["history"])))
+            if step < 0:
+                raise ValueError(f"step = {step}")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.path} is damaged: {error!r:.80}; remove the file, or restore another copy"

@@ -103,6 +103,11 @@ def test_the_budget_of_one_rendering_does_not_affect_the_next():
     assert render("{{ messages|length }}", CHAT) == "4"
 
 
+def test_half_a_surrogate_pair_is_an_error_of_the_template():
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        render("{{ '\\ud800' }}", CHAT)
+
+
 def test_a_template_that_is_too_long_is_refused_before_it_is_read():
     with pytest.raises(ValueError, match=f"has 200000 characters; at most {chat_template.LONGEST}"):
         render("x" * 200_000, CHAT)

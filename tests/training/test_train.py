@@ -558,6 +558,7 @@ LIES = {
         r"run: optimizer/\S+ contains NaN or infinity",
     ),
     "a step that is not a number": (lambda a, m: m.update(step="two"), "run is damaged: ValueError.*two"),
+    "a negative step": (lambda a, m: m.update(step="-1"), "run is damaged: ValueError.*step = -1"),
     "no step": (lambda a, m: m.pop("step"), "run is damaged: KeyError"),
     "a history that is not JSON": (lambda a, m: m.update(history="[{"), "run is damaged: JSONDecodeError"),
     "deep settings": (lambda a, m: m.update(settings="[" * 100_000), "run is damaged: RecursionError"),
