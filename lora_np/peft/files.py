@@ -160,8 +160,8 @@ def name_file_in_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RecursionError) as error:
-        with_config = f" (with {CONFIG})" if file.name == WEIGHTS else ""
-        raise ValueError(f"{file}{with_config}: {error!s:.1000}") from None
+        config = f" (read with {CONFIG})" if file.name == WEIGHTS else ""
+        raise ValueError(f"{file}: {error!s:.1000}{config}") from None
 
 
 def check_targets(targets: Any) -> None:

