@@ -1,8 +1,8 @@
 """Damaged files of every kind: no crash, no hang, no large memory, only documented errors, each of which names the file.
 
 A file is damaged at random with a fixed seed, and read in a child process; see fuzz_seeds.py, fuzz_mutations.py and
-fuzz_child.py in tests/support. The quick run reads FILES files. If LORA_NP_ATTACK_SECONDS is set, each part reads new files
-for that many seconds. Each failure is reported with its number, and the command that repeats it.
+fuzz_child.py in tests/support. The quick run reads FILES files. If LORA_NP_ATTACK_SECONDS is set, new files are read for that
+many seconds. To repeat file N: PYTHONPATH=. python tests/support/fuzz_child.py A_NEW_FOLDER 18 N 1 1 60
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fuzz_child
@@ -77,10 +78,11 @@ def fuzz(folder: Path, part: int, seconds: float) -> tuple[Counter[str], list[st
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of the child with RLIMIT_DATA")
-@pytest.mark.parametrize("part", range(PARTS))
-def test_a_damaged_file_is_read_or_refused_by_name(part, attack_seconds, tmp_path):
-    counts, wrong = fuzz(tmp_path, part, attack_seconds)
-    print(f"part {part}: {sum(counts.values())} files, {dict(counts)}")
+def test_a_damaged_file_is_read_or_refused_by_name(attack_seconds, tmp_path):
+    with ThreadPoolExecutor(PARTS) as pool:
+        parts = list(pool.map(lambda part: fuzz(tmp_path / str(part), part, attack_seconds), range(PARTS)))
+    counts, wrong = sum((c for c, _ in parts), Counter()), [line for _, lines in parts for line in lines]
+    print(f"{sum(counts.values())} files: {dict(counts)}")
     listed = "\n".join(wrong[:20])
     assert not wrong, f"{len(wrong)} of {sum(counts.values())} files (seed {SEED}: number, kind, damage):\n{listed}"
     assert counts["read"] > 0.05 * sum(counts.values()), "most damaged files are refused, and some are still sound"
