@@ -295,7 +295,8 @@ class VocabularyTokenizer(Tokenizer):
         text.encode(
             "utf-8"
         )  # half a surrogate pair raises UnicodeEncodeError here; tokenizers would only say "must be str"
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # encode_batch releases Python's lock (GIL) and encode does not, so other threads can run while a long text is encoded
+        return self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)

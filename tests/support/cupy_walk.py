@@ -55,11 +55,12 @@ ON_THE_HOST = {
     "quantization.four_bits._look_up": "asked of a host array alone: NumPy's take writes in place where it need not check",
     "backend.scalars_to_host": "NumPy's scalars, which are on the host already",
     "transformer.generation.generate": "tokens, which are on the host, as a person reads them",
-    "transformer.generation.last_logits": "positions, counted from the mask that _pad_left made",
+    "transformer.generation.read_in_chunks": "positions, counted from the mask that _pad_left made",
     "transformer.generation._pad_left": "prompts, which come from the host",
     "serve.cache.BatchCache.next_step": "positions and masks are made on the host and moved to the device of the weights",
     "serve.engine.AdapterServer.submit": "tokens, as in generate",
     "serve.engine.AdapterServer.step": "tokens, as in generate",
+    "transformer.generation.Sampling.choose": "one row of logits, brought to the host to be drawn from",
     "transformer.generation.Sampling.probabilities": "one row of logits, brought to the host to be drawn from",
 }
 
