@@ -113,9 +113,13 @@ def _base_name(arguments: argparse.Namespace) -> str:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise an error for a wrong option. The options are checked before the model is loaded."""
+    from ..serve.adapters import check_adapter_name
+
     for name, folder in arguments.adapter:
-        if name == _base_name(arguments):
-            raise ValueError(f"--adapter {name}=…: {name} is the name of the base model; choose another name")
+        try:
+            check_adapter_name(name, _base_name(arguments))
+        except ValueError as error:
+            raise ValueError(f"--adapter {name!r}=…: {error}") from None
         if not folder.is_dir():
             raise FileNotFoundError(f"--adapter {name}={folder}: there is no such folder")
     for folder in arguments.adapters:

@@ -20,21 +20,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
 from ..files import Tokenizer
-from ..nn import BASE
 from ..optional import extra
-from .adapters import UnknownAdapter
-from .engine import AdapterServer, QueueFull, Request
-from .engine_thread import EngineThread
-from .protocol import (
-    CompletionRequest,
-    CompletionResponse,
-    ProtocolError,
-    StopStringStream,
-    parse,
-    parse_json,
-    typed,
-    usage,
-)
+from .adapters import check_adapter_name
+from .completions import CompletionService, PendingCompletion
+from .engine import AdapterServer
+from .protocol import CompletionResponse, ProtocolError, parse, parse_json, typed
 
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 Response: TypeAlias = Any
@@ -51,102 +41,6 @@ class HttpRequest(Protocol):
     def stream(self) -> AsyncIterator[bytes]: ...
 
     async def receive(self) -> Mapping[str, Any]: ...
-
-
-class CompletionService:
-    """The state that all routes share: the engine in its thread, the tokenizer, and the base model's name."""
-
-    def __init__(self, engine: AdapterServer, tokenizer: Tokenizer, base: str) -> None:
-        self.thread, self.tokenizer, self.base = EngineThread(engine), tokenizer, base
-        self.accepting = True  # False after the first signal: running requests are finished, new ones are refused
-
-    async def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        """Call a function in the engine's thread and return its result.
-
-        Raises ProtocolError if the engine raises an error or the server is shutting down.
-        """
-        if not self.accepting:
-            raise ProtocolError(503, "the server is shutting down and accepts no new requests")
-        try:
-            return await asyncio.wrap_future(self.thread.call(function, *arguments, **settings))
-        except QueueFull as error:
-            raise ProtocolError(429, str(error), code="queue_full") from None
-        except UnknownAdapter as error:
-            raise ProtocolError(404, error.args[0], "model", "model_not_found") from None
-        except (ValueError, TypeError, OSError) as error:
-            raise ProtocolError(400, str(error)) from None
-
-    def encode(self, completion: CompletionRequest, chat: bool) -> tuple[list[int], StopStringStream]:
-        """Return the token ids of a prompt or a chat, and the stream that decodes the answer.
-
-        Raises ProtocolError if the prompt cannot be encoded.
-        """
-        try:
-            if isinstance(completion.prompt, str):
-                ids = self.tokenizer.encode(completion.prompt).tolist()
-            else:
-                ids = self.tokenizer.apply_chat_template(completion.prompt).tolist() if chat else completion.prompt
-            return ids, StopStringStream(self.tokenizer, ids, completion.stop)
-        except ValueError as error:
-            raise ProtocolError(400, str(error), "messages" if chat else "prompt") from None
-
-    async def submit(self, completion: CompletionRequest, chat: bool) -> PendingCompletion:
-        """Add a request to the engine's queue. Raises ProtocolError."""
-        ids, stream = self.encode(completion, chat)
-        limit = self.thread.engine.config.max_position_embeddings
-        room = limit - len(ids)
-        if room < (completion.max_tokens or 1):
-            message = (
-                f"{len(ids)} prompt tokens + {completion.max_tokens or 1} new tokens exceed this model's limit of"
-                f" {limit} tokens; shorten the prompt, or ask for fewer new tokens"
-            )
-            raise ProtocolError(400, message, "messages" if chat else "prompt", "context_length_exceeded")
-        pending = PendingCompletion(stream)
-        eos = self.tokenizer.eos_token_id
-        pending.request = await self.call(
-            self.thread.engine.submit,
-            ids,
-            BASE if completion.model == self.base else completion.model,
-            completion.max_tokens or room,
-            stop_tokens=() if eos is None else (eos,),
-            on_token=pending.on_token,
-            on_finish=pending.on_finish,
-            **completion.sampling,
-        )
-        return pending
-
-
-class PendingCompletion:
-    """A completion in progress: it receives tokens from the engine's thread and sends text to the event loop."""
-
-    def __init__(self, stream: StopStringStream) -> None:
-        self.stream, self.loop = stream, asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None follows the last piece of text
-        self.request: Request
-        self.watch: asyncio.Task  # a reference to the task; the event loop itself has only a weak one
-
-    def on_token(self, token: int) -> bool:
-        """Decode a token; return True if the text now contains a stop string. The engine's thread calls this method."""
-        if text := self.stream.add(token):
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, text)
-        return self.stream.stopped
-
-    def on_finish(self, request: Request) -> None:
-        """Send the last piece of text to the event loop. The engine's thread calls this method."""
-        for piece in (self.stream.end(), None):
-            if piece != "":
-                self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
-
-    async def text(self) -> AsyncIterator[str]:
-        """Yield the pieces of text. Raises ProtocolError if the engine failed."""
-        while (piece := await self.pieces.get()) is not None:
-            yield piece
-        if self.request.finish_reason not in ("stop", "length"):
-            raise ProtocolError(500, f"generation failed: {self.request.error or 'the request was cancelled'}")
-
-    def usage(self) -> dict[str, int]:
-        """Return the numbers of prompt tokens and generated tokens."""
-        return usage(self.request.prompt.size, len(self.request.tokens))
 
 
 # ------------------------------------------------------------------------------------------------------------ the routes
@@ -225,8 +119,10 @@ async def load(service: CompletionService, request: HttpRequest) -> dict[str, An
     """Load an adapter."""
     body = await _json_body(request)
     name, path = (_required_string(body, field) for field in ("lora_name", "lora_path"))
-    if name == service.base:
-        raise ProtocolError(400, f"{name!r} is the name of the base model; choose another name", "lora_name")
+    try:
+        check_adapter_name(name, service.base)
+    except ValueError as error:
+        raise ProtocolError(400, str(error), "lora_name") from None
     await service.call(service.thread.engine.load_adapter, name, path)
     return {"status": "ok", "lora_name": name}
 
@@ -271,18 +167,18 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
     completion = parse(await _json_body(request), chat)
     pending = await service.submit(completion, chat)
     response = CompletionResponse(completion.model, chat)
-    pending.watch = asyncio.create_task(_cancel_if_disconnected(service, pending, request))
+    pending.watch = asyncio.create_task(_cancel_if_disconnected(pending, request))
     if completion.stream:
         return StreamingResponse(_events(pending, response, completion.include_usage), media_type="text/event-stream")
     text = "".join([piece async for piece in pending.text()])
     return response.body(text, pending.request.finish_reason, pending.usage())
 
 
-async def _cancel_if_disconnected(service: CompletionService, pending: PendingCompletion, request: HttpRequest) -> None:
+async def _cancel_if_disconnected(pending: PendingCompletion, request: HttpRequest) -> None:
     """Wait until the client disconnects, then cancel the request. A finished request is not changed."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    service.thread.call(service.thread.engine.cancel, pending.request)
+    pending.cancel()
 
 
 async def _events(pending: PendingCompletion, response: CompletionResponse, include_usage: bool) -> AsyncIterator[str]:

@@ -22,7 +22,8 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.commands import serve as command
 from lora_np.files import ByteTokenizer
-from lora_np.serve.protocol import ProtocolError, StopStringStream, parse, parse_json
+from lora_np.serve.protocol import ProtocolError, parse, parse_json
+from lora_np.serve.stop_strings import StopStringStream
 
 WHY = 'not installed: pip install -e ".[serve,dev]"'
 starlette = pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
