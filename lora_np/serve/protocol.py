@@ -15,7 +15,7 @@ from typing import Any
 MAX_TOKENS = 16  # OpenAI's default for a completion; a chat completion may use the whole context length
 MAX_STOPS = 4  # as in OpenAI's API
 MAX_STOP_LENGTH = 256  # characters; neither OpenAI nor vLLM documents a limit
-SHOWN = 60  # characters of a value in an error message
+SHOWN, MAX_MESSAGE = 60, 1000  # characters of a value in an error message, and of the whole message
 GREEDY = 1e-5  # a lower temperature counts as 0, as in vLLM: logits divided by it can overflow
 
 # Fields of the API that this server does not support, each with the values that are accepted because they switch it off.
@@ -41,7 +41,7 @@ class ProtocolError(Exception):
         super().__init__(message)
         kinds = {404: "not_found_error", 429: "rate_limit_error"}
         self.status = status
-        message, param = encodable(message), None if param is None else encodable(param)
+        message, param = encodable(message[:MAX_MESSAGE]), None if param is None else encodable(param)
         kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
