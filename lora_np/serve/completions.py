@@ -20,7 +20,7 @@ from .request import QueueFull, Request
 from .stop_strings import StopStringStream
 from .workers import Workers
 
-ENCODERS, ENCODING_SECONDS = 8, 10.0  # texts that are encoded at the same time, and the time limit for one text
+ENCODERS, ENCODING_SECONDS = 2, 10.0  # texts that are encoded at the same time, and the time limit for one text
 
 
 class CompletionService:

@@ -37,8 +37,10 @@ from .cache import BatchCache
 from .request import QueueFull, Request, recording_errors
 
 # Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
-# max_num_batched_tokens. 256 tokens take SmolLM2 about a second on one core.
-PROMPT_TOKENS = 256
+# max_num_batched_tokens.
+PROMPT_TOKENS = 512
+# A longer prompt is read in several steps, at most this many tokens per step. They take SmolLM2 about a second on one core.
+LONG_PROMPT = 2 * CHUNK
 
 
 @dataclass(eq=False)
@@ -285,19 +287,18 @@ class AdapterServer:
     def _read_prompts(self) -> None:
         """Read about PROMPT_TOKENS tokens of prompts, and add requests whose prompt is complete to the batch.
 
-        Prompts are read in the order of submission, but a long prompt waits while another long prompt is read. A chunk
-        counts as CHUNK tokens: after a long text a chunk has fewer tokens, but takes as long. One chunk per step is
-        kept for the long prompt, so that short prompts cannot delay the long prompt for ever.
+        Prompts are read in the order of submission, but a long prompt waits while another long prompt is read. Each
+        step reads a part of the long prompt, so that short prompts cannot delay the long prompt for ever. After a long
+        text, a chunk has fewer tokens than CHUNK, but takes as long.
 
         If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
         Otherwise the later requests could delay this request for ever.
         """
-        reading = self.reading is not None
-        tokens = PROMPT_TOKENS - CHUNK * reading
+        tokens = PROMPT_TOKENS - LONG_PROMPT * (self.reading is not None)
         for request in tuple(self.waiting):
             if tokens <= 0 or len(self.running) + (self.reading is not None) >= self.max_batch:
                 break
-            long = request.prompt.size > CHUNK
+            long = request.prompt.size > LONG_PROMPT
             if request.finish_reason is not None or (long and self.reading is not None):
                 continue
             with self._errors_end(request):
@@ -306,21 +307,20 @@ class AdapterServer:
                 self.waiting.remove(request)
                 past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.adapter
                 chunks = read_in_chunks(self.model, request.prompt[None], None, past, adapter)
+                tokens -= min(request.prompt.size, LONG_PROMPT)
                 if long:
                     self.reading = Reading(request, past, chunks)
                 else:
-                    tokens -= request.prompt.size
-                    self._read_chunk(Reading(request, past, chunks))
-        while self.reading is not None and (reading or tokens > 0):
+                    self._read(Reading(request, past, chunks), LONG_PROMPT // CHUNK)
+        if self.reading is not None:
             with self._errors_end(self.reading.request):
-                self._read_chunk(self.reading)
-            reading = False
-            tokens -= CHUNK
+                self._read(self.reading, LONG_PROMPT // CHUNK)
 
-    def _read_chunk(self, reading: Reading) -> None:
-        """Read one chunk. After the last chunk, choose the first token and add the request to the batch."""
+    def _read(self, reading: Reading, chunks: int) -> None:
+        """Read several chunks. After the last chunk, choose the first token and add the request to the batch."""
         try:
-            next(reading.chunks)
+            for _ in range(chunks):
+                next(reading.chunks)
         except StopIteration as finished:
             self.reading = None if self.reading is reading else self.reading
             self._next_token(reading.request, finished.value[0])

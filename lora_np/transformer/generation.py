@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,14 +70,15 @@ class Sampling:
         return p
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        """Return the id of the next token. Raises FloatingPointError if a logit is NaN or infinity."""
-        if not np.isfinite(logits).all():
+        """Return the id of the next token. Raises FloatingPointError if the largest logit is NaN or infinity."""
+        best = int(logits.argmax())  # the first NaN, if a logit is NaN
+        if not math.isfinite(logits[best]):
             raise FloatingPointError(
-                "the logits of the next token contain NaN or infinity; expected finite numbers. Weights of the model or of "
+                f"the largest logit of the next token is {logits[best]}; expected a finite number. Weights of the model or of "
                 f"its adapter are not finite, or are too large for {logits.dtype}: check the files and the training"
             )
         if self.temperature == 0:
-            return int(logits.argmax())
+            return best
         return int(rng.choice(logits.size, p=self.probabilities(logits)))
 
 
@@ -142,7 +144,7 @@ def generate(
         If there are no prompts, if a prompt is empty, if ids are out of range, if the text would be too long for the
         model, or if an adapter does not exist.
     FloatingPointError
-        If the logits of a next token contain NaN or infinity.
+        If the largest logit of a next token is NaN or infinity.
 
     Examples
     --------

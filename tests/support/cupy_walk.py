@@ -60,7 +60,6 @@ ON_THE_HOST = {
     "serve.cache.BatchCache.next_step": "positions and masks are made on the host and moved to the device of the weights",
     "serve.engine.AdapterServer.submit": "tokens, as in generate",
     "serve.engine.AdapterServer.step": "tokens, as in generate",
-    "transformer.generation.Sampling.choose": "one row of logits, brought to the host to be drawn from",
     "transformer.generation.Sampling.probabilities": "one row of logits, brought to the host to be drawn from",
 }
 
