@@ -133,20 +133,21 @@ def test_ctrl_c_is_not_an_error_of_a_request(error, serve):
 
 def test_requests_can_be_cancelled_by_their_own_callback_and_by_the_callback_of_another_request(serve, alone):
     server, requests = serve(), []
-    cancel_all_but_one = lambda token: [server.cancel(request) for request in requests if request is not requests[2]]  # noqa: E731
+
+    def cancel_others_after_two_tokens(token):
+        if len(requests[3].tokens) == 2:
+            for i in (0, 4, 3):
+                server.cancel(requests[i])
+
     requests.append(server.submit([1], "0", 9))
     requests.append(server.submit([2], "1", 9, on_token=lambda token: server.cancel(requests[1])))
     requests.append(server.submit([3], "2", 9))
-    requests.append(server.submit([4], "1", 9, on_token=cancel_all_but_one))
+    requests.append(server.submit([4], "1", 9, on_token=cancel_others_after_two_tokens))
     requests.append(server.submit([5], "0", 9))
     server.run()
-    assert [request.finish_reason for request in requests] == [
-        "cancelled",
-        "cancelled",
-        "length",
-        "cancelled",
-        "cancelled",
-    ]
+    reasons = [request.finish_reason for request in requests]
+    assert reasons == ["cancelled", "cancelled", "length", "cancelled", "cancelled"]
+    assert [len(request.tokens) for request in requests] == [1, 1, 9, 2, 2], "no token follows a cancellation"
     assert requests[2].tokens == alone([3], "2", 9)
 
 
