@@ -34,7 +34,7 @@ from ..transformer import KeyValueCache, Transformer
 from ..transformer.generation import CHUNK, Sampling, read_in_chunks
 from .adapters import AdapterStore
 from .cache import BatchCache
-from .request import QueueFull, Request, recording_errors
+from .request import QueueFull, RecordErrors, Request
 
 # Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
 # max_num_batched_tokens.
@@ -331,7 +331,7 @@ class AdapterServer:
     def _next_token(self, request: Request, logits: np.ndarray) -> None:
         """Choose the next token and pass it to `on_token`. Finish the request if this token is the last token."""
         reason: str | None = "error"
-        with recording_errors(request):
+        with RecordErrors(request):
             token = request.sampling.choose(logits, request.rng)
             if token in request.stop_tokens:
                 reason = "stop"
@@ -346,7 +346,7 @@ class AdapterServer:
     @contextmanager
     def _errors_end(self, request: Request) -> Iterator[None]:
         """Finish `request` if the `with` block raises an error. The error is recorded and not raised."""
-        with recording_errors(request):
+        with RecordErrors(request):
             yield
             return
         self._finish(request, "error")
@@ -365,7 +365,7 @@ class AdapterServer:
             self._past.remove_row(row)
             self.running[row] = self.running[-1]
             self.running.pop()
-        with recording_errors(request):
+        with RecordErrors(request):
             request.on_finish(request)
         self.adapters.remove_unused(self._in_use())
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,16 +80,21 @@ class Request:
     error: BaseException | None = None
 
 
-@contextmanager
-def recording_errors(request: Request) -> Iterator[None]:
-    """Record an error of the `with` block as the error of `request`, and do not raise the error.
+class RecordErrors:
+    """Record an error of the `with` block as the error of a request, and do not raise the error.
 
     Not only subclasses of Exception are recorded: a panic in an extension written in Rust, such as the package
     tokenizers, is a BaseException. KeyboardInterrupt and SystemExit are raised.
     """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        request.error = request.error or error
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> bool:
+        if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
+            return False
+        self.request.error = self.request.error or error
+        return True
