@@ -11,7 +11,12 @@ Modules:
     stop_strings   StopStringStream: ends an answer before the first stop string
     protocol       requests and responses of OpenAI's API, as data
     completions    CompletionService: checks the length of a prompt, encodes it, and submits it to the engine
-    http           the HTTP server (Starlette, uvicorn)
+    access         API keys, and the checks of the headers Host and Origin
+    http           the routes of the HTTP server (Starlette)
+    limits         limits of connections, seconds for slow clients, and the grace period
+    refusals       the log of refused requests
+    connections    connections that keep these limits (uvicorn)
+    server         starts and stops the server (uvicorn)
 """
 
 from .adapters import AdapterStore, UnknownAdapter

@@ -6,34 +6,39 @@ A request's field `model` names the adapter.
     POST /v1/completions   /v1/chat/completions      one body, or a stream if "stream": true
     POST /v1/load_lora_adapter {lora_name, lora_path}   /v1/unload_lora_adapter {lora_name}
 
-Status codes of errors: 400 wrong request, 404 unknown model or path, 405 wrong HTTP method, 413 body too long, 415 body
-is not JSON, 429 full queue, 500 internal error, 503 the server is shutting down.
+Status codes of errors: 400 wrong request, 401 no API key, 403 not allowed, 404 unknown model or path, 405 wrong HTTP
+method, 408 the client is too slow, 413 body too long, 415 body is not JSON, 429 full queue, 500 internal error, 503 too
+many connections, or the server is shutting down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
 from ..files import Tokenizer
 from ..optional import extra
+from .access import Access, AccessControl
 from .adapters import check_adapter_name
 from .completions import CompletionService, PendingCompletion
 from .engine import AdapterServer
 from .protocol import CompletionResponse, ProtocolError, parse, parse_json, typed
+from .refusals import log_refusal
 
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 Response: TypeAlias = Any
-HOST, PORT = "127.0.0.1", 8000
-MAX_BODY = 2**23  # bytes; longer than any prompt for a model of this library
+REFUSALS = {403, 413, 415, 429, 503}  # these errors are logged; for other errors, the response is enough
+MAX_BODY = 2**21  # bytes; 131,072 token ids need half of them. To parse more would delay other requests
 
 
 class HttpRequest(Protocol):
-    """The parts of a Starlette request that this module uses: headers, body and later ASGI messages."""
+    """The parts of a Starlette request that this module uses: the client's address, headers, body and later ASGI messages."""
+
+    @property
+    def client(self) -> tuple[str, int] | None: ...
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -46,12 +51,20 @@ class HttpRequest(Protocol):
 # ------------------------------------------------------------------------------------------------------------ the routes
 
 
-def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
+def create_app(
+    engine: AdapterServer,
+    tokenizer: Tokenizer,
+    base: str,
+    access: Access | None = None,
+    runtime_lora_updating: bool = False,
+) -> App:
     """Return the server as an ASGI application; `app.state.service` is its CompletionService.
 
-    Raises MissingExtra if Starlette is not installed.
+    `access` says which clients may use the server; by default only clients on this computer. If `runtime_lora_updating` is
+    True, clients may load and unload adapters. Raises MissingExtra if Starlette is not installed.
     """
-    Starlette, JSONResponse, Route = _starlette()
+    Starlette, JSONResponse, Route, CORSMiddleware = _starlette()
+    access = access or Access()
     service = CompletionService(engine, tokenizer, base)
 
     @asynccontextmanager
@@ -65,6 +78,8 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
             try:
                 answer = await handler(service, request)
             except ProtocolError as error:
+                if error.status in REFUSALS:
+                    log_refusal(request.client, error.status, str(error))
                 return JSONResponse(error.body, error.status)
             return JSONResponse(answer) if isinstance(answer, dict) else answer
 
@@ -81,22 +96,28 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
         route("/v1/models", "GET", models),
         route("/v1/completions", "POST", lambda service, request: complete(service, request, chat=False)),
         route("/v1/chat/completions", "POST", lambda service, request: complete(service, request, chat=True)),
-        route("/v1/load_lora_adapter", "POST", load),
-        route("/v1/unload_lora_adapter", "POST", unload),
+        route("/v1/load_lora_adapter", "POST", load if runtime_lora_updating else not_enabled),
+        route("/v1/unload_lora_adapter", "POST", unload if runtime_lora_updating else not_enabled),
     ]
     app = Starlette(
         routes=routes, lifespan=lifespan, exception_handlers={404: http_error, 405: http_error, 500: internal_error}
     )
-    app.state.service = service
+    if access.allowed_origins:  # a browser shows a response to a page of another origin only if the response allows it
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.allowed_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(AccessControl, access=access)  # the last one is called first
+    app.state.service, app.state.access = service, access
     return app
 
 
-def _starlette() -> tuple[Any, Any, Any]:
+def _starlette() -> tuple[Any, Any, Any, Any]:
     with extra("serve", "the HTTP server"):
         from starlette.applications import Starlette
+        from starlette.middleware.cors import CORSMiddleware
         from starlette.responses import JSONResponse
         from starlette.routing import Route
-    return Starlette, JSONResponse, Route
+    return Starlette, JSONResponse, Route, CORSMiddleware
 
 
 async def health(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
@@ -127,6 +148,13 @@ async def load(service: CompletionService, request: HttpRequest) -> dict[str, An
     return {"status": "ok", "lora_name": name}
 
 
+async def not_enabled(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Refuse to load or unload an adapter."""
+    raise ProtocolError(
+        403, "loading and unloading adapters is off; start the server with --adapters FOLDER to allow it"
+    )
+
+
 async def unload(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
     """Unload an adapter."""
     name = _required_string(await _json_body(request), "lora_name")
@@ -140,15 +168,24 @@ async def _json_body(request: HttpRequest) -> dict[str, Any]:
     The header Content-Type must be application/json. For a page of another site, a browser sends this type only if the
     server allows the request.
     """
+    from starlette.requests import ClientDisconnect
+
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ProtocolError(415, f"Content-Type is {content_type!r}; expected 'application/json'")
-    raw = b""
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY:
-            raise ProtocolError(413, f"the body exceeds the limit of {MAX_BODY} bytes")
-    return parse_json(raw)
+    length = request.headers.get("content-length", "0")  # uvicorn refuses other values than digits
+    too_long = ProtocolError(413, f"the body exceeds the limit of {MAX_BODY} bytes")
+    if int(length) > MAX_BODY:
+        raise too_long
+    raw = bytearray()
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > MAX_BODY:
+                raise too_long
+    except ClientDisconnect:
+        raise ProtocolError(400, "the client disconnected before the end of the body") from None
+    return parse_json(bytes(raw))
 
 
 def _required_string(body: dict[str, Any], field: str) -> str:
@@ -196,40 +233,3 @@ async def _events(pending: PendingCompletion, response: CompletionResponse, incl
         yield "data: [DONE]\n\n"
     except ProtocolError as error:  # status 200 is already sent, so the error is an event
         yield event(error.body)
-
-
-# ------------------------------------------------------------------------------------------------------------ the server
-
-
-def make_server(
-    app: App,
-    host: str = HOST,
-    port: int = PORT,
-    on_start: Callable[[str], Any] = lambda url: None,
-) -> Any:
-    """Return a uvicorn.Server for the application.
-
-    After the first SIGTERM or SIGINT, the server finishes the running requests and answers new requests with status
-    503. After a second signal, the server stops at once. `on_start` is called with the server's URL when the server
-    accepts connections. Raises MissingExtra if uvicorn is not installed.
-    """
-    with extra("serve", "the HTTP server"):
-        import uvicorn
-    service = app.state.service
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            if not service.accepting or sig not in (signal.SIGTERM, signal.SIGINT):
-                super().handle_exit(sig, frame)
-            service.accepting = False
-
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                on_start("http://{}:{}".format(*self.servers[0].sockets[0].getsockname()[:2]))
-
-        async def on_tick(self, counter: int) -> bool:
-            """Return True to end the server. uvicorn calls this method ten times per second."""
-            return await super().on_tick(counter) or (not service.accepting and service.thread.engine.idle)
-
-    return Server(uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on"))

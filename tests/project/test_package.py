@@ -128,7 +128,9 @@ def test_no_core_module_needs_more_than_numpy():
         "peft.config": {"ml_dtypes"},
         "pretrained.download": {"platformdirs"},
         "progress": {"tqdm"},
-        "serve.http": {"starlette", "uvicorn"},
+        "serve.connections": {"h11", "uvicorn"},
+        "serve.http": {"starlette"},
+        "serve.server": {"uvicorn"},
     }
     for module in (m for m in MODULES if height(m) < height("studies")):
         outside = {name.split(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names - {"lora_np", "numpy"}

@@ -31,7 +31,8 @@ uvicorn = pytest.importorskip("uvicorn", reason=f"uvicorn is {WHY}")
 httpx = pytest.importorskip("httpx", reason=f"httpx is {WHY}")
 openai = pytest.importorskip("openai", reason=f"openai is {WHY}")
 
-from lora_np.serve.http import create_app, make_server  # noqa: E402
+from lora_np.serve.http import create_app  # noqa: E402
+from lora_np.serve.server import make_server  # noqa: E402
 
 pytestmark = pytest.mark.serve
 
@@ -62,7 +63,7 @@ def folders(tmp_path_factory):
 @contextlib.contextmanager
 def serving(engine):
     """Run a server in a thread of this process; yield its address."""
-    app = create_app(engine, ByteTokenizer(), "base")
+    app = create_app(engine, ByteTokenizer(), "base", runtime_lora_updating=True)
     listening, urls = threading.Event(), []
     server = make_server(app, port=0, on_start=lambda url: urls.append(url) or listening.set())
     thread = threading.Thread(target=server.run)
