@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-OTHER_FILES = 64  # open files that are no connections
+OTHER_FILES = 96  # open files of the model and of connections that are being opened and closed
 
 
 @dataclass(frozen=True)
@@ -31,4 +31,4 @@ def within_open_files(limits: ServerLimits) -> ServerLimits:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return limits
-    return replace(limits, connections=min(limits.connections, max(1, soft - OTHER_FILES)))
+    return replace(limits, connections=min(limits.connections, max(8, soft - OTHER_FILES)))

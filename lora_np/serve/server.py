@@ -16,6 +16,8 @@ from .refusals import LOGGER
 
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 PORT = 8000
+ACCEPTED_AT_ONCE = 16  # connections: the next ones wait until `Connection` has made room for these
+QUEUE = 2048  # connections that wait in the system until they are accepted, as in uvicorn
 
 
 def make_server(
@@ -72,6 +74,9 @@ def make_server(
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
+                for sock in self.servers[0].sockets:
+                    with sock.dup() as listening:
+                        listening.listen(QUEUE)  # asyncio set ACCEPTED_AT_ONCE
                 address, port = self.servers[0].sockets[0].getsockname()[:2]
                 if not is_loopback(host):
                     LOGGER.warning(
@@ -89,5 +94,6 @@ def make_server(
             return await super().on_tick(counter) or (not service.accepting and service.thread.engine.idle)
 
     settings: dict[str, Any] = {"proxy_headers": False, "access_log": False, "ws": "none", "lifespan": "on"}
+    settings |= {"backlog": ACCEPTED_AT_ONCE, "log_config": None, "log_level": "warning"}
     protocol = functools.partial(Connection, bounds)
-    return Server(uvicorn.Config(app, host, port, http=protocol, log_config=None, log_level="warning", **settings))
+    return Server(uvicorn.Config(app, host, port, http=protocol, **settings))
