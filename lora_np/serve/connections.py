@@ -78,12 +78,18 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.logger = ClientLogger(self.client)
         self.step, self.since = self.waits_for(), self.loop.time()
+        if len(self.connections) > self.limits.connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for its client."""
         others = [other for other in self.connections - {self} if not other.transport.is_closing()]
-        if len(others) >= self.limits.connections:
-            for other in sorted(others, key=lambda other: other.since):
-                if other.step is not None and other.step == other.waits_for():
-                    return other.refuse(503, f"closed for a new connection: {self._too_many()}")
-            self.surplus = True
+        if len(others) < self.limits.connections:
+            return
+        for other in sorted(others, key=lambda other: other.since):
+            if other.step is not None and other.step == other.waits_for():
+                return other.refuse(503, f"closed for a new connection: {self._too_many()}")
+        self.surplus = True
 
     def data_received(self, data: bytes) -> None:
         if self.surplus:

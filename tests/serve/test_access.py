@@ -8,6 +8,7 @@ import pytest
 
 from lora_np.commands import serve as command
 from lora_np.serve.access import Access, is_loopback
+from lora_np.serve.refusals import log_refusal
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
@@ -69,6 +70,15 @@ def test_names_of_a_server_that_listens_at_all_addresses(host, origin, status):
     headers = {"authorization": "Bearer key"} | ({"origin": origin} if origin else {})
     error = access.refusal(request(host, **headers))
     assert (error and error.status) == status
+
+
+def test_a_refusal_is_one_printable_line_of_the_log(caplog):
+    log_refusal(("::1", 8000), 403, "first\nWARNING second\r\x1b[2J\x9b\u2028\u202e\ud800" + "x" * 9000)
+    [record] = caplog.records
+    line = record.getMessage()
+    assert line.startswith("refused ::1:8000: 403, first\\nWARNING second\\r\\x1b[2J\\x9b\\u2028\\u202e\\ud800xxx")
+    assert line.isprintable() and len(line) < 500 and record.levelname == "WARNING"
+    log_refusal(None, 403, "over a Unix socket")
 
 
 # ------------------------------------------------------------------------------------------------------------ the command
