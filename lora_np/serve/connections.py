@@ -11,12 +11,14 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
+from ..optional import extra
 from .limits import ServerLimits
 from .protocol import ProtocolError
 from .refusals import ClientLogger, log_refusal
+
+with extra("serve", "the HTTP server"):
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LATE = {
     "headers": "the headers of a request did not arrive within {:g} seconds",

@@ -28,6 +28,7 @@ COMES_WITH = {
     "nbformat": "jupyter",
     "IPython": "jupyter",
     "PIL": "matplotlib",
+    "h11": "uvicorn",
 }  # what is imported → the package that is installed for it
 
 
