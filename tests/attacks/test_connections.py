@@ -347,8 +347,11 @@ def test_a_half_sent_request_does_not_delay_the_end(tmp_path):
         assert [response(client)[0] for client in (body, headers, idle, used)] == [503, 503, 0, 0]
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("busy", ["/step", "/block"], ids=["engine busy", "event loop busy"])
+@pytest.mark.parametrize(
+    ("busy", "sig"),
+    [("/step", signal.SIGTERM), ("/block", signal.SIGTERM), ("/step", signal.SIGINT)],
+    ids=["engine busy", "event loop busy", "Ctrl-C"],
+)
 def test_a_second_signal_ends_the_server_at_once(busy, sig, tmp_path):
     with impatient(tmp_path / "log", grace_period=300) as server, server.connect(get(busy)), server.connect(HALF_BODY):
         time.sleep(0.3)  # the requests have arrived
