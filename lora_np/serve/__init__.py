@@ -9,7 +9,10 @@ Modules:
     engine_thread  one thread that runs the engine
     workers        threads for work that can take long, with a time limit
     stop_strings   StopStringStream: ends an answer before the first stop string
-    protocol       requests and responses of OpenAI's API, as data
+    logprobs       log probabilities of tokens, and the two forms in which OpenAI's API returns them
+    fields         every field of a request, with its default and what the server does
+    protocol       requests of OpenAI's API, as data
+    responses      responses of OpenAI's API
     completions    CompletionService: checks the length of a prompt, encodes it, and submits it to the engine
     access         API keys, and the checks of the headers Host and Origin
     http           the routes of the HTTP server (Starlette)

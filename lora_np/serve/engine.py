@@ -128,8 +128,15 @@ class AdapterServer:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         stop_tokens: Collection[int] = (),
         seed: int = 0,
+        row: int = 0,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         on_token: Callable[[int], Any] = lambda token: None,
         on_finish: Callable[[Request], Any] = lambda request: None,
     ) -> Request:
@@ -143,17 +150,25 @@ class AdapterServer:
         adapter : str, default "__base__"
             Name of the adapter. `"__base__"` generates without an adapter.
         max_new_tokens : int, default 40
-            Largest number of tokens to generate.
+            Largest number of tokens to generate. 0 is allowed only with `prompt_logprobs`.
         temperature : float, default 0
             0 takes the token with the highest logit; above 0 the token is sampled from softmax(logits / temperature).
         top_k : int, optional
             Sample only from the `top_k` tokens with the highest probabilities.
         top_p : float, optional
             Sample only from the smallest set of tokens whose probabilities add up to at least `top_p`.
+        min_p, repetition_penalty, presence_penalty, frequency_penalty : float, optional
+            As in `generate`.
         stop_tokens : collection of int, optional
             Token ids that end the answer.
         seed : int, default 0
             Seed of the sampling.
+        row : int, default 0
+            Use the random numbers of this row of `generate`, so that several answers to one prompt differ.
+        logprobs : int, optional
+            Record the log probabilities of the generated tokens, and of this number of most likely tokens per position.
+        prompt_logprobs : int, optional
+            Record the log probabilities of the prompt's tokens, and of this number of most likely tokens per position.
         on_token : callable, optional
             Called with each new token. If `on_token` returns True, the answer ends. If `on_token` raises an error, only
             this request fails.
@@ -185,18 +200,21 @@ class AdapterServer:
             raise ValueError("the prompt is empty; expected at least one token")
         check_ids("prompt", ids, self.config.vocab_size)
         limit = self.config.max_position_embeddings
-        if max_new_tokens < 1:
+        if max_new_tokens < (1 if prompt_logprobs is None else 0):
             raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
         if ids.size + max_new_tokens > limit:
             raise ValueError(
                 f"{ids.size} prompt tokens + {max_new_tokens} new tokens exceed this model's limit of {limit} tokens;"
                 " shorten the prompt, or ask for fewer new tokens"
             )
-        sampling, rng = Sampling(temperature, top_k, top_p), np.random.default_rng([seed, 0])
+        penalties = repetition_penalty, presence_penalty, frequency_penalty
+        sampling, rng = Sampling(temperature, top_k, top_p, min_p, *penalties), np.random.default_rng([seed, row])
         if len(self.waiting) >= self.max_queue:
             raise QueueFull(f"the queue is full (max_queue = {self.max_queue}); try again later")
         stops = frozenset(stop_tokens)
-        request = Request(ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish)
+        request = Request(
+            ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish, logprobs, prompt_logprobs
+        )
         self.waiting.append(request)
         return request
 
@@ -306,7 +324,8 @@ class AdapterServer:
                     break
                 self.waiting.remove(request)
                 past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.adapter
-                chunks = read_in_chunks(self.model, request.prompt[None], None, past, adapter)
+                each = None if request.prompt_logprobs is None else request.read_prompt_logits
+                chunks = read_in_chunks(self.model, request.prompt[None], None, past, adapter, on_logits=each)
                 tokens -= min(request.prompt.size, LONG_PROMPT)
                 if long:
                     self.reading = Reading(request, past, chunks)
@@ -323,7 +342,10 @@ class AdapterServer:
                 next(reading.chunks)
         except StopIteration as finished:
             self.reading = None if self.reading is reading else self.reading
-            self._next_token(reading.request, finished.value[0])
+            if reading.request.max_new_tokens == 0:
+                self._finish(reading.request, "length")
+            else:
+                self._next_token(reading.request, finished.value[0])
             if reading.request.finish_reason is None:
                 self._past.add_row(reading.past)
                 self.running.append(reading.request)
@@ -332,7 +354,7 @@ class AdapterServer:
         """Choose the next token and pass it to `on_token`. Finish the request if this token is the last token."""
         reason: str | None = "error"
         with RecordErrors(request):
-            token = request.sampling.choose(logits, request.rng)
+            token = request.choose(logits)
             if token in request.stop_tokens:
                 reason = "stop"
             else:

@@ -25,8 +25,9 @@ from .access import Access, AccessControl
 from .adapters import check_adapter_name
 from .completions import CompletionService, PendingCompletion
 from .engine import AdapterServer
-from .protocol import CompletionResponse, ProtocolError, parse, parse_json, typed
+from .protocol import ProtocolError, parse, parse_json, typed
 from .refusals import log_refusal
+from .responses import CompletionResponse
 
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 Response: TypeAlias = Any
@@ -203,12 +204,11 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
 
     completion = parse(await _json_body(request), chat)
     pending = await service.submit(completion, chat)
-    response = CompletionResponse(completion.model, chat)
+    response = CompletionResponse(completion.model, chat, service.spell, completion.include_usage)
     pending.watch = asyncio.create_task(_cancel_if_disconnected(pending, request))
     if completion.stream:
-        return StreamingResponse(_events(pending, response, completion.include_usage), media_type="text/event-stream")
-    text = "".join([piece async for piece in pending.text()])
-    return response.body(text, pending.request.finish_reason, pending.usage())
+        return StreamingResponse(_events(pending, response), media_type="text/event-stream")
+    return response.body(await pending.whole(), pending.usage())
 
 
 async def _cancel_if_disconnected(pending: PendingCompletion, request: HttpRequest) -> None:
@@ -218,17 +218,17 @@ async def _cancel_if_disconnected(pending: PendingCompletion, request: HttpReque
     pending.cancel()
 
 
-async def _events(pending: PendingCompletion, response: CompletionResponse, include_usage: bool) -> AsyncIterator[str]:
+async def _events(pending: PendingCompletion, response: CompletionResponse) -> AsyncIterator[str]:
     def event(data: dict[str, Any]) -> str:
         return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
     try:
         if response.chat:
-            yield event(response.role_chunk())
-        async for piece in pending.text():
+            for choice in pending.choices:
+                yield event(response.role_chunk(choice.index))
+        async for piece in pending.pieces():
             yield event(response.chunk(piece))
-        yield event(response.chunk("", pending.request.finish_reason))
-        if include_usage:
+        if response.include_usage:
             yield event(response.usage_chunk(pending.usage()))
         yield "data: [DONE]\n\n"
     except ProtocolError as error:  # status 200 is already sent, so the error is an event

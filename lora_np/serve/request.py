@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..transformer.generation import Sampling
+from .logprobs import TokenLogprob, token_logprob
 
 
 class QueueFull(RuntimeError):
@@ -49,8 +50,12 @@ class Request:
         Called with each new token. If `on_token` returns True, the answer ends.
     on_finish : callable
         Called with the request when the request is finished.
+    logprobs, prompt_logprobs : int or None
+        Number of most likely tokens per position of the answer and of the prompt, or None for no log probabilities.
     tokens : list of int
         Generated token ids.
+    token_logprobs, prompt_token_logprobs : list of TokenLogprob
+        The log probabilities of the generated tokens, the stop token included, and of the tokens of the prompt.
     finish_reason : {"stop", "length", "cancelled", "error"} or None
         Why the request is finished, or None if the request is not finished. "stop": after a stop token, or because
         `on_token` returned True. "cancelled": by `cancel`, or because `on_token` raised an error.
@@ -75,9 +80,45 @@ class Request:
     rng: np.random.Generator
     on_token: Callable[[int], Any]
     on_finish: Callable[[Request], Any]
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     tokens: list[int] = field(default_factory=list)
+    token_logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_token_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     error: BaseException | None = None
+
+    def choose(self, logits: np.ndarray) -> int:
+        """Choose the next token from the logits (v,), and record its log probability if the request asks for it.
+
+        Parameters
+        ----------
+        logits : ndarray, shape (v,)
+            The logits of the next token.
+
+        Returns
+        -------
+        int
+            The id of the next token.
+        """
+        token = self.sampling.choose(logits, self.rng, self.prompt, self.tokens)
+        if self.logprobs is not None:
+            self.token_logprobs.append(token_logprob(logits, token, self.logprobs))
+        return token
+
+    def read_prompt_logits(self, logits: np.ndarray) -> None:
+        """Record the log probabilities of the next tokens of the prompt. The first token has no log probability.
+
+        Parameters
+        ----------
+        logits : ndarray, shape (1, c, v)
+            The logits of the next chunk of the prompt.
+        """
+        found, k = self.prompt_token_logprobs, self.prompt_logprobs or 0
+        if not found:
+            found.append(TokenLogprob(int(self.prompt[0]), None))
+        for z in logits[0][: self.prompt.size - len(found)]:
+            found.append(token_logprob(z, int(self.prompt[len(found)]), k))
 
 
 class RecordErrors:

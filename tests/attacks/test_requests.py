@@ -366,7 +366,7 @@ async def ask(service, prompt="abc", **body):
     field = "messages" if chat else "prompt"
     body = {"model": "base", field: prompt, "max_tokens": 3, "temperature": 0} | body
     pending = await service.submit(parse(body, chat), chat)
-    return "".join([piece async for piece in pending.text()])
+    return (await pending.whole())[0].text
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,9 @@ BAD = {
     "no model": ({"model": None}, 400, "model"),
     "a prompt that is a number": ({"prompt": 3}, 400, "prompt"),
     "an empty prompt": ({"prompt": ""}, 400, None),
-    "several prompts": ({"prompt": ["a", "b"]}, 400, "prompt"),
+    "a text and token ids": ({"prompt": ["a", [1]]}, 400, "prompt"),
+    "no prompts": ({"prompt": []}, 400, "prompt"),
+    "too many prompts": ({"prompt": ["a"] * 129}, 400, "prompt"),
     "an unknown token id": ({"prompt": [300]}, 400, "prompt"),
     "half a surrogate pair": ({"prompt": "\ud800"}, 400, "prompt"),
     "a prompt too long": ({"prompt": "a" * 600}, 400, "prompt"),
@@ -288,9 +290,15 @@ BAD = {
     "NaN as temperature": ({"temperature": float("nan")}, 400, "temperature"),
     "top_p of 0": ({"top_p": 0}, 400, "top_p"),
     "a seed below 0": ({"seed": -1}, 400, "seed"),
-    "several answers": ({"n": 2}, 400, "n"),
-    "penalties": ({"presence_penalty": 0.5}, 400, "presence_penalty"),
-    "probabilities": ({"logprobs": 3}, 400, "logprobs"),
+    "too many answers": ({"n": 65, "prompt": ["a", "b"]}, 400, "n"),
+    "a large penalty": ({"presence_penalty": 2.5}, 400, "presence_penalty"),
+    "a repetition penalty of 0": ({"repetition_penalty": 0}, 400, "repetition_penalty"),
+    "too many probabilities": ({"logprobs": 21}, 400, "logprobs"),
+    "more probabilities than memory": ({"logprobs": 20, "n": 128, "max_tokens": 500}, 400, "logprobs"),
+    "an unknown stop token": ({"stop_token_ids": [256]}, 400, "stop_token_ids"),
+    "a stop token that is a text": ({"stop_token_ids": ["a"]}, 400, "stop_token_ids"),
+    "stream options without a stream": ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
+    "an unknown stream option": ({"stream": True, "stream_options": {"x": 1}}, 400, "stream_options"),
     "an unknown field": ({"temprature": 1}, 400, "temprature"),
     "an empty stop": ({"stop": [""]}, 400, "stop"),
     "five stops": ({"stop": list("abcde")}, 400, "stop"),
@@ -404,11 +412,20 @@ def test_a_full_queue_is_a_429(folders):
 
 
 def test_unsupported_fields_with_neutral_values_are_accepted():
-    body = {"model": "m", "prompt": "p", "n": 1, "logprobs": None, "presence_penalty": 0, "user": "me", "echo": False}
+    body = {
+        "model": "m",
+        "prompt": "p",
+        "n": 1,
+        "logprobs": None,
+        "presence_penalty": 0,
+        "user": "me",
+        "echo": False,
+        "top_k": -1,
+    }
     assert parse(body, chat=False).max_tokens == 16
     body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], "tools": []}
     order = parse(body, chat=True)
-    assert order.max_tokens is None and order.prompt == [{"role": "user", "content": "aa"}]
+    assert order.max_tokens is None and order.prompts == [[{"role": "user", "content": "aa"}]]
 
 
 def test_a_body_must_be_a_json_object():
