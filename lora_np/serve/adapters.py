@@ -16,6 +16,9 @@ from ..peft import PeftModel
 from ..peft.files import CONFIG, WEIGHTS
 
 MAX_NAME = 128  # characters of an adapter's name
+SHOWN_NAMES = 20  # names in an error message
+# A PeftModel writes an adapter's name into the names of its parameters, so its adapters have no "." or "/" in their names
+ESCAPES = str.maketrans({"%": "%25", ".": "%2E", "/": "%2F"})
 
 
 class UnknownAdapter(KeyError):
@@ -29,7 +32,7 @@ class UnknownAdapter(KeyError):
     ...     server.submit([65], adapter="poet")
     ... except ln.serve.UnknownAdapter as error:
     ...     print(error.args[0])
-    unknown adapter 'poet'; this server has no adapters
+    there is no model 'poet'; this server has __base__
     """
 
 
@@ -119,6 +122,21 @@ class AdapterStore:
         """
         return [*self.permanent, *self.registered]
 
+    def peft_name(self, name: str) -> str:
+        """Return the name in the PeftModel of the adapter that clients call `name`, such as "org/poet-v1.2".
+
+        Parameters
+        ----------
+        name : str
+            The adapter's name for clients, or `"__base__"`.
+
+        Returns
+        -------
+        str
+            The name with "%", "." and "/" encoded as in a URL. Adapters that the model already contained keep their name.
+        """
+        return name if name in self.permanent else name.translate(ESCAPES)
+
     def check(self, name: str) -> None:
         """Raise an error if a request may not use this adapter.
 
@@ -133,7 +151,8 @@ class AdapterStore:
             If there is no such adapter.
         """
         if name != BASE and name not in self.registered and name not in self.permanent:
-            raise UnknownAdapter(f"unknown adapter {name!r}; this server has {_list(self.names())}")
+            shown = f"{name[:MAX_NAME]!r}" + "…" * (len(name) > MAX_NAME)
+            raise UnknownAdapter(f"there is no model {shown}; this server has {_list([self.base, *self.names()])}")
 
     def load(self, name: str, folder: str | os.PathLike[str], in_use: Collection[str] = ()) -> None:
         """Register an adapter, and load it into memory if there is room.
@@ -240,10 +259,10 @@ class AdapterStore:
                     return False
                 self._evict(idle)
             folder = self.registered[name] if name in self.registered else self.unloading[name]
-            self.model.load_adapter(self.resolve(folder), name)
+            self.model.load_adapter(self.resolve(folder), self.peft_name(name))
             self.loaded[name] = None
             try:
-                self.model.check_mixable(name)
+                self.model.check_mixable(self.peft_name(name))
             except Exception:
                 self._evict(name)
                 raise
@@ -252,7 +271,7 @@ class AdapterStore:
 
     def _evict(self, name: str) -> None:
         del self.loaded[name]
-        self.model.delete_adapter(name)
+        self.model.delete_adapter(self.peft_name(name))
 
     def resolve(self, folder: str | os.PathLike[str]) -> Path:
         """Return the absolute path of an adapter's folder, after checking that it is inside an allowed folder.
@@ -292,5 +311,7 @@ class AdapterStore:
         raise ValueError(f"{str(folder)!r} is outside the allowed folders, which are set when the server starts")
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names) or "no adapters"
+def _list(names: Collection[str]) -> str:
+    first = list(names)[:SHOWN_NAMES]
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return (", ".join(first) or "no adapters") + more

@@ -212,9 +212,8 @@ class AdapterServer:
         if len(self.waiting) >= self.max_queue:
             raise QueueFull(f"the queue is full (max_queue = {self.max_queue}); try again later")
         stops = frozenset(stop_tokens)
-        request = Request(
-            ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish, logprobs, prompt_logprobs
-        )
+        called = self.adapters.peft_name(adapter), logprobs, prompt_logprobs
+        request = Request(ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish, *called)
         self.waiting.append(request)
         return request
 
@@ -291,7 +290,7 @@ class AdapterServer:
         if not self.running:
             return
         positions, mask = self._past.next_step()
-        names = [request.adapter for request in self.running]
+        names = [request.peft_name for request in self.running]
         if tuple(names) != self._rows.names:
             self._rows = self._rows.next_call(names)
         tokens = np.array([[request.tokens[-1]] for request in self.running])
@@ -323,7 +322,7 @@ class AdapterServer:
                 if not self.adapters.acquire(request.adapter, self._in_use(waiting=False)):
                     break
                 self.waiting.remove(request)
-                past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.adapter
+                past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.peft_name
                 each = None if request.prompt_logprobs is None else request.read_prompt_logits
                 chunks = read_in_chunks(self.model, request.prompt[None], None, past, adapter, on_logits=each)
                 tokens -= min(request.prompt.size, LONG_PROMPT)

@@ -2,7 +2,7 @@
 
 A request's field `model` names the adapter.
 
-    GET  /health   /v1/models
+    GET  /health   /v1/models   /v1/models/NAME
     POST /v1/completions   /v1/chat/completions      one body, or a stream if "stream": true
     POST /v1/load_lora_adapter {lora_name, lora_path}   /v1/unload_lora_adapter {lora_name}
 
@@ -36,10 +36,13 @@ MAX_BODY = 2**21  # bytes; 131,072 token ids need half of them. To parse more wo
 
 
 class HttpRequest(Protocol):
-    """The parts of a Starlette request that this module uses: the client's address, headers, body and later ASGI messages."""
+    """The parts of a Starlette request that this module uses: address, path, headers, body and later ASGI messages."""
 
     @property
     def client(self) -> tuple[str, int] | None: ...
+
+    @property
+    def path_params(self) -> Mapping[str, str]: ...
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -95,6 +98,7 @@ def create_app(
     routes = [
         route("/health", "GET", health),
         route("/v1/models", "GET", models),
+        route("/v1/models/{name:path}", "GET", model),
         route("/v1/completions", "POST", lambda service, request: complete(service, request, chat=False)),
         route("/v1/chat/completions", "POST", lambda service, request: complete(service, request, chat=True)),
         route("/v1/load_lora_adapter", "POST", load if runtime_lora_updating else not_enabled),
@@ -132,9 +136,20 @@ async def health(service: CompletionService, request: HttpRequest) -> dict[str, 
 async def models(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
     """List the base model and its adapters."""
     names = await service.call(service.thread.engine.adapters.names)
-    kind = {"object": "model", "created": 0, "owned_by": "lora_np"}
-    cards = [{"id": name, **kind, "root": name, "parent": service.base} for name in names]
-    return {"object": "list", "data": [{"id": service.base, **kind, "root": service.base, "parent": None}, *cards]}
+    return {"object": "list", "data": [_card(service, name) for name in (service.base, *names)]}
+
+
+async def model(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Describe one model: the base model or an adapter."""
+    name = request.path_params["name"]
+    if name != service.base:
+        await service.call(service.thread.engine.adapters.check, name)
+    return _card(service, name)
+
+
+def _card(service: CompletionService, name: str) -> dict[str, Any]:
+    parent = None if name == service.base else service.base
+    return {"id": name, "object": "model", "created": 0, "owned_by": "lora_np", "root": name, "parent": parent}
 
 
 async def load(service: CompletionService, request: HttpRequest) -> dict[str, Any]:

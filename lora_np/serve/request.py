@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..nn import BASE
 from ..transformer.generation import Sampling
 from .logprobs import TokenLogprob, token_logprob
 
@@ -50,6 +51,8 @@ class Request:
         Called with each new token. If `on_token` returns True, the answer ends.
     on_finish : callable
         Called with the request when the request is finished.
+    peft_name : str
+        Name of the adapter in the PeftModel, see `AdapterStore.peft_name`.
     logprobs, prompt_logprobs : int or None
         Number of most likely tokens per position of the answer and of the prompt, or None for no log probabilities.
     tokens : list of int
@@ -80,6 +83,7 @@ class Request:
     rng: np.random.Generator
     on_token: Callable[[int], Any]
     on_finish: Callable[[Request], Any]
+    peft_name: str = BASE
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     tokens: list[int] = field(default_factory=list)

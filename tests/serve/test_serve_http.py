@@ -202,6 +202,31 @@ def test_adapters_are_loaded_and_unloaded_while_the_server_runs(client, url, alo
         assert answer.status_code == 400 and answer.json()["error"]["message"], path
 
 
+def test_one_model_is_described_and_a_wrong_name_gets_the_names_that_there_are(client, url, engine):
+    for name, parent in (("base", None), ("a3", "base")):
+        card = client.models.retrieve(name)
+        assert (card.id, card.object, card.parent) == (name, "model", parent)
+        assert card in client.models.list().data
+    for ask in (
+        lambda: client.models.retrieve("org/poet-v1.2"),
+        lambda: client.completions.create(model="org/poet-v1.2", prompt=PROMPT),
+    ):
+        with pytest.raises(
+            openai.NotFoundError, match=r"no model 'org/poet-v1\.2'; this server has base, a0, a1, "
+        ) as caught:
+            ask()
+        assert caught.value.code == "model_not_found"
+
+
+def test_names_with_slashes_and_dots_are_models_like_others(client, url, alone):
+    name = "org/poet-v1.2"
+    loaded = httpx.post(f"{url}/v1/load_lora_adapter", json={"lora_name": name, "lora_path": "later"})
+    assert loaded.status_code == 200 and client.models.retrieve(name).id == name
+    answer = client.completions.create(model=name, prompt=PROMPT, max_tokens=5, temperature=0)
+    assert answer.choices[0].text == text(alone(PROMPT, "later", 5)) and answer.model == name
+    assert httpx.post(f"{url}/v1/unload_lora_adapter", json={"lora_name": name}).status_code == 200
+
+
 def test_200_concurrent_requests_over_16_adapters_get_the_right_answers(client, folders, engine):
     """Compare with an engine that runs one request after another; half of the requests stream."""
     rng = np.random.default_rng(0)
