@@ -338,11 +338,6 @@ class AdapterManager(AdapterHost):
         for name in adapter_names:
             if (config := self.peft_config.get(name)) is not None:
                 method_of(config).check_mixable(name, config)
-        if self._pissa_started:
-            raise ValueError(
-                "an adapter with PiSSA initialisation has changed the base, so mixed batches are not possible: save_pretrained, "
-                "then load the folder into a PeftModel of the original base"
-            )
 
     @property
     def _pissa_started(self) -> bool:

@@ -108,6 +108,7 @@ class VeraAdapter(Bypass):
 
     config: VeraConfig
     mergeable = True
+    mixable = True
     frozen = ("vera_A", "vera_B")
 
     def __init__(
@@ -277,6 +278,9 @@ class VeraMethod(LayerMethod):
         A.trainable = B.trainable = False
         for name, base in layers.items():
             yield name, VeraAdapter(config, base, A, B, *(parameter_like(base, x, dtype) for x in vectors[name]))
+
+    def check_mixable(self, name: str, config: VeraConfig) -> None:
+        """Do nothing: rows of VeRA and of other adapters can share a batch."""
 
     def shapes(self, config: VeraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of d (r,) and b (out,)."""

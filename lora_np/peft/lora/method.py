@@ -157,9 +157,7 @@ class LoraMethod(LayerMethod):
         super().delete(host, name)
 
     def check_mixable(self, name: str, config: LoraConfig) -> None:
-        """Raise ValueError for DoRA: a mixed batch computes x Wᵀ once for all rows, but DoRA rescales W."""
-        if config.use_dora:
-            raise ValueError(f"{name!r} is DoRA, which rescales W; rows of this adapter cannot be in a mixed batch")
+        """Do nothing: rows of LoRA, DoRA and PiSSA can share a batch."""
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """Return the tensors for the file, as a dictionary with PEFT's keys.
