@@ -123,7 +123,26 @@ class Adapter(Module):
         """
         raise NotImplementedError
 
-    def row_forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Cache]:
+    def prepare(self, base: Linear, dtype: DTypeLike) -> Any:
+        """Compute what `row_forward` needs from the parameters alone, so that a mixed batch computes it only once.
+
+        Parameters
+        ----------
+        base : Linear
+            The frozen layer.
+        dtype : dtype
+            The dtype of the layer's input.
+
+        Returns
+        -------
+        object
+            The last argument of `row_forward`. None for most adapters.
+        """
+        return None
+
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Cache]:
         """Compute the output of the adapted layer from the output of the base layer, for rows of a mixed batch.
 
         Parameters
@@ -136,6 +155,8 @@ class Adapter(Module):
             The frozen layer.
         context : Context
             Settings of the call; `context.rng` draws dropout masks.
+        prepared : object
+            From `prepare`; None if `prepare` was not called.
 
         Returns
         -------
@@ -249,7 +270,9 @@ class Bypass(Adapter):
             dx += dx_bypass
         return dx
 
-    def row_forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Any]:
         """Compute y + δ(drop(x)), shape (…, out), for y = base(x)."""
         x, mask = ops.dropout_forward(x, self.dropout, context.rng)
         delta, cache = self.delta_forward(x)
@@ -296,7 +319,9 @@ class OutputAdapter(Adapter):
         dy = self.output_backward(dz, output_cache, need_dx or base.trainable)
         return None if dy is None else base.backward(dy, base_cache, need_dx)
 
-    def row_forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Cache]:
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Cache]:
         """Compute f(y), shape (…, out), for y = base(x)."""
         return self.output_forward(y)
 

@@ -92,7 +92,7 @@ class AdapterRows(Rows):
 
     def __init__(self, names: Sequence[str], previous: StackCache | None = None) -> None:
         super().__init__(names)
-        self._stacks = StackCache({} if previous is None else previous.stacks)
+        self._stacks = StackCache(previous)
         self._layers: dict[AdaptedLinear, MixedRows] = {}
 
     def next_call(self, names: Sequence[str]) -> AdapterRows:
@@ -216,7 +216,8 @@ class MixedRows(Adapter):
             group.scatter_add(delta, y)
             caches.append((group, mask, cache))
         for adapter, rows in self.others:
-            y[rows], other_cache = adapter.row_forward(x[rows], y[rows], base, context)
+            prepared = self.stacks.prepare(adapter, base, x.dtype)
+            y[rows], other_cache = adapter.row_forward(x[rows], y[rows], base, context, prepared)
             others.append(other_cache)
         return y, (base_cache, caches, others)
 
@@ -287,11 +288,20 @@ class Stack:
 
 
 class StackCache:
-    """The stacks of all layers in one call. Stacks of the previous call are reused."""
+    """The stacks of all layers in one call, and what other adapters prepared. Those of the previous call are reused."""
 
-    def __init__(self, previous: dict[tuple[AdaptedLinear, int], Stack]) -> None:
-        self.previous = previous
+    def __init__(self, previous: StackCache | None = None) -> None:
+        self.previous: dict[tuple[AdaptedLinear, int], Stack] = {} if previous is None else previous.stacks
         self.stacks: dict[tuple[AdaptedLinear, int], Stack] = {}
+        self.previous_prepared: dict[Adapter, Any] = {} if previous is None else previous.prepared
+        self.prepared: dict[Adapter, Any] = {}
+
+    def prepare(self, adapter: Adapter, base: Linear, dtype: DTypeLike) -> Any:
+        """Return what `adapter.prepare` returns; a later call with the same adapter computes nothing."""
+        if adapter not in self.prepared:
+            known = self.previous_prepared.pop(adapter, None)
+            self.prepared[adapter] = adapter.prepare(base, dtype) if known is None else known
+        return self.prepared[adapter]
 
     def get(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
         """Return the names and the stacked A (g, r, in) and B (g, out, r) of several adapters of the same rank."""

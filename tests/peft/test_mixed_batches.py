@@ -14,6 +14,7 @@ from lora_np import AdaptedLinear, Linear, LoraConfig, PeftModel, VeraConfig, ge
 from lora_np.nn import BASE, Context
 from lora_np.ops import IGNORE_INDEX
 from lora_np.peft import management
+from lora_np.peft.lora.dora import DoraAdapter
 from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.mixed import AdapterRows
 from lora_np.studies.serving.serving import WORKLOADS, workload
@@ -136,6 +137,23 @@ def test_rows_of_dora_and_vera_equal_the_rows_alone_beside_lora(time, make_model
         same = host(alone(peft_model, tokens[:1], name)).round(9)
         seen.add(same.tobytes())
     assert len(seen) == len(set(FAMILY)), "the adapters must differ, otherwise the test proves nothing"
+
+
+def test_the_row_lengths_of_dora_are_computed_once_for_many_steps(make_model, random_batch, monkeypatch):
+    """They depend on the weights alone, and take longer than the rest of the adapter."""
+    peft_model, (tokens, _), computed = family(make_model()), random_batch(3, 1), []
+    expected = {name: host(alone(peft_model, tokens, name)) for name in ("dora", "dora2", "vera", "lora", BASE)}
+    prepare, rows = DoraAdapter.prepare, AdapterRows([])
+    monkeypatch.setattr(DoraAdapter, "prepare", lambda self, *rest: computed.append(self) or prepare(self, *rest))
+    for names in (["dora", BASE, "lora"], ["dora", "dora", "vera"], ["dora2", "dora", "dora"]):
+        rows = rows.next_call(names)
+        for _ in range(3):
+            mixed = host(peft_model.model.forward(tokens, context=Context(adapter=rows))[0])
+            for row, name in enumerate(names):
+                np.testing.assert_allclose(mixed[row], expected[name][row], rtol=1e-11, atol=1e-12)
+    assert len(computed) == len(set(map(id, computed))) == 14 + 4, (
+        "seven layers per block, and two for the second adapter"
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -145,13 +145,13 @@ MUTANTS = {
     "dm without its norm": op(ops.dora_backward, "dm /= n", "pass", "dora"),
     "the bypass's dy not stretched": op(ops.dora_backward, "lora_backward(du,", "lora_backward(dy,", "dora"),
     "a true norm that is detached": Mutant(
-        DoraAdapter.row_forward, 'if self.config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
+        DoraAdapter.prepare, 'if self.config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
     ),
     "the norm's gradient for A alone": Mutant(
         DoraAdapter.row_backward, "dB += dB_norm", "pass", DORA, {"settings": {}}
     ),
     "a detached norm that is not": Mutant(
-        DoraAdapter.row_forward,
+        DoraAdapter.prepare,
         'if self.config.dora_norm == "detached":',
         "if False:",
         test_family.test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_is_held,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ... import ops
 from ...backend import Array
@@ -82,7 +83,19 @@ class DoraAdapter(LoraAdapter):
         dx += dx_frozen
         return dx
 
-    def row_forward(self, x: Array, y: Array, base: Linear, context: Context) -> tuple[Array, Any]:
+    def prepare(self, base: Linear, dtype: DTypeLike) -> tuple[Array, NormCache | None]:
+        """Return the row lengths n (out,) of W + s·B A, and the cache for their gradient if `dora_norm` is "true"."""
+        norm_cache: NormCache | None
+        n, norm_cache = row_norm(base, *self.factors(dtype), self.config.scaling)
+        if self.config.dora_norm == "detached":
+            norm_cache = None
+        elif isinstance(base.weight.value, Quantized4bit):
+            norm_cache = (None, *norm_cache[1:])  # the dequantised W is not saved
+        return n, norm_cache
+
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Any]:
         """Compute the output (…, out) for x (…, in) and y = base(x)."""
         dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
         u, dropped_cache = (y, None) if mask is None else base.forward(dropped, context)
@@ -90,12 +103,7 @@ class DoraAdapter(LoraAdapter):
         if has_bias:
             u = u - base.bias.value
         A, B = self.factors(x.dtype)
-        norm_cache: NormCache | None
-        n, norm_cache = row_norm(base, A, B, self.config.scaling)
-        if self.config.dora_norm == "detached":
-            norm_cache = None
-        elif isinstance(base.weight.value, Quantized4bit):
-            norm_cache = (None, *norm_cache[1:])  # the dequantised W is not saved
+        n, norm_cache = self.prepare(base, x.dtype) if prepared is None else prepared
         m = self.lora_magnitude_vector.value
         adapted, cache = ops.dora_forward(dropped, u, A, B, m, n, self.config.scaling, self.lora_A.trainable)
         if has_bias or mask is not None:  # otherwise y is u, and both operations cancel
