@@ -83,15 +83,16 @@ class DoraAdapter(LoraAdapter):
         dx += dx_frozen
         return dx
 
-    def prepare(self, base: Linear, dtype: DTypeLike) -> tuple[Array, NormCache | None]:
-        """Return the row lengths n (out,) of W + s·B A, and the cache for their gradient if `dora_norm` is "true"."""
+    def prepare(self, base: Linear, dtype: DTypeLike) -> tuple[Array, Array, Array, NormCache | None]:
+        """Return A, B, the row lengths n (out,) of W + s·B A, and the cache for their gradient if `dora_norm` is "true"."""
         norm_cache: NormCache | None
-        n, norm_cache = row_norm(base, *self.factors(dtype), self.config.scaling)
+        A, B = self.factors(dtype)
+        n, norm_cache = row_norm(base, A, B, self.config.scaling)
         if self.config.dora_norm == "detached":
             norm_cache = None
         elif isinstance(base.weight.value, Quantized4bit):
             norm_cache = (None, *norm_cache[1:])  # the dequantised W is not saved
-        return n, norm_cache
+        return A, B, n, norm_cache
 
     def row_forward(
         self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
@@ -102,8 +103,7 @@ class DoraAdapter(LoraAdapter):
         has_bias = hasattr(base, "bias")
         if has_bias:
             u = u - base.bias.value
-        A, B = self.factors(x.dtype)
-        n, norm_cache = self.prepare(base, x.dtype) if prepared is None else prepared
+        A, B, n, norm_cache = self.prepare(base, x.dtype) if prepared is None else prepared
         m = self.lora_magnitude_vector.value
         adapted, cache = ops.dora_forward(dropped, u, A, B, m, n, self.config.scaling, self.lora_A.trainable)
         if has_bias or mask is not None:  # otherwise y is u, and both operations cancel
