@@ -27,7 +27,7 @@ ENCODERS, ENCODING_SECONDS = (
     2,
     10.0,
 )  # requests whose texts are encoded at the same time, and the time limit for one request
-MAX_LOGPROBS = 2**19  # log probabilities per request: they take memory until the response is sent
+MAX_LOGPROBS = 2**18  # log probabilities per request: 16 MB of JSON; 8192 tokens with the 20 most likely tokens fit
 
 
 class CompletionService:

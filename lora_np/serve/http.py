@@ -223,7 +223,10 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
     pending.watch = asyncio.create_task(_cancel_if_disconnected(pending, request))
     if completion.stream:
         return StreamingResponse(_events(pending, response), media_type="text/event-stream")
-    return response.body(await pending.whole(), pending.usage())
+    choices = await pending.whole()
+    if completion.logprobs is None:
+        return response.body(choices, pending.usage())
+    return await asyncio.to_thread(response.body, choices, pending.usage())  # many log probabilities take a second
 
 
 async def _cancel_if_disconnected(pending: PendingCompletion, request: HttpRequest) -> None:

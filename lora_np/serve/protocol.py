@@ -19,7 +19,7 @@ MAX_TOP_LOGPROBS = 20  # as in OpenAI's API of chats and in vLLM
 MAX_STOPS = 4  # as in OpenAI's API
 MAX_STOP_LENGTH = 256  # characters; neither OpenAI nor vLLM documents a limit
 SHOWN, MAX_MESSAGE = 60, 1000  # characters of a value in an error message, and of the whole message
-MAX_REPETITION_PENALTY = 100.0  # far above useful values, and no logit overflows
+REPETITION_PENALTY = 0.01, 100.0  # far beyond useful values, and no logit overflows
 STREAM_OPTIONS = ("include_usage", "include_obfuscation")  # this server never obfuscates
 GREEDY = 1e-5  # a lower temperature counts as 0, as in vLLM: logits divided by it can overflow
 
@@ -185,7 +185,7 @@ def sampling(body: dict[str, Any]) -> dict[str, Any]:
         integer(body, "seed", 0, 2**63 - 1),
     )
     penalties = {
-        "repetition_penalty": number(body, "repetition_penalty", 0, MAX_REPETITION_PENALTY, above=True),
+        "repetition_penalty": number(body, "repetition_penalty", *REPETITION_PENALTY),
         "presence_penalty": number(body, "presence_penalty", -2, 2),
         "frequency_penalty": number(body, "frequency_penalty", -2, 2),
     }
