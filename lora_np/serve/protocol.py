@@ -21,6 +21,7 @@ MAX_STOP_LENGTH = 256  # characters; neither OpenAI nor vLLM documents a limit
 SHOWN, MAX_MESSAGE = 60, 1000  # characters of a value in an error message, and of the whole message
 REPETITION_PENALTY = 0.01, 100.0  # far beyond useful values, and no logit overflows
 STREAM_OPTIONS = ("include_usage", "include_obfuscation")  # this server never obfuscates
+UNSUPPORTED_PARTS = ("tool_calls", "function_call", "audio")  # of a message
 GREEDY = 1e-5  # a lower temperature counts as 0, as in vLLM: logits divided by it can overflow
 
 JSON_TYPES = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}
@@ -277,5 +278,9 @@ def messages(body: dict[str, Any]) -> list[dict[str, str]]:
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
             raise ProtocolError(400, f"messages[{i}]: expected a role and a text as content", "messages")
+        for name in UNSUPPORTED_PARTS:
+            if message.get(name):
+                text = f"this server does not support messages[{i}].{name}; leave it out"
+                raise ProtocolError(400, text, "messages", "unsupported_parameter")
         found.append({"role": message["role"], "content": content})
     return found

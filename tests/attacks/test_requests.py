@@ -456,7 +456,63 @@ def test_a_token_that_cannot_be_decoded_is_an_error_and_no_endless_wait(make_mod
     with_service(make_model, tokenizer, attack)
 
 
-def test_a_client_that_leaves_at_any_moment_leaves_no_request_behind(make_model):
+def test_an_error_of_one_answer_ends_the_other_answers_of_the_request(make_model):
+    """The text of the third answer cannot be decoded. The client gets an error, so the other answers help no one."""
+
+    async def attack(service):
+        submit, engine = service.thread.engine.submit, service.thread.engine
+
+        def fails(ids, *rest, row, on_token, **settings):
+            def raises(token):
+                raise Panic("attack")
+
+            return submit(ids, *rest, row=row, on_token=raises if row == 2 else on_token, **settings)
+
+        engine.submit = fails
+        with pytest.raises(ProtocolError, match="generation failed: attack") as caught:
+            await ask(service, "abc", n=4, max_tokens=150)
+        assert caught.value.status == 500
+        await service.call(lambda: None)
+        assert await service.call(lambda: engine.idle)
+
+    with_service(make_model, ByteTokenizer(), attack)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"logprobs": 20, "n": 128, "max_tokens": 150},
+        {"logprobs": 20, "prompt": [[1] * 190] * 128, "echo": True, "max_tokens": 0},
+        {"n": 10**9},
+        {"prompt": ["a"] * 100_000},
+        {"prompt": [[[1]]]},
+        {"stop_token_ids": [-1]},
+        {"stop_token_ids": [10**400]},
+        {"stop_token_ids": [True]},
+        {"repetition_penalty": 1e308},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("-inf")},
+        {"min_p": float("nan")},
+        {"logprobs": True},
+        {"logprobs": -1},
+        {"max_tokens": 0},
+        {"stream": True, "stream_options": {"\ud800": True}},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_hostile_values_of_the_fields_are_refused_by_name(body, make_model):
+    async def attack(service):
+        with pytest.raises(ProtocolError) as caught:
+            await ask(service, **({"prompt": "abc"} | body))
+        error = caught.value.body["error"]
+        assert caught.value.status == 400 and error["param"] in body
+        assert len(json.dumps(error, ensure_ascii=False).encode()) < 1000
+
+    with_service(make_model, ByteTokenizer(), attack)
+
+
+@pytest.mark.parametrize("answers", [{}, {"n": 3, "logprobs": 2, "echo": True}], ids=["one answer", "three answers"])
+def test_a_client_that_leaves_at_any_moment_leaves_no_request_behind(answers, make_model):
     """The task of the client is cancelled after 0, 1, 2, … turns of the event loop, while the engine is busy."""
 
     async def attack(service):
@@ -464,7 +520,7 @@ def test_a_client_that_leaves_at_any_moment_leaves_no_request_behind(make_model)
         for turns in range(12):
             busy = threading.Event()
             blocked = service.thread.call(busy.wait, 20)
-            task = asyncio.create_task(ask(service, "abc", max_tokens=150))
+            task = asyncio.create_task(ask(service, "abc", max_tokens=150, **answers))
             for _ in range(turns):
                 await asyncio.sleep(0.001 * (turns > 6))
             task.cancel()

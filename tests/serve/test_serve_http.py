@@ -352,7 +352,13 @@ def test_a_malformed_body_is_a_400(body, url):
 
 
 @pytest.mark.parametrize(
-    "messages", [[], "hi", [{"role": "user"}], [{"content": "hi"}], [3], [{"role": "user", "content": [{"image": 1}]}]]
+    "messages",
+    [
+        *([], "hi", [{"role": "user"}], [{"content": "hi"}], [3]),
+        [{"role": "user", "content": [{"image": 1}]}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}],
+        [{"role": "assistant", "content": "", "audio": {"id": "1"}}],
+    ],
 )
 def test_malformed_messages_are_a_400(messages, url):
     answer = httpx.post(f"{url}/v1/chat/completions", json={"model": "base", "messages": messages})
@@ -451,7 +457,8 @@ def test_unsupported_fields_with_neutral_values_are_accepted():
         "top_k": -1,
     }
     assert parse(body, chat=False).max_tokens == 16
-    body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], "tools": []}
+    message = {"role": "user", "content": [{"type": "text", "text": "a"}] * 2, "tool_calls": [], "refusal": None}
+    body = {"model": "m", "messages": [message], "tools": []}
     order = parse(body, chat=True)
     assert order.max_tokens is None and order.prompts == [[{"role": "user", "content": "aa"}]]
 
