@@ -5,6 +5,8 @@
 
 An adapter that adds a term to the output, y + δ(x), is a subclass of Bypass. An adapter that maps the output, f(y), is
 a subclass of OutputAdapter. Any other adapter is a subclass of Adapter.
+
+A mixed batch computes base(x) once for all rows. Then `row_forward` computes the output of one adapter's rows from base(x).
 """
 
 from __future__ import annotations
