@@ -207,13 +207,12 @@ class TextGenerator:
 
         prefix = len(self.model.new_cache(1, self.model.active_adapter)) if isinstance(self.model, PeftModel) else 0
         room = self.model.config.max_position_embeddings - prefix - max(map(len, prompts))
-        eos = self.tokenizer.eos_token_id
         started = time.perf_counter()
         new = generate(
             self.model,
             prompts,
             self.max_new_tokens or max(1, min(MAX_NEW_TOKENS, room)),
-            stop_tokens=() if eos is None else (eos,),
+            stop_tokens=self.tokenizer.stop_token_ids,
             on_token=lambda row, token: add(row, streams[row].add(token)),
             **self.sampling,
         )

@@ -12,15 +12,23 @@ If the result of an operation can be much larger than its operands (`*`, `replac
 result is paid before the operation runs. So the budget also limits memory, and no single operation takes long. Each
 payment compares the processor time of this thread with the time limit. Processor time does not depend on the load of
 the machine, and it is available in every thread.
+
+A template runs in Python, so it holds Python's lock (GIL) and delays all other threads, such as the server's engine. Outside
+the main thread, a rendering therefore sleeps for a short time after each millisecond of processor time.
+
+`{% generation %}` and `{% endgeneration %}` enclose the text of an answer, as in transformers: `render_with_answers` returns
+the positions of this text.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import ContextVar
+from datetime import datetime
 from functools import cache, lru_cache, wraps
 from typing import Any
 
@@ -28,7 +36,9 @@ from ..optional import extra
 
 with extra("models", "a chat template"):
     from jinja2.compiler import CodeGenerator
-    from jinja2.nodes import Call, Concat, EnvironmentAttribute, For, Getitem, Node, Slice, Tuple
+    from jinja2.ext import Extension
+    from jinja2.nodes import Call, CallBlock, Concat, EnvironmentAttribute, For, Getitem, Node, Slice, Tuple
+    from jinja2.parser import Parser
     from jinja2.runtime import Namespace
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -36,6 +46,7 @@ LONGEST = 50_000  # characters of a template; published templates have up to 20,
 WORK = 10_000_000  # units, and INPUT_WORK more for each unit of the conversation
 INPUT_WORK = 32
 SECONDS = 1.0  # of processor time, and one more for each million units of the conversation
+BEFORE_PAUSE, PAUSE = 0.001, 0.001  # seconds of processor time between two pauses, and seconds of a pause
 STEP = 16
 BITS = 10_000  # of the two operands of an integer operation
 LONGEST_FORMAT = 10_000  # characters of the left operand of `%` and of `format`
@@ -59,19 +70,27 @@ class LimitExceeded(Exception):
 
 
 class Budget:
-    """The work units and the processor time that are left to one rendering."""
+    """The work units and the processor time that are left to one rendering, and the answers that it has marked so far."""
 
     def __init__(self, conversation: int) -> None:
         self.left = WORK + INPUT_WORK * conversation
         self.seconds = SECONDS + conversation / 1e6
-        self.end = time.thread_time() + self.seconds
+        now = time.thread_time()
+        self.end = now + self.seconds
+        self.pause = float("inf") if threading.current_thread() is threading.main_thread() else now + BEFORE_PAUSE
+        self.written = 0  # characters
+        self.answers: list[tuple[int, int]] = []  # the first character of each answer, and the character after the last
 
     def spend(self, units: int) -> None:
         self.left -= units
         if self.left < 0:
             raise LimitExceeded("the template needs more work or memory than allowed: it loops, or it writes too much")
-        if time.thread_time() > self.end:
+        now = time.thread_time()
+        if now > self.end:
             raise LimitExceeded(f"the template needs more than {self.seconds:.1f} s of processor time")
+        if now > self.pause:
+            time.sleep(PAUSE)
+            self.pause = now + BEFORE_PAUSE
 
 
 _budget: ContextVar[Budget] = ContextVar("budget")
@@ -81,27 +100,50 @@ def spend(units: int) -> None:
     _budget.get().spend(units)
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """Return the text of a conversation.
 
     `variables` are available to the template beside `messages`. Raises ValueError if the template is too long, exceeds
     its budget, or raises an error: a template is a program and may raise any error.
     """
+    return render_with_answers(template, messages, **variables)[0]
+
+
+def render_with_answers(
+    template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and the begin and the end of each part that the template marks as an answer.
+
+    The parts are sorted and do not overlap. Otherwise, as `render`.
+    """
     if len(template) > LONGEST:
         raise ValueError(f"the chat template has {len(template)} characters; at most {LONGEST} are supported")
-    token = _budget.set(Budget(_size(messages, 1, limit=None)))
+    budget = Budget(_size(messages, 1, limit=None))
+    token = _budget.set(budget)
     try:
         parts = []
         for part in _compiled(template).generate(messages=messages, **variables):
             spend(len(part))
             parts.append(part)
+            budget.written += len(part)
         text = "".join(parts)
         text.encode("utf-8")  # half a surrogate pair raises UnicodeEncodeError
-        return text
+        return text, _united(budget.answers, len(text))
     except Exception as error:
         raise ValueError(f"{str(error) or type(error).__name__:.400}") from None
     finally:
         _budget.reset(token)
+
+
+def _united(spans: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    """Unite spans that overlap or touch. Macros and blocks may mark text that is written later, or not at all."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1]:
+            begin, before = found.pop()
+            first, last = begin, max(last, before)
+        found.append((first, last))
+    return [(first, min(last, end)) for first, last in found if first < end]
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +153,8 @@ def _compiled(template: str) -> Any:
 
 @cache
 def _environment() -> Environment:
-    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=_text)
+    extensions = ["jinja2.ext.loopcontrols", AnswerMarks]
+    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_text)
 
 
 def raise_exception(message: str) -> None:
@@ -119,9 +162,34 @@ def raise_exception(message: str) -> None:
     raise ValueError(message)
 
 
-def to_json(x: Any, **options: Any) -> str:
+def strftime_now(form: str) -> str:
+    """The function of this name in a template: the local date and time, as `datetime.strftime` writes it."""
+    spend(256 * len(form))  # the largest length of a result in CPython
+    return datetime.now().strftime(form)
+
+
+def to_json(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """The filter `tojson` of transformers, which does not escape HTML."""
-    return json.dumps(x, ensure_ascii=False, **options)
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class AnswerMarks(Extension):
+    """The tags `{% generation %}` and `{% endgeneration %}`: write the text between them, and mark it as an answer."""
+
+    tags = {"generation"}  # noqa: RUF012, Jinja's attribute
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        text, budget = caller(), _budget.get()
+        if text:
+            budget.answers.append((budget.written, budget.written + len(text)))
+        return text
 
 
 # --------------------------------------------------------------------------------------------------------------- costs
@@ -295,7 +363,8 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         del self.globals["lipsum"]
-        self.globals |= {"raise_exception": raise_exception, "namespace": OpaqueNamespace}
+        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        self.globals["namespace"] = OpaqueNamespace
         self.filters["tojson"] = to_json
         for name in REMOVED_FILTERS:
             del self.filters[name]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..optional import extra
 from .huggingface import read_json, read_text
+from .stop_tokens import stop_tokens_from_folder, stop_tokens_from_gguf
 from .tokenizer import VocabularyTokenizer
 
 NAMES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # special tokens: name at Hugging Face → name in GGUF
@@ -17,8 +18,8 @@ CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is not text, and a 
 
 
 def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
-    """Read a tokenizer from tokenizer.json. The special tokens and the chat template are read from the other files in
-    the folder.
+    """Read a tokenizer from tokenizer.json. The special tokens, the stop tokens and the chat template are read from the
+    other files in the folder.
 
     Parameters
     ----------
@@ -95,6 +96,7 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
         raise ValueError(f"{file}: chat_template is a {type(template).__name__}; expected a string")
     tokenizer = VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
     tokenizer.chat_template_file = str(file)
+    tokenizer.more_stop_token_ids = stop_tokens_from_folder(folder, tokenizer.vocab_size)
     return tokenizer
 
 
@@ -130,7 +132,9 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
         if i is not None and not 0 <= i < len(tokens):
             raise ValueError(f"the id of the {which} token is {i}; expected 0 to {len(tokens) - 1}")
     _add_special_tokens(backend, tokens, special, metadata)
-    return VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
+    tokenizer = VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
+    tokenizer.more_stop_token_ids = stop_tokens_from_gguf(metadata, tokens)
+    return tokenizer
 
 
 def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:

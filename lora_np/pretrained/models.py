@@ -27,6 +27,7 @@ from ..files import (
     write_atomically,
 )
 from ..files.huggingface import INDEX, WEIGHTS
+from ..files.stop_tokens import stop_tokens_from_folder
 from ..nn import Linear, replace_module
 from ..ops.checks import check_shape
 from ..quantization import Quantized4bit, QuantizedLinear
@@ -193,7 +194,11 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     path = _locate(name)
     if path.is_dir():
         by_bytes = _read_config(path / "config.json").vocab_size == ByteTokenizer.vocab_size
-        return ByteTokenizer() if by_bytes and not (path / "tokenizer.json").exists() else tokenizer_from_folder(path)
+        if not by_bytes or (path / "tokenizer.json").exists():
+            return tokenizer_from_folder(path)
+        bytewise = ByteTokenizer()
+        bytewise.more_stop_token_ids = stop_tokens_from_folder(path, bytewise.vocab_size)
+        return bytewise
     with open_gguf(path) as stored:
         try:
             tokenizer = tokenizer_from_gguf(stored.metadata)

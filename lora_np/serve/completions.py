@@ -81,7 +81,7 @@ class CompletionService:
                 ids,
                 BASE if completion.model == self.base else completion.model,
                 completion.max_tokens or room,
-                stop_tokens=() if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,),
+                stop_tokens=self.tokenizer.stop_token_ids,
                 **completion.sampling,
             )
         except asyncio.CancelledError:  # the engine may have accepted the request already

@@ -125,7 +125,8 @@ def generate(
         Draw only from the smallest set of most likely tokens with total probability at least top_p (nucleus sampling,
         Holtzman et al. 2020).
     stop_tokens : collection of int
-        A row ends when the model generates one of these tokens. The stop token is not part of the result.
+        A row ends when the model generates one of these tokens, for example one of `tokenizer.stop_token_ids`. The stop
+        token is not part of the result.
     seed : int
         Row i has its own random generator with the seed [seed, i], so the other rows of the batch do not affect row i.
     adapter_names : list of str, optional
