@@ -333,7 +333,7 @@ class VocabularyTokenizer(Tokenizer):
             "tokenizer.json": self.backend.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
         }
-        if self.more_stop_token_ids:
+        if set(self.stop_token_ids) - {self.eos_token_id}:
             path = Path(folder) / GENERATION_CONFIG
             settings = read_json(path) if path.is_file() else {}
             texts[GENERATION_CONFIG] = json.dumps(settings | {"eos_token_id": [*self.stop_token_ids]}, indent=2)

@@ -171,6 +171,16 @@ def test_a_model_with_a_chat_template_answers_the_prompt_and_stops_at_the_end_of
     assert asked == [[f"{START}user\nWho is there?{STOP}\n{START}assistant\n"]]
 
 
+def test_the_stop_tokens_of_generation_config_end_an_answer_too(tmp_path, capsys):
+    tokenizer = a_byte_a_token()
+    save_parrot(tmp_path, [*tokenizer.encode("\n" + ANSWER), 0], tokenizer.vocab_size)  # ends with 0; eos is 2
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    run("--model", tmp_path, "--max-new-tokens", 40, "Who is there?")
+    out, err = capsys.readouterr()
+    assert (out, "6 tokens in" in err) == (ANSWER + "\n", True), "generation went on after the stop token"
+
+
 def test_a_system_message_comes_first(folder, asked):
     run("--model", folder, "--system", "Be brief.", "Who?")
     assert asked == [[f"{START}system\nBe brief.{STOP}\n{START}user\nWho?{STOP}\n{START}assistant\n"]]
