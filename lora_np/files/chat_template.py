@@ -25,11 +25,11 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache, lru_cache, wraps
+from time import sleep, thread_time
 from typing import Any
 
 from ..optional import extra
@@ -75,7 +75,7 @@ class Budget:
     def __init__(self, conversation: int) -> None:
         self.left = WORK + INPUT_WORK * conversation
         self.seconds = SECONDS + conversation / 1e6
-        now = time.thread_time()
+        now = thread_time()
         self.end = now + self.seconds
         self.pause = float("inf") if threading.current_thread() is threading.main_thread() else now + BEFORE_PAUSE
         self.written = 0  # characters
@@ -85,11 +85,11 @@ class Budget:
         self.left -= units
         if self.left < 0:
             raise LimitExceeded("the template needs more work or memory than allowed: it loops, or it writes too much")
-        now = time.thread_time()
+        now = thread_time()
         if now > self.end:
             raise LimitExceeded(f"the template needs more than {self.seconds:.1f} s of processor time")
         if now > self.pause:
-            time.sleep(PAUSE)
+            sleep(PAUSE)
             self.pause = now + BEFORE_PAUSE
 
 
