@@ -195,7 +195,7 @@ class TextGenerator:
 
     def run(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
         """Return the text that follows each prompt (token ids). `show` is called with each new piece of text."""
-        from ..files.tokenizer import TextStream
+        from ..files import TextStream
         from ..transformer import generate
 
         streams, texts = [TextStream(self.tokenizer, ids) for ids in prompts], ["" for _ in prompts]

@@ -17,8 +17,8 @@ import pytest
 import lora_np as ln
 from lora_np.__main__ import main
 from lora_np.commands import generate as command
-from lora_np.files import ByteTokenizer, VocabularyTokenizer
-from lora_np.files.tokenizer import CHATML, TextStream
+from lora_np.files import ByteTokenizer, TextStream, VocabularyTokenizer
+from lora_np.files.tokenizer import CHATML
 from lora_np.transformer.generation import Sampling
 
 tokenizers = pytest.importorskip("tokenizers")

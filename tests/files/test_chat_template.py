@@ -10,7 +10,7 @@ import pytest
 from hostile_templates import HOSTILE
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lora_np.files import chat_template
+from lora_np.files import chat_template, template_budget
 from lora_np.files.chat_template import render, render_with_answers
 
 CHAT = [
@@ -169,8 +169,8 @@ def test_a_filter_does_not_take_the_arguments_of_json_that_transformers_refuses(
 def test_a_long_rendering_pauses_outside_the_main_thread(in_main_thread, monkeypatch):
     """A template holds Python's lock, so the server's engine would wait up to 5 ms each time it needs the lock."""
     pauses = []
-    monkeypatch.setattr(chat_template, "sleep", pauses.append)
-    monkeypatch.setattr(chat_template, "WORK", 2_000_000)
+    monkeypatch.setattr(template_budget, "sleep", pauses.append)
+    monkeypatch.setattr(template_budget, "WORK", 2_000_000)
 
     def loop():
         with pytest.raises(ValueError, match="the template needs more"):
@@ -186,4 +186,4 @@ def test_a_long_rendering_pauses_outside_the_main_thread(in_main_thread, monkeyp
     thread = threading.Thread(target=loop)
     thread.start()
     thread.join(60)
-    assert pauses.pop() > 10 and set(pauses) == {chat_template.PAUSE}
+    assert pauses.pop() > 10 and set(pauses) == {template_budget.PAUSE}
