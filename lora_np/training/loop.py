@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -113,6 +113,7 @@ def train(
     workers: int = 1,
     label: str = "train",
     progress: bool | Literal["lines"] = True,
+    on_step: Callable[[History], object] | None = None,
 ) -> History:
     """Train the trainable parameters of a model: the adapter of a PeftModel, or all weights of a Transformer.
 
@@ -153,6 +154,8 @@ def train(
         Text in front of the progress bar.
     progress : bool or "lines"
         True shows a progress bar on a terminal; "lines" prints a line from time to time if there is no terminal.
+    on_step : callable, optional
+        A function that is called after each step with the history so far, for example to write the losses to a file.
 
     Returns
     -------
@@ -258,6 +261,8 @@ def train(
                     evaluate_if_due(step + 1)
                     rate = round(tokens_seen / max(history.rows[-1]["seconds"], 1e-9))
                     bar.update(1, loss=loss, **{"tokens/s": rate})
+                    if on_step is not None:
+                        on_step(history)
                 with interrupts.held():
                     saved.save(steps, history.rows)
             except KeyboardInterrupt:

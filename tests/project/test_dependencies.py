@@ -88,6 +88,7 @@ IMPORTS = {
     if path.parent.name != "sources"
 }
 WITHOUT = {  # folder or file → packages that it may import without an extra around them, and why
+    "commands/settings_file.py": {"yaml"},  # without it a message says so, and that TOML needs no package
     "progress.py": {"tqdm"},  # without it progress is printed as lines
     "report/pictures.py": {"matplotlib"},  # it imports plots first, which has the extra around it
     "studies/": {"matplotlib", "mpl_toolkits"}  # plots imports the pictures
