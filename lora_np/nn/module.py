@@ -246,7 +246,9 @@ class Module:
                 return [replicate(item) for item in x]
             return {key: replicate(item) for key, item in x.items()} if isinstance(x, dict) else x
 
-        return replicate(self)
+        replica = replicate(self)
+        copies.clear()  # `replicate` refers to itself and to `copies`, so it would keep all gradients until the next gc.collect
+        return replica
 
     def state_dict(self) -> dict[str, Array]:
         """Return the arrays of all parameters by name.

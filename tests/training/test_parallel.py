@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -153,6 +155,20 @@ def test_a_replica_shares_the_weights_and_not_the_gradients(make_model, batch):
         assert name == twins_name and p is not q and p.value is q.value and p.trainable == q.trainable
     twin.backward(twin.loss(*batch)[1])
     assert all(p.grad is None and q.grad is not None for (_, p), (_, q) in pairs)
+
+
+def test_the_gradients_of_a_replica_are_freed_with_the_replica(make_model, batch):
+    """Else full fine-tuning with workers keeps the gradients of earlier steps until the garbage collector runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        replica = make_model().replica()
+        replica.backward(replica.loss(*batch)[1])
+        gradients = [weakref.ref(p.grad) for _, p in replica.named_parameters()]
+        del replica
+        assert [name for name in map(repr, gradients) if "dead" not in name] == []
+    finally:
+        gc.enable()
 
 
 def test_an_error_in_a_shard_is_raised_and_leaves_no_gradient(make_model, batch):
