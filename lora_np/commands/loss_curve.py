@@ -25,7 +25,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]], width: int = WIDTH) -> str:
     heldout = [(row["step"], row["heldout"]) for row in rows if "heldout" in row]
     if len(losses) < 2:
         return ""
-    first, last, columns = rows[0]["step"], losses[-1][0], max(2, width - LABEL - 2)
+    first, last, columns = rows[0]["step"], losses[-1][0], max(20, width - LABEL - 2)
 
     def column(step: float) -> int:
         return round((step - first) / (last - first) * (columns - 1))

@@ -68,8 +68,8 @@ def without_stop(examples: list[Example], tokenizer: Tokenizer, max_length: int)
         f"the stop token of this model is {', '.join(map(name, stop))}" if stop else "this model has no stop token"
     )
     return (
-        f"{wrong.total()} of {counted(ends.total(), 'complete answer')} do not end with a stop token, but mostly with "
-        f"{name(wrong.most_common(1)[0][0])}; {expected}. The model does not learn from these answers where to stop"
+        f"no stop token ends {wrong.total()} of {ends.total()} complete answers (the last token is mostly "
+        f"{name(wrong.most_common(1)[0][0])}); {expected}. The model does not learn from these answers where to stop"
     )
 
 

@@ -198,6 +198,16 @@ def test_a_help_page_has_a_purpose_and_an_example_and_fits_the_terminal(page, co
     assert [option for option in options if option.count("(default") > 1] == [], "a default is written once"
 
 
+@pytest.mark.parametrize("argv", [[], None])
+def test_without_a_command_the_list_of_commands_is_shown(argv, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lora_np"])
+    assert main(argv) == 0
+    shown = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert shown.out == capsys.readouterr().out and "\nget and train models:\n" in shown.out and not shown.err
+
+
 def test_serve_names_its_extra_before_it_looks_for_a_model(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "starlette", None)
     assert main(["serve", "--model", "no-such-model"]) == 1
