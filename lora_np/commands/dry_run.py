@@ -54,12 +54,13 @@ def memory_line(plan: Plan) -> str:
     """Return the memory of the largest step as one line of text."""
     found, rows = step_memory(plan), counted(plan.batches.batch_size, "record")
     parts = f"weights {size(found.weights)}, activations {size(found.activations)}"
-    return f"memory of a step with {rows} of {plan.longest:,} tokens, the longest: {size(found.total)} ({parts})"
+    return f"arrays of a step with {rows} of {plan.longest:,} tokens, the longest: {size(found.total)} ({parts})"
 
 
 def print_estimate(plan: Plan) -> None:
     """Take one or two steps, and print the memory and the time of the run. Nothing is written."""
     print(f"\n{step_memory(plan)}\n")
+    print("The table is for the arrays of a step. Python, its packages and the file of the model need more memory.")
     taken, checked = min(2, plan.steps), plan.checked | {"heldout": None, "eval_every": None}
     rows = train(
         plan.model, plan.batches, plan.optimizer, taken, progress=False, **checked, **plan.settings
@@ -67,11 +68,11 @@ def print_estimate(plan: Plan) -> None:
     before = rows[-2] if taken > 1 else {"seconds": 0.0, "tokens": 0}
     per_token = (rows[-1]["seconds"] - before["seconds"]) / (rows[-1]["tokens"] - before["tokens"])
     seconds = per_token * _tokens(plan)
-    text = f"{counted(plan.steps, 'step')} of {seconds / plan.steps:.2g} s"
+    text = f"{counted(plan.steps, 'step')} of {_short(seconds / plan.steps)}"
     if heldout := plan.checked["heldout"]:
         times, each = _evaluations(plan), _evaluation_seconds(plan, heldout)
         seconds += times * each
-        text += f" and {counted(times, 'evaluation')} of {each:.2g} s"
+        text += f" and {counted(times, 'evaluation')} of {_short(each)}"
     print(f"time: about {duration(seconds)}: {text}, measured in {counted(taken, 'step')}")
     print("This was a dry run: no file was written. To train, leave out --dry-run.")
 
@@ -96,6 +97,11 @@ def _evaluation_seconds(plan: Plan, heldout: Sequence[Batch]) -> float:
     began = time.perf_counter()
     evaluate(plan.model, [middle])
     return (time.perf_counter() - began) * sum(tokens.size for tokens, _ in heldout) / middle[0].size
+
+
+def _short(seconds: float) -> str:
+    """Return a duration as text, with two digits if the duration is short."""
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def size(number: float) -> str:

@@ -77,7 +77,7 @@ def test_the_line_before_a_run_names_the_parts(make_model):
     model = make_model(np.float32).unfreeze()
     found = step_memory(plan(model))
     sizes = [f"{number / 1e6:.1f} MB" for number in (found.total, found.weights, found.activations)]
-    expected = "memory of a step with 8 records of 120 tokens, the longest: {} (weights {}, activations {})"
+    expected = "arrays of a step with 8 records of 120 tokens, the longest: {} (weights {}, activations {})"
     assert memory_line(plan(model)) == expected.format(*sizes)
     assert (dry_run.size(999_940_000), dry_run.size(1e9), dry_run.size(1.234e10)) == ("999.9 MB", "1.00 GB", "12.34 GB")
 
@@ -103,6 +103,7 @@ class Clock:
 TIMES = {  # steps, batches per update, evaluations every … steps → the line
     (100, 1, None, False): "about 96 s: 100 steps of 0.96 s, measured in 2 steps",
     (100, 2, None, False): "about 3 min: 100 steps of 1.9 s, measured in 2 steps",
+    (1000, 20, None, False): "about 5 h 20 min: 1,000 steps of 19 s, measured in 2 steps",
     (1, 1, None, False): "about 10 s: 1 step of 9.6 s, measured in 1 step",
     (10, 1, None, True): "about 12 s: 10 steps of 0.96 s and 2 evaluations of 1 s, measured in 2 steps",
     (10, 1, 4, True): "about 14 s: 10 steps of 0.96 s and 4 evaluations of 1 s, measured in 2 steps",
@@ -177,4 +178,4 @@ def test_every_run_prints_its_memory_first(tmp_path, capsys):
     data.write_text(json.dumps({"prompt": "The lamp", "completion": " is lit."}), encoding="utf-8")
     given = ["--model", "tiny", "--data", str(data), "--steps", "1", "--output", str(tmp_path / "out")]
     assert main(["train", *given]) == 0
-    assert capsys.readouterr().out.splitlines()[3].startswith("memory of a step with 8 records of ")
+    assert capsys.readouterr().out.splitlines()[3].startswith("arrays of a step with 8 records of ")
