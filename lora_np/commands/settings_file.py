@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..files import write_text
 NOT_IN_A_FILE = ("help", "config", "resume", "overwrite", "dry_run")  # what to do now, not a setting of the run
 ALTERNATIVES = {"epochs": "steps", "steps": "epochs"}  # options of which a run has one
 EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number"}
+SHORT = reprlib.Repr()  # for a wrong value, which can be huge: in YAML ten lines are enough for a billion words
+SHORT.maxstring = SHORT.maxother = 80
 
 
 def add_config(group: Any) -> None:
@@ -79,6 +82,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
             content = _yaml(file) if path.suffix in (".yaml", ".yml") else tomllib.load(file)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: the lists in this file are nested too deeply; expected one value per key") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} has no keys; expected lines such as lr: 0.001")
     return content
@@ -98,22 +103,29 @@ def _yaml(file: Any) -> Any:
 def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
     """Return a value of the file as the option has it after the command line was parsed."""
     if action.nargs == 0:  # a flag
-        expected, valid, result = "true or false", isinstance(value, bool), value
+        if isinstance(value, bool):
+            return value
+        expected = "true or false"
     else:
-        items = value if isinstance(value, list) else [value]
-        expected = f"one of {', '.join(map(str, action.choices))}" if action.choices else ""
-        expected = expected or EXPECTED.get(action.type, "text")
-        valid = bool(items) and all(isinstance(x, str | int | float) and not isinstance(x, bool) for x in items)
-        result = ",".join(map(str, items))  # as --target-modules q_proj,v_proj
         convert: Any = action.type or str
+        items = value if isinstance(value, list) and convert not in (str, Path) else [value]
         try:
-            result = convert(result)
+            if items and all(isinstance(x, str | int | float) and not isinstance(x, bool) for x in items):
+                result = convert(",".join(map(str, items)))  # as --target-modules q_proj,v_proj
+                if action.choices is None or result in action.choices:
+                    return result
         except ValueError:
-            valid = False
-        valid = valid and (action.choices is None or result in action.choices)
-    if not valid:
-        raise ValueError(f"{path}: {action.dest} = {value!r:.80}; expected {expected}")
-    return result
+            pass
+        expected = f"one of {', '.join(action.choices)}" if action.choices else EXPECTED.get(convert, "text")
+    raise ValueError(f"{path}: {action.dest} = {_shown(value)}; expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value as text of at most some lines."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "an integer with thousands of digits"
 
 
 def _toml(value: Any) -> str:

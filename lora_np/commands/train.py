@@ -277,8 +277,8 @@ def _run(arguments: argparse.Namespace) -> None:
             )
         save_metrics(output, history.rows)
         save_settings(output / SETTINGS, arguments.parser, arguments)
-        pictures = save_picture(output, history.rows)
-        finish(output, [METRICS, SETTINGS, *pictures, *_save(plan.model, plan.tokenizer, arguments)])
+        result = _save(plan.model, plan.tokenizer, arguments)
+        finish(output, [METRICS, SETTINGS, *result, *save_picture(output, history.rows)])
     except (KeyboardInterrupt, OSError):
         if checkpoint.exists():
             print(f"to continue from {checkpoint}, add --resume to the same command", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 import time
@@ -82,6 +83,7 @@ def test_equal_losses_are_a_line_and_a_single_step_is_no_curve():
 @pytest.mark.parametrize(("columns", "expected"), [("40", 40), ("300", WIDTH), ("0", WIDTH)])
 def test_the_curve_has_the_width_of_the_terminal_but_not_of_a_wide_one(columns, expected, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("os.get_terminal_size", lambda *given: os.terminal_size((0, 0)))
     assert terminal_width() == expected
 
 

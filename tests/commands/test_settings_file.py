@@ -84,6 +84,9 @@ WRONG = {  # the text of the file → the message
     "lr = true": r"lr = True; expected a number",
     "steps = 2.5": r"steps = 2\.5; expected a whole number",
     "steps = [1, 2]": r"steps = \[1, 2\]; expected a whole number",
+    "data = ['a', 'b']": r"data = \['a', 'b'\]; expected text",
+    "lr = " + "[" * 5000: "nested too deeply",
+    "lr = 0x1" + "0" * 5000: "lr = .*; expected a number",
     "target_modules = []": r"target_modules = \[\]; expected text",
     "data = 2026-11-30": r"data = datetime\.date\(2026, 11, 30\); expected text",
     "quantize = 'int8'": r"quantize = 'int8'; expected one of nf4, fp4, int4",
@@ -95,7 +98,7 @@ WRONG = {  # the text of the file → the message
 }
 
 
-@pytest.mark.parametrize("text", WRONG, ids=str)
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: repr(text)[:30])
 def test_a_wrong_file_is_refused_with_its_name(text, parsed):
     with pytest.raises(ValueError, match=r"^.*my\.toml: ") as error:
         parsed(text)
@@ -134,7 +137,16 @@ def test_yaml_is_read_if_pyyaml_is_installed(parsed):
     arguments = parsed(text, name="my.yaml")
     assert (arguments.lr, arguments.epochs, arguments.use_rslora) == (1e-3, 2.0, True)
     assert arguments.target_modules == ["q_proj", "v_proj"]
-    for wrong in ("- 1", "", "a: b: c", "!!python/object/apply:os.getcwd []"):
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12))
+    for wrong in (
+        f"{bomb}r: *a11",
+        bomb.replace("a11:", "lr:"),
+        "[" * 5000,
+        "- 1",
+        "",
+        "a: b: c",
+        "!!python/object/apply:os.getcwd []",
+    ):
         with pytest.raises(ValueError, match=r"my\.yaml") as error:
             parsed(wrong, name="my.yaml")
         assert "\n" not in str(error.value)
