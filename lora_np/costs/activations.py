@@ -58,16 +58,16 @@ class TrainingStep:
         saved += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
         if sublayer.is_attention:
             saved += N * width + N * self.structure.heads  # o and 1/Σe
-            saved += self.batch * self.structure.heads * self.scores()
+            saved += self.batch * self.structure.heads * self.scores(sublayer.window)
             if 1 in (self.structure.heads, self.seq) and sublayer.output_layer.keeps_x:
                 saved -= N * width  # (b, h, t, d) → (b, t, h·d) is then a view: the output layer's x is o itself
             if prefix := self.structure.prefix:  # replaces the N keys and N values that were counted above
                 saved += 2 * self.batch * prefix.kv * (prefix.cache_capacity(self.seq) - self.seq)
         return saved
 
-    def scores(self) -> int:
+    def scores(self, window: int | None) -> int:
         """Return the number of attention scores of one head and one sequence, computed in blocks of BLOCK queries."""
-        return causal_scores(self.seq, BLOCK) + self.seq * self.structure.virtual_tokens
+        return causal_scores(self.seq, BLOCK, self.structure.virtual_tokens, window)
 
     def saved_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
         """Return the number of floats that layers with a common input x save: x, if needed, and the adapters'

@@ -104,9 +104,12 @@ class LiveModel:
             return Layer(name, out, in_, trained, adapters.get(name), module.trainable, quantized)
 
         def sublayer(path: str, norm: RMSNorm, module: Attention | MLP) -> Sublayer:
-            *reads, writes = (layer(f"{path}.{name}", child) for name, child in module.children())
+            layers = [(name, child) for name, child in module.children() if not isinstance(child, RMSNorm)]
+            *reads, writes = (layer(f"{path}.{name}", child) for name, child in layers)
             is_attention = isinstance(module, Attention)
-            return Sublayer(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and prefix_trained)
+            window = module.scores.get("window") if isinstance(module, Attention) else None
+            uses_prefix = is_attention and prefix_trained
+            return Sublayer(norm.weight.trainable, tuple(reads), writes, is_attention, uses_prefix, window)
 
         def sublayers(path: str, block: Block) -> tuple[Sublayer, Sublayer]:
             first = sublayer(f"{path}.self_attn", block.input_layernorm, block.self_attn)

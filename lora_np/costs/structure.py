@@ -82,6 +82,8 @@ class Sublayer:
         True for the attention, False for the MLP.
     prefix_trained : bool
         True if this attention uses trained keys and values of a prefix.
+    window : int or None
+        Number of tokens in the sliding window of this attention; None without a window.
 
     Examples
     --------
@@ -96,6 +98,7 @@ class Sublayer:
     output_layer: Layer
     is_attention: bool
     prefix_trained: bool = False
+    window: int | None = None
 
     @property
     def input_layers_trainable(self) -> bool:

@@ -267,11 +267,15 @@ def _fill(
     shapes = stored.shapes | {name: weight.shape for name, weight in quantized.items()}
     for name, p in parameters.items():
         _check(name, shapes, *p.value.shape)
-    linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
+    modules = dict(model.named_modules())
+    linear = {f"{name}.weight": name for name, m in modules.items() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
         raise ValueError(f"{_some(others)} is quantised; only weights of linear layers can be quantised")
     for name, weight in quantized.items():
-        replace_module(model, linear[name], QuantizedLinear(weight.astype(dtype).move_to(like)))
+        layer = QuantizedLinear(weight.astype(dtype).move_to(like))
+        if hasattr(plain := modules[linear[name]], "bias"):
+            layer.bias = plain.bias
+        replace_module(model, linear[name], layer)
         del parameters[name]
     for name, p in parameters.items():
         x = stored[name]

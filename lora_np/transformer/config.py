@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .families import FAMILIES, Family
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # the values of layer_types
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu_new")  # the last two are one function
+ROPE_SCALING = {  # rope_type → the keys that it needs
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The sizes of a Llama model, with the names of Hugging Face's LlamaConfig.
+    """The sizes of a model, with the names of Hugging Face's configurations. The defaults describe a Llama model.
 
     Parameters
     ----------
@@ -35,11 +44,33 @@ class TransformerConfig:
         Longest sequence in tokens.
     tie_word_embeddings : bool
         If True, the embedding matrix is also the weight of the output head.
+    model_type : str
+        The family, a key of FAMILIES in families.py: "llama", "qwen2", ….
+    hidden_act : str
+        The activation of the MLP: "silu" or "gelu_pytorch_tanh" ("gelu_new" is the same function); "" means the
+        activation of the family.
+    attention_bias, mlp_bias : bool
+        If True, q, k, v and o, or the layers of the MLP, have biases.
+    rope_scaling : dict, optional
+        The scaling of the rotary frequencies, with the entry "rope_type": "linear" or "llama3".
+    partial_rotary_factor : float
+        The share of the features of a head that are rotated.
+    rope_local_base_freq : float, optional
+        The base of the rotary frequencies in layers with a sliding window. None means `rope_theta`.
+    sliding_window : int, optional
+        In layers with a sliding window, a token sees only the last `sliding_window` tokens, itself included.
+    layer_types : tuple of str
+        For each layer "full_attention" or "sliding_attention". If empty, the family and `sliding_window` decide.
+    query_pre_attn_scalar : float, optional
+        The attention scores are divided by the square root of this number. None means `head_dim`.
+    attn_logit_softcapping, final_logit_softcapping : float, optional
+        The soft caps c of the attention scores and of the logits: z becomes c·tanh(z/c).
 
     Raises
     ------
     ValueError
-        If a size is below 1, if `head_dim` is odd, or if a division described above leaves a remainder.
+        If a size is below 1, if `head_dim` is odd, if a division described above leaves a remainder, or if a feature is
+        unknown.
 
     Examples
     --------
@@ -67,8 +98,26 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
+    model_type: str = "llama"
+    hidden_act: str = ""  # "": the activation of the family
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+    partial_rotary_factor: float = 1.0
+    rope_local_base_freq: float | None = None
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
 
     def __post_init__(self) -> None:
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type is {self.model_type!r}; expected one of {', '.join(FAMILIES)}")
+        if not self.hidden_act:
+            object.__setattr__(self, "hidden_act", self.family.hidden_act)
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
         for name in [f.name for f in fields(self) if f.type == "int" and f.name != "head_dim"]:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; expected at least 1")
@@ -79,7 +128,7 @@ class TransformerConfig:
                     "or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.partial_rotary_factor:
             raise ValueError(
                 f"head_dim = {self.head_dim}; head_dim must be even, because rotary embedding rotates pairs of features"
             )
@@ -89,15 +138,99 @@ class TransformerConfig:
                 "num_key_value_heads must divide num_attention_heads"
             )
 
+        if self.rotary_dim % 2:
+            raise ValueError(
+                f"partial_rotary_factor = {self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} features; "
+                "expected an even number"
+            )
+        self._check_rope_scaling()
+        self._check_layer_types()
+
+    def _check_rope_scaling(self) -> None:
+        if (scaling := self.rope_scaling) is None:
+            return
+        if (kind := scaling.get("rope_type")) not in ROPE_SCALING:
+            raise ValueError(f"rope_type is {kind!r}; expected 'default', {' or '.join(map(repr, ROPE_SCALING))}")
+        for key in ROPE_SCALING[kind]:
+            value = scaling.get(key)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ValueError(f"rope_scaling of type {kind!r}: {key} is {value!r}; expected a positive number")
+        if kind == "llama3" and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
+            raise ValueError(
+                f"rope_scaling of type 'llama3': low_freq_factor = {scaling['low_freq_factor']} must be below "
+                f"high_freq_factor = {scaling['high_freq_factor']}"
+            )
+
+    def _check_layer_types(self) -> None:
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window = {self.sliding_window}; expected at least 1, or null for no window")
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
+        if unknown := set(self.layer_types) - {FULL, SLIDING}:
+            raise ValueError(f"layer_types contains {min(unknown)!r}; expected {FULL!r} or {SLIDING!r}")
+        if SLIDING in self.layer_types and self.sliding_window is None:
+            raise ValueError(f"layer_types contains {SLIDING!r}, but sliding_window is missing")
+
+    @property
+    def family(self) -> Family:
+        """The differences of this model's family from Llama."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of attention of each layer: `layer_types`, or the rule of the family if `layer_types` is empty."""
+        layers, every = range(1, self.num_hidden_layers + 1), self.family.full_every
+        if self.layer_types or self.sliding_window is None:
+            return self.layer_types or (FULL,) * self.num_hidden_layers
+        return tuple(FULL if every and i % every == 0 else SLIDING for i in layers)
+
+    @property
+    def rotary_dim(self) -> int:
+        """The number of features of a head that are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def rope(self, kind: str) -> tuple[float, Mapping[str, Any] | None]:
+        """Return θ and the scaling of the rotary frequencies in the layers of one kind.
+
+        Parameters
+        ----------
+        kind : str
+            "full_attention" or "sliding_attention".
+
+        Returns
+        -------
+        theta : float
+            The base of the frequencies.
+        scaling : dict or None
+            As `rope_scaling`.
+        """
+        if kind == SLIDING and self.rope_local_base_freq is not None:
+            return self.rope_local_base_freq, None
+        return self.rope_theta, self.rope_scaling
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a Hugging Face config.json.
 
         Returns
         -------
         dict
-            All fields of the configuration, and the entries that are equal for every Llama model, such as `model_type`.
+            `model_type`, `architectures`, and the fields that this family has.
         """
-        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"} | asdict(self)
+        family, values = self.family, asdict(self)
+        optional = [f.name for f in fields(self) if f.name in OPTIONAL and values[f.name] == f.default]
+        windows = ["sliding_window"] if family.windowed else []  # null: no window; without the key, a default applies
+        for name in {*optional, "model_type", "hidden_act"} - set(windows):
+            del values[name]
+        settings: dict[str, Any] = {"model_type": self.model_type, "architectures": [family.architecture]}
+        settings |= {family.keys.get("hidden_act", "hidden_act"): self.hidden_act}
+        settings |= {
+            family.keys.get(name, name): value for name, value in values.items() if family.keys.get(name) != ""
+        }
+        if "layer_types" in values:
+            settings["layer_types"] = list(self.layer_types)
+        if "use_sliding_window" in family.defaults and self.sliding_window is not None:
+            settings |= {"use_sliding_window": True, "layer_types": list(self.kinds)}
+        return settings
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> TransformerConfig:
@@ -116,18 +249,70 @@ class TransformerConfig:
         Raises
         ------
         ValueError
-            If the architecture is not Llama, if a feature is not supported, or if a key is missing or invalid.
+            If the architecture or a feature is not supported, or if a key is missing or invalid.
         """
-        if config.get("model_type", "llama") != "llama":
-            raise ValueError(f"model_type is {config['model_type']!r}; only the Llama family is supported")
-        if config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act is {config['hidden_act']!r}; only silu is supported")
-        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # the names of transformers 4 and 5
-        if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-            raise ValueError(f"rope_type is {kind!r}; only the plain rotary embedding ('default') is supported")
-        config = {**config, **rope}  # in transformers 5, rope_theta is inside rope_parameters
-        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        model_type = config.get("model_type", "llama")
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
+        family = FAMILIES[model_type]
+        for key in family.unsupported:
+            if config.get(key):
+                raise ValueError(f"{key} is {config[key]!r}; {model_type} models with this feature are not supported")
+        settings = {**family.defaults, **config, **_rope(config)}
+        settings |= {name: settings.get(key) for name, key in family.keys.items()}
+        if "use_sliding_window" in family.defaults:
+            settings |= _window_of_upper_layers(settings)
+        elif not family.windowed:
+            settings |= {"sliding_window": None, "layer_types": None}
+        known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
+        if "layer_types" in known:
+            known["layer_types"] = tuple(known["layer_types"])
+        if isinstance(heads := known.get("num_attention_heads"), int):
+            known.setdefault("num_key_value_heads", heads)
         try:
             return cls(**known)
         except TypeError as error:
-            raise ValueError(f"config.json does not describe a Llama model: {error}") from None
+            raise ValueError(f"config.json does not describe a {model_type} model: {error}") from None
+
+
+OPTIONAL = (  # to_dict leaves these fields out if they have their default values
+    "attention_bias",
+    "mlp_bias",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "rope_local_base_freq",
+    "sliding_window",
+    "layer_types",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the rotary embedding. Their layout in config.json depends on the version of transformers.
+
+    transformers 4: rope_theta, partial_rotary_factor and rope_local_base_freq, and the other numbers in rope_scaling.
+    transformers 5: all in rope_parameters; in Gemma 3, rope_parameters has one object per kind of layer.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    found: dict[str, Any] = {}
+    if SLIDING in rope or FULL in rope:
+        local, rope = rope.get(SLIDING) or {}, rope.get(FULL) or {}
+        if (kind := local.get("rope_type", "default")) != "default":
+            raise ValueError(f"rope_type of {SLIDING} is {kind!r}; only 'default' is supported")
+        found["rope_local_base_freq"] = local.get("rope_theta", config.get("rope_local_base_freq"))
+    found |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    found["rope_scaling"] = None
+    if kind != "default":
+        found["rope_scaling"] = {"rope_type": kind, **{key: rope.get(key) for key in ROPE_SCALING.get(kind, ())}}
+    return found
+
+
+def _window_of_upper_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the window and the layer types of Qwen: the layers from `max_window_layers` upwards have the window."""
+    if not settings["use_sliding_window"] or settings["sliding_window"] is None:
+        return {"sliding_window": None, "layer_types": None}
+    layers, first = range(settings.get("num_hidden_layers") or 0), settings["max_window_layers"]
+    return {"layer_types": settings.get("layer_types") or [SLIDING if i >= first else FULL for i in layers]}

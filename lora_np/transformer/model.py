@@ -1,5 +1,5 @@
-"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. This module contains no code for
-LoRA.
+"""A decoder-only Transformer: Llama and the families in families.py, with the names of Hugging Face. This module contains
+no code for LoRA.
 
     tokens → decoder → head → logits → cross-entropy against the tokens shifted by one
 
@@ -18,11 +18,12 @@ from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, array_module, move
-from ..nn import Cache, Context, Embedding, Linear, Module, RMSNorm
+from ..nn import Cache, Context, Linear, Module
 from ..ops.loss import CrossEntropyCache
+from .build import Builder
 from .cache import KeyValueCache
 from .config import TransformerConfig
-from .decoder import MLP, Attention, Block, Decoder, DecoderCache
+from .decoder import Decoder, DecoderCache
 
 LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
 # loss, head, indices of the counted positions among b·t (None: all), the shape (b, t, d), decoder
@@ -92,7 +93,7 @@ class Transformer(Module):
         """Make a model with random weights.
 
         Weights are normal with standard deviation 0.02, as in GPT-2. The projections that write to the residual stream
-        (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights are 1.
+        (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights are 1, biases are 0.
 
         Parameters
         ----------
@@ -111,10 +112,10 @@ class Transformer(Module):
         rng = np.random.default_rng(seed)
         residual = 0.02 / np.sqrt(2 * config.num_hidden_layers)
 
-        def normal(out: int, in_: int, writes: bool = False) -> Array:
+        def normal(out: int, in_: int, writes: bool) -> Array:
             return ((residual if writes else 0.02) * rng.standard_normal((out, in_))).astype(dtype)
 
-        return cls._build(config, normal, np.ones(config.hidden_size, dtype))
+        return cls._build(config, normal, dtype)
 
     @classmethod
     def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
@@ -135,30 +136,15 @@ class Transformer(Module):
             A model on the host that cannot be trained until its weights are replaced.
         """
         zero = np.zeros((), dtype)
-        return cls._build(
-            config,
-            lambda out, in_, writes=False: np.broadcast_to(zero, (out, in_)),
-            np.ones(config.hidden_size, dtype),
-        )
+        return cls._build(config, lambda out, in_, writes: np.broadcast_to(zero, (out, in_)), dtype)
 
     @classmethod
-    def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:
-        """Build the modules. `matrix(out, in)` makes a weight. `writes=True` marks a layer that adds to the residual."""
-        d, f = config.hidden_size, config.intermediate_size
-        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-
-        def norm() -> RMSNorm:
-            return RMSNorm(ones.copy(), config.rms_norm_eps)
-
-        embed_tokens = Embedding(matrix(config.vocab_size, d))
-        layers = []
-        for _ in range(config.num_hidden_layers):
-            q_proj, k_proj, v_proj = (Linear(matrix(out, d)) for out in (q, kv, kv))
-            attention = Attention(q_proj, k_proj, v_proj, Linear(matrix(d, q, writes=True)), config.head_dim)
-            mlp = MLP(Linear(matrix(f, d)), Linear(matrix(f, d)), Linear(matrix(d, f, writes=True)))
-            layers.append(Block(norm(), attention, norm(), mlp))
-        lm_head = None if config.tie_word_embeddings else Linear(matrix(config.vocab_size, d))
-        return cls(config, Decoder(embed_tokens, layers, norm()), lm_head)
+    def _build(
+        cls, config: TransformerConfig, matrix: Callable[[int, int, bool], Array], dtype: DTypeLike
+    ) -> Transformer:
+        """Build the modules. `matrix(out, in, writes)` makes a weight; see `Builder`."""
+        builder = Builder(config, matrix, lambda n, value: np.full(n, value, dtype))
+        return cls(config, builder.decoder(), builder.head())
 
     def forward(
         self,
@@ -241,8 +227,15 @@ class Transformer(Module):
         else:
             ops.checks.check_shape("position_ids", context.position_ids, *tokens.shape)
             positions = move(context.position_ids, like=weight)[:, None]  # (b, 1, t): equal for all heads
-        rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
+        tables = {kind: self._rotary(kind, positions) for kind in set(self.config.kinds)}
+        rotary = [tables[kind] for kind in self.config.kinds]
         return self.model.forward(self._ids("tokens", tokens), rotary, context, past)
+
+    def _rotary(self, kind: str, positions: Array) -> tuple[Array, Array]:
+        """Return the cosines and sines for the layers of one kind."""
+        theta, scaling = self.config.rope(kind)
+        dtype = self.model.norm.weight.value.real.dtype
+        return ops.rotary_tables(positions, self.config.rotary_dim, theta, dtype, scaling)
 
     def logits(self, x: Array, context: Context) -> Array:
         """Apply the output head.

@@ -419,20 +419,20 @@ MUTANTS = {
     "softmax as if it were elementwise": op(ops.softmax_backward, "p * (dp - dot)", "p * dp * (1 - p)", "softmax"),
     "attention's softmax sum forgotten": op(
         ops.attention_backward,
-        'dz -= xp.einsum("...i,...i->...", _stack(o[..., start:stop, :]), do_block)[..., None]',
+        'dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]',
         "pass",
         "attention",
     ),
     "a block's dk overwrites the others'": op(
-        ops.attention_backward, "dk[:, :, :seen] +=", "dk[:, :, :seen] =", "attention in blocks"
+        ops.attention_backward, "dk[:, :, keys] +=", "dk[:, :, keys] =", "attention in blocks"
     ),
     "a block's dv overwrites the others'": op(
-        ops.attention_backward, "dv[:, :, :seen] +=", "dv[:, :, :seen] =", "attention in blocks"
+        ops.attention_backward, "dv[:, :, keys] +=", "dv[:, :, keys] =", "attention in blocks"
     ),
-    "dq without 1/√d": op(ops.attention_backward, "dq *= 1 / math.sqrt(d)", "pass", "attention"),
+    "dq without 1/√d": op(ops.attention_backward, "dq *= scale", "pass", "attention"),
     "a mask that ignores the past": Mutant(
         ops.attention_forward,
-        "s - t + start :",
+        "s - t + start - first :",
         ": stop - start",
         test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
         {},
@@ -463,7 +463,7 @@ MUTANTS = {
         Parameter.add_grad, "self.grad += grad", "self.grad = grad", MODEL, {"tied": True}
     ),
     "the residual's gradient lost": Mutant(Block.backward, "dy += dy_mlp", "dy = dy_mlp", MODEL, {"tied": False}),
-    "values left out of dx": Mutant(Attention.backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
+    "values left out of dx": Mutant(Attention.project_backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
     "keys not turned back": Mutant(
         Attention.backward, "ops.rotary_backward(dk, rotary_cache)", "dk", MODEL, {"tied": False}
     ),

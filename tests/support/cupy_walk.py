@@ -38,6 +38,7 @@ WARNINGS = {"np.errstate"}  # says what NumPy warns of, and computes nothing
 RANDOM = {"np.random.default_rng"}  # is the host's, so that a seed means the same on every device
 ON_THE_HOST = {
     "transformer.model.Transformer.random": "a model is born on the host and then moved",
+    "transformer.model.Transformer._build": "a model is born on the host and then moved",
     "transformer.model.Transformer.empty": "a model is born on the host and then moved",
     "peft.lora.layer.draw_factors": "A and B are drawn on the host and then moved",
     "peft.bottleneck.BottleneckMethod.draw": "an adapter is drawn on the host and then moved",

@@ -1,0 +1,67 @@
+"""Build the modules of a model from its configuration. This is the place where a family becomes modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..backend import Array
+from ..nn import Embedding, Linear, RMSNorm
+from ..nn.norms import IDENTITY
+from .config import SLIDING, TransformerConfig
+from .decoder import MLP, Attention, Block, Decoder
+
+
+class Builder:
+    """Builds the modules of one model.
+
+    `matrix(out, in, writes)` makes a weight. `writes` is True for a layer that adds to the residual stream.
+    `vector(n, value)` makes a vector of n equal numbers.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        matrix: Callable[[int, int, bool], Array],
+        vector: Callable[[int, float], Array],
+    ) -> None:
+        self.config, self.family, self.matrix, self.vector = config, config.family, matrix, vector
+
+    def linear(self, out: int, in_: int, bias: bool = False, writes: bool = False) -> Linear:
+        """Return a linear layer, with a bias of zeros if `bias` is True."""
+        return Linear(self.matrix(out, in_, writes), self.vector(out, 0) if bias else None)
+
+    def norm(self, width: int) -> RMSNorm:
+        """Return a norm over `width` features."""
+        return RMSNorm(self.vector(width, 1), self.config.rms_norm_eps)
+
+    def attention(self, kind: str) -> Attention:
+        """Return the attention of one layer; `kind` is an entry of `config.kinds`."""
+        config, family, d = self.config, self.family, self.config.hidden_size
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        bias = config.attention_bias or family.qkv_bias
+        scores = {"window": config.sliding_window} if kind == SLIDING else {}
+        q_proj, k_proj, v_proj = (self.linear(out, d, bias) for out in (q, kv, kv))
+        o_proj = self.linear(d, q, config.attention_bias, writes=True)
+        q_norm, k_norm = (self.norm(config.head_dim) if family.qk_norm else IDENTITY for _ in "qk")
+        return Attention(q_proj, k_proj, v_proj, o_proj, config.head_dim, q_norm, k_norm, scores)
+
+    def mlp(self) -> MLP:
+        """Return the MLP of one layer."""
+        d, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
+        return MLP(self.linear(f, d, bias), self.linear(f, d, bias), self.linear(d, f, bias, writes=True))
+
+    def block(self, kind: str) -> Block:
+        """Return one block."""
+        d = self.config.hidden_size
+        return Block(self.norm(d), self.attention(kind), self.norm(d), self.mlp())
+
+    def decoder(self) -> Decoder:
+        """Return the embedding, the blocks and the last norm."""
+        config = self.config
+        embedding = Embedding(self.matrix(config.vocab_size, config.hidden_size, False))
+        return Decoder(embedding, [self.block(kind) for kind in config.kinds], self.norm(config.hidden_size))
+
+    def head(self) -> Linear | None:
+        """Return the output head, or None if the embedding is also the head."""
+        config = self.config
+        return None if config.tie_word_embeddings else self.linear(config.vocab_size, config.hidden_size)

@@ -1,0 +1,37 @@
+"""The model families. FAMILIES lists for each family the differences from Llama, under its `model_type` in config.json.
+
+A difference whose size is a number of config.json (a window, a soft cap) is a field of `TransformerConfig`. A difference
+that all models of a family have is a field of `Family`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """The differences of one family from Llama. The defaults of the fields describe Llama."""
+
+    architecture: str  # the entry of "architectures" in config.json
+    qkv_bias: bool = False  # q, k and v have biases, o has none
+    qk_norm: bool = False  # an RMSNorm over each head of q and of k, before the rotation
+    fused: bool = False  # one matrix qkv_proj for q, k and v, and one matrix gate_up_proj for gate and up
+    gemma: bool = False  # embeddings times √d, norms with the factor 1 + w, and two more norms per block
+    gpt2: bool = False  # LayerNorm, learned positions, an MLP without a gate, and the names of GPT-2
+    hidden_act: str = "silu"
+    windowed: bool = False  # the family has sliding windows
+    full_every: int = 0  # in models with a window: layers n, 2n, … see all tokens; 0: no layer does
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that a config.json may leave out
+    keys: Mapping[str, str] = field(default_factory=dict)  # fields with another key in config.json
+    unsupported: tuple[str, ...] = ()  # keys that must be absent, null or false
+
+
+QWEN = {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM"),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windowed=True, defaults=QWEN),
+}

@@ -1,0 +1,137 @@
+"""Each family against transformers and PEFT: a folder that we save, with random weights, is the same model there.
+
+"measured" beside a bound shows with `pytest tests/oracles/test_families_oracles.py -rP`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+from family_models import FAMILIES, family_model
+from oracle_models import (
+    DoubleTorch,
+    assert_close,
+    gradients,
+    largest_difference,
+    peft,
+    random_batch,
+    relative_error,
+    their_loss,
+    torch,
+    transformers,
+)
+
+import lora_np as ln
+
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
+families = pytest.mark.parametrize("family", FAMILIES)
+TOKENS, TARGETS = random_batch(2)
+
+
+@pytest.fixture
+def precise(monkeypatch):
+    """transformers without its detours through float32: see oracle_models."""
+    rope = importlib.import_module("transformers.modeling_rope_utils")
+    monkeypatch.setattr(rope, "torch", DoubleTorch("torch"))
+    for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gpt2"):
+        modeling = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        monkeypatch.setattr(modeling, "torch", DoubleTorch("torch"))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def in_transformers(ours, folder):
+    """Our model, saved and loaded there. Its gradients are on: dropout, if any, is off in eval."""
+    ln.save_model(ours, folder)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float64, attn_implementation="eager"
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    assert not report["mismatched_keys"]
+    return theirs.eval()
+
+
+def pair(family, folder):
+    ours = family_model(family)
+    return ours, in_transformers(ours, folder)
+
+
+def by_our_names(ours, theirs):
+    """Their gradients; a Conv1D's weight is stored transposed there."""
+    shapes = {name: p.value.shape for name, p in ours.named_parameters()}
+    found = gradients(theirs)
+    return {n: g if n not in shapes or g.shape == shapes[n] else g.T for n, g in found.items()}
+
+
+@families
+def test_logits_and_every_gradient_are_those_of_transformers(family, precise, tmp_path):
+    ours, theirs = pair(family, tmp_path)
+    loss, cache = ours.loss(TOKENS, TARGETS)
+    ours.backward(cache)
+    their = their_loss(theirs, TOKENS, TARGETS)
+    their.backward()
+    logits = theirs(torch.from_numpy(TOKENS)).logits.detach().numpy()
+    error = relative_error(ours(TOKENS), logits)
+    print(f"measured {error:.1e} in the logits")
+    assert error < 1e-10 and abs(float(loss) - their.item()) < 1e-10
+    assert len(gradients(ours)) == len(dict(ours.named_parameters()))
+    assert_close(gradients(ours), by_our_names(ours, theirs), 1e-10, "a gradient is not the one that torch finds")
+
+
+@families
+def test_a_padded_batch_has_the_same_logits(family, precise, tmp_path):
+    """Left padding, as in generation; only the logits of tokens are compared."""
+    ours, theirs = pair(family, tmp_path)
+    mask = np.ones(TOKENS.shape, bool)
+    mask[1, :4] = False
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    mine, _ = ours.forward(TOKENS, context=ln.Context(attention_mask=mask, position_ids=positions))
+    arguments = {"attention_mask": torch.from_numpy(mask).long(), "position_ids": torch.from_numpy(positions)}
+    others = theirs(torch.from_numpy(TOKENS), **arguments).logits.detach().numpy()
+    assert largest_difference(mine[mask], others[mask]) < 1e-10
+
+
+@families
+def test_thirty_greedy_tokens_are_the_same(family, precise, tmp_path):
+    ours, theirs = pair(family, tmp_path)
+    theirs.generation_config.eos_token_id = None
+    settings = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
+    mine = ln.generate(ours, [*TOKENS, TOKENS[0, :5]], max_new_tokens=30)
+    more = [theirs.generate(torch.from_numpy(row[None]), **settings)[0, len(row) :].tolist() for row in TOKENS]
+    assert mine[: len(TOKENS)] == more
+    assert mine[-1] == ln.generate(ours, [TOKENS[0, :5]], max_new_tokens=30)[0], "padding changed a row"
+    assert len({token for row in mine for token in row}) > 3, "a model that repeats one token tests nothing"
+
+
+def fill(arrays):
+    rng = np.random.default_rng(1)
+    for x in arrays:
+        x += 0.2 * rng.standard_normal(x.shape)
+
+
+@families
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+def test_an_adapter_trained_here_answers_in_peft_and_comes_back(family, use_dora, precise, tmp_path):
+    ours, theirs = pair(family, tmp_path / "model")
+    base = family_model(family)
+    config = ln.LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", use_dora=use_dora)
+    ours = ln.get_peft_model(ours, config)
+    fill([p.value for name, p in ours.named_parameters() if p.trainable])
+    optimizer = ln.AdamW(lr=1e-2)
+    ours.backward(ours.loss(TOKENS, TARGETS)[1])
+    optimizer.step(ours.named_parameters(), t=1)
+    ours.zero_grad()
+    ours.save_pretrained(tmp_path / "here")
+    there = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "here"), is_trainable=True).eval()
+    logits = there(input_ids=torch.from_numpy(TOKENS)).logits.detach().numpy()
+    assert largest_difference(ours(TOKENS), logits) < 1e-9
+    assert largest_difference(ours(TOKENS), base(TOKENS)) > 0.1, "the adapter does nothing"
+    ours.backward(ours.loss(TOKENS, TARGETS)[1])
+    their_loss(there, TOKENS, TARGETS).backward()
+    assert_close(gradients(ours), gradients(there), 1e-9, "a gradient of the adapter is another one")
+    there.save_pretrained(str(tmp_path / "there"))
+    back = ln.PeftModel.from_pretrained(base, tmp_path / "there")
+    assert largest_difference(back(TOKENS), logits) < 1e-9
+    merged = there.merge_and_unload()(torch.from_numpy(TOKENS)).logits.detach().numpy()
+    assert largest_difference(back.merge_and_unload()(TOKENS), merged) < 1e-9

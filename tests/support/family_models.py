@@ -1,0 +1,54 @@
+"""A small model of each family: the settings of its config.json, and our model with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import lora_np as ln
+
+# No two sizes alike; windows and soft caps that are felt in 11 tokens.
+SIZES: dict[str, Any] = {
+    "vocab_size": 37,
+    "hidden_size": 24,
+    "intermediate_size": 52,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-3,
+    "max_position_embeddings": 48,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "qwen2": {"model_type": "qwen2", "rope_theta": 500.0},
+    "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True, "num_key_value_heads": 3},
+    "qwen2 with a window": {
+        **{"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    },
+}
+
+
+def settings_of(family: str) -> dict[str, Any]:
+    """The content of a config.json."""
+    return SIZES | FAMILIES[family]
+
+
+def family_model(family: str, dtype: Any = np.float64, seed: int = 0) -> ln.Transformer:
+    """Our model, with random numbers that are large enough that each matters for the loss."""
+    model = ln.Transformer.random(ln.TransformerConfig.from_dict(settings_of(family)), dtype=dtype)
+    rng = np.random.default_rng(seed)
+    for name, p in model.named_parameters():
+        x = rng.standard_normal(p.value.shape)
+        fan_in = 2 if name.endswith(("embed_tokens.weight", "wte.weight")) else x.shape[-1]  # tokens that matter
+        x = 0.2 * x + p.value if x.ndim == 1 else x / np.sqrt(fan_in)
+        p.value = x.astype(p.value.dtype)
+    return model

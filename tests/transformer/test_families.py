@@ -1,0 +1,205 @@
+"""Each family without PyTorch: exact gradients, every method over it, folders, batches, generation, and its costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import pytest
+from family_models import FAMILIES, SIZES, family_model, settings_of
+from on_device import assert_allclose, assert_array_equal, host
+
+import lora_np as ln
+from lora_np import Transformer, TransformerConfig, costs, gradcheck_model, ops
+
+families = pytest.mark.parametrize("family", FAMILIES)
+WINDOW = np.random.default_rng(3).integers(0, SIZES["vocab_size"], (3, 12))
+TOKENS, TARGETS = WINDOW[:, :-1], WINDOW[:, 1:]
+LORA = ln.LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)
+METHODS = {
+    "LoRA": LORA,
+    "DoRA": replace(LORA, use_dora=True, dora_norm="true"),
+    "prefix": ln.PrefixTuningConfig(num_virtual_tokens=5),
+    "VeRA": ln.VeraConfig(r=5, target_modules="all-linear"),
+    "Houlsby": ln.BottleneckConfig(bottleneck_size=3),
+}
+methods = pytest.mark.parametrize("method", METHODS)
+
+
+def on_device(family, dtype=np.float64):
+    return family_model(family, dtype).to("auto")
+
+
+@families
+def test_every_gradient_agrees_with_the_complex_step_to_1e_12(family):
+    gradcheck_model(on_device(family), TOKENS, TARGETS, tolerance=1e-12).raise_if_wrong()
+
+
+@families
+def test_any_single_trainable_parameter_gets_the_gradient_that_it_gets_among_all(family):
+    model = on_device(family)
+    model.backward(model.loss(TOKENS, TARGETS)[1])
+    among_all = {name: p.grad for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        model.freeze()
+        p.trainable = True
+        model.backward(model.loss(TOKENS, TARGETS)[1])
+        assert_array_equal(p.grad, among_all[name], err_msg=f"{name} alone")
+        assert [n for n, q in model.named_parameters() if q.grad is not None] == [name]
+
+
+@families
+@methods
+def test_the_gradients_of_every_method_are_exact_and_a_step_lowers_the_loss(family, method):
+    model = ln.get_peft_model(on_device(family), METHODS[method])
+    gradcheck_model(model, TOKENS, TARGETS, tolerance=1e-11).raise_if_wrong()
+    before, cache = model.loss(TOKENS, TARGETS)
+    model.zero_grad()
+    model.backward(cache)
+    ln.SGD(lr=1e-3).step(model.named_parameters(), t=1)
+    assert model.loss(TOKENS, TARGETS)[0] < before
+
+
+@families
+def test_qlora_trains_over_the_family_and_its_merge_has_the_same_logits(family):
+    base = ln.quantize_model(on_device(family, np.float32), block_size=16)
+    biases = {name for name, _ in on_device(family).named_parameters() if name.endswith("bias")}
+    assert biases <= {name for name, _ in base.named_parameters()}, "quantising a layer lost its bias"
+    model = ln.get_peft_model(base, LORA)
+    history = ln.train(model, [(TOKENS, TARGETS)], ln.AdamW(lr=1e-3), steps=2, progress=False)
+    losses = history.column("loss")
+    assert losses[1] < losses[0]
+    logits = model(TOKENS)
+    merged = ln.dequantize_model(model).merge_and_unload()
+    assert_allclose(merged(TOKENS), logits, rtol=1e-3, atol=1e-3)
+
+
+@families
+def test_a_merged_adapter_has_the_logits_of_the_unmerged(family):
+    model = ln.get_peft_model(on_device(family), LORA)
+    logits = model(TOKENS)
+    assert_allclose(model.merge_and_unload()(TOKENS), logits, rtol=1e-9, atol=1e-10)
+
+
+@families
+def test_a_folder_and_a_quantised_folder_come_back(family, tmp_path):
+    model = on_device(family, np.float32)
+    model.save_pretrained(tmp_path / "plain")
+    again = ln.load_model(tmp_path / "plain")
+    assert again.config == model.config
+    assert_array_equal(again(TOKENS), model(TOKENS))
+    ln.quantize_model(model, block_size=16).save_pretrained(tmp_path / "nf4")
+    again = ln.load_model(tmp_path / "nf4")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert_allclose(again(TOKENS), model(TOKENS), rtol=1e-4, atol=1e-5)
+
+
+@families
+def test_rows_with_different_adapters_have_the_logits_that_they_have_alone(family):
+    model = ln.get_peft_model(on_device(family), LORA, "a")
+    model.add_adapter("b", replace(LORA, r=2), seed=5)
+    names = ["a", "b", "__base__"]
+    mixed = model.forward(TOKENS, adapter_names=names)[0]
+    for row, name in enumerate(names):
+        alone = model.forward(TOKENS[row : row + 1], adapter_names=[name])[0]
+        assert_allclose(mixed[row], alone[0], rtol=1e-10, atol=1e-11)
+    prompts = [TOKENS[0], TOKENS[1, :4], TOKENS[2, :7]]
+    new = ln.generate(model, prompts, 8, adapter_names=names)
+    for row, name in enumerate(names):
+        assert new[row] == ln.generate(model, [prompts[row]], 8, adapter_names=[name])[0]
+
+
+@families
+def test_generation_with_a_cache_computes_what_the_whole_text_computes(family):
+    model = on_device(family)
+    past = ln.transformer.KeyValueCache(model.config)
+    parts = [model.forward(TOKENS[:, i:j], past_key_values=past)[0] for i, j in ((0, 6), (6, 7), (7, 11))]
+    assert_allclose(np.concatenate([host(x) for x in parts], axis=1), host(model(TOKENS)), rtol=1e-9, atol=1e-10)
+
+
+@families
+def test_a_prefix_before_a_padded_prompt_answers_as_before_the_prompt_alone(family):
+    model = ln.get_peft_model(on_device(family), METHODS["prefix"])
+    prompts = [TOKENS[0], TOKENS[1, :3]]
+    assert ln.generate(model, prompts, 8)[1] == ln.generate(model, prompts[1:], 8)[0]
+
+
+@families
+@methods
+@pytest.mark.parametrize("length", [11, 70])  # 70: two blocks of queries
+def test_every_product_of_a_live_step_is_counted(family, method, length, double, monkeypatch):
+    model = family_model(family, np.float32)
+    model.config = replace(model.config, max_position_embeddings=128)
+    model = ln.get_peft_model(model, METHODS[method]).to("cupy")
+    computed, multiply = [0], double.ndarray.__matmul__
+
+    def counted(x, y):
+        z = multiply(x, y)
+        computed[-1] += 2 * prod(z.shape) * x.shape[-1]
+        return z
+
+    monkeypatch.setattr(double.ndarray, "__matmul__", counted)
+    tokens, targets = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 2, length))
+    _, cache = model.loss(tokens, targets)
+    computed.append(0)
+    model.backward(cache)
+    expected = costs.flops(model, batch=2, seq=length, attention_block=ops.attention.BLOCK)
+    assert computed == [expected.products.forward, expected.products.dx + expected.products.dW]
+
+
+@families
+def test_parameters_are_counted_exactly(family):
+    model = ln.get_peft_model(family_model(family), LORA)
+    counted = costs.count(model)
+    assert counted.base == sum(x.size for x in family_model(family).state_dict().values())
+    assert counted.trainable == sum(p.value.size for _, p in model.named_parameters() if p.trainable)
+
+
+@families
+def test_a_configuration_survives_its_file(family):
+    config = TransformerConfig.from_dict(settings_of(family))
+    assert TransformerConfig.from_dict(config.to_dict()) == config
+    assert config.to_dict()["model_type"] == config.model_type
+
+
+REFUSED = {
+    "another family": ({"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected one of silu"),
+    "another rotary embedding": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+    "the same, as transformers 4 wrote it": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    "a scaling without its numbers": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        "low_freq_factor is None",
+    ),
+    "a factor of zero": ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0; expected a positive"),
+    "layers of an unknown type": (
+        {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["chunked_attention"] * 2},
+        "layer_types contains 'chunked_attention'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_there_is_refused_by_its_name(case):
+    changes, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig.from_dict(SIZES | changes)
+
+
+def test_a_config_without_key_value_heads_has_one_for_each_query_head():
+    for settings in (
+        {k: v for k, v in SIZES.items() if k != "num_key_value_heads"},
+        SIZES | {"num_key_value_heads": None},
+    ):
+        assert TransformerConfig.from_dict(settings).num_key_value_heads == SIZES["num_attention_heads"]
+
+
+def test_an_empty_model_has_the_shapes_of_a_random_one():
+    for family in FAMILIES:
+        config = TransformerConfig.from_dict(settings_of(family))
+        shapes = [
+            {n: x.shape for n, x in make(config).state_dict().items()}
+            for make in (Transformer.empty, Transformer.random)
+        ]
+        assert shapes[0] == shapes[1]
