@@ -29,6 +29,8 @@ LLAMA3 = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama 3.1": {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": LLAMA3},
+    "llama with linear scaling": {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "qwen2": {"model_type": "qwen2", "rope_theta": 500.0},
     "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True, "num_key_value_heads": 3},
     "qwen2 with a window": {

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from family_models import FAMILIES, SIZES, family_model, settings_of
+from family_models import FAMILIES, LLAMA3, SIZES, family_model, settings_of
 from on_device import assert_allclose, assert_array_equal, host
 
 import lora_np as ln
@@ -203,3 +203,16 @@ def test_an_empty_model_has_the_shapes_of_a_random_one():
             for make in (Transformer.empty, Transformer.random)
         ]
         assert shapes[0] == shapes[1]
+
+
+def test_llama_3_scales_low_frequencies_only():
+    """Pairs that turn more than `high_freq_factor` times in the old context are unchanged; slow pairs are divided by the factor."""
+    old = ops.rotary_tables(np.arange(2), 16, 500.0, np.float64)
+    new = ops.rotary_tables(np.arange(2), 16, 500.0, np.float64, LLAMA3)
+    f, scaled = (np.arctan2(sin[1], cos[1])[:8] for cos, sin in (old, new))
+    turns = f * LLAMA3["original_max_position_embeddings"] / (2 * np.pi)
+    assert_allclose(scaled[turns < 1], f[turns < 1] / 8)
+    between = (turns >= 1) & (turns <= 4)
+    assert between.any() and (f[between] / 8 < scaled[between]).all() and (scaled[between] < f[between]).all()
+    fast = {**LLAMA3, "original_max_position_embeddings": 10**9}
+    assert_array_equal(ops.rotary_tables(np.arange(2), 16, 500.0, np.float64, fast)[1], old[1])
