@@ -195,17 +195,14 @@ def attention_forward(
 
 
 def _outside_window(xp: Any, window: int, start: int, keys: slice, rows: int, mask: Array | None) -> Array:
-    """Return MASKED where a key is outside the window of a query, else 0. The shape is (rows, keys), or (b, 1, 1, rows, keys).
+    """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, 1, rows, keys).
 
     `start` is the position of the first query among all keys. With a mask, the positions count only the tokens that are
     not padding.
     """
-    if mask is None:
-        position, query = xp.arange(keys.start, keys.stop), xp.arange(start, start + rows)
-        return xp.where(query[:, None] - position >= window, MASKED, 0)
-    count = mask.cumsum(axis=1)
-    position, query = count[:, keys], count[:, start : start + rows]
-    return xp.where(query[:, :, None] - position[:, None, :] >= window, MASKED, 0)[:, None, None]
+    position = xp.arange(keys.stop)[None] if mask is None else mask.cumsum(axis=1)
+    distance = position[:, start : start + rows, None] - position[:, None, keys]
+    return xp.where(distance >= window, MASKED, 0)[:, None, None]
 
 
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:

@@ -33,5 +33,6 @@ QWEN = {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 409
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windowed=True, defaults=QWEN),
 }

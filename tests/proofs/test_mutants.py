@@ -437,6 +437,26 @@ MUTANTS = {
         test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
         {},
     ),
+    "a window of one token more": Mutant(
+        ops.attention._outside_window,
+        "distance >= window",
+        "distance > window",
+        test_ops.test_a_window_shows_the_last_tokens_only_and_counts_no_padding,
+        {},
+    ),
+    "a window that counts padding": Mutant(
+        ops.attention._outside_window,
+        "if mask is None else",
+        "if True else",
+        test_ops.test_a_window_shows_the_last_tokens_only_and_counts_no_padding,
+        {},
+    ),
+    "a soft cap without its slope": op(
+        ops.attention_backward,
+        "dz *= 1 - tanh * tanh",
+        "pass",
+        "attention with a window, a mask, a soft cap and a scale",
+    ),
     "silu's slope as σ": op(ops.silu_backward, "dy * _silu_slope(x, s)", "dy * s", "silu"),
     "gate and up exchanged": op(ops.swiglu_backward, "return dgate, dup", "return dup, dgate", "swiglu"),
     "the mean over tokens forgotten": op(

@@ -36,6 +36,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2 with a window": {
         **{"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     },
+    "mistral": {"model_type": "mistral", "sliding_window": 4, "head_dim": 6},
+    "mistral without a window": {"model_type": "mistral", "sliding_window": None},
 }
 
 
