@@ -35,4 +35,5 @@ FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
     "mistral": Family("MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windowed=True, defaults=QWEN),
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, windowed=True, defaults=QWEN | {"head_dim": 128}),
 }

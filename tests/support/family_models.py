@@ -38,6 +38,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mistral": {"model_type": "mistral", "sliding_window": 4, "head_dim": 6},
     "mistral without a window": {"model_type": "mistral", "sliding_window": None},
+    "qwen3": {"model_type": "qwen3", "head_dim": 10, "tie_word_embeddings": True},
+    "qwen3 with biases": {"model_type": "qwen3", "head_dim": 10, "attention_bias": True},
 }
 
 
