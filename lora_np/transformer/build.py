@@ -9,6 +9,7 @@ from ..nn import Embedding, Linear, RMSNorm
 from ..nn.norms import IDENTITY
 from .config import SLIDING, TransformerConfig
 from .decoder import MLP, Attention, Block, Decoder
+from .fused import FusedAttention, FusedMLP
 
 
 class Builder:
@@ -40,6 +41,9 @@ class Builder:
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         bias = config.attention_bias or family.qkv_bias
         scores = {"window": config.sliding_window} if kind == SLIDING else {}
+        if family.fused:
+            qkv_proj, o_proj = self.linear(q + 2 * kv, d, bias), self.linear(d, q, bias, writes=True)
+            return FusedAttention(qkv_proj, o_proj, config.head_dim, scores)
         q_proj, k_proj, v_proj = (self.linear(out, d, bias) for out in (q, kv, kv))
         o_proj = self.linear(d, q, config.attention_bias, writes=True)
         q_norm, k_norm = (self.norm(config.head_dim) if family.qk_norm else IDENTITY for _ in "qk")
@@ -48,6 +52,8 @@ class Builder:
     def mlp(self) -> MLP:
         """Return the MLP of one layer."""
         d, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
+        if self.family.fused:
+            return FusedMLP(self.linear(2 * f, d, bias), self.linear(d, f, bias, writes=True))
         return MLP(self.linear(f, d, bias), self.linear(f, d, bias), self.linear(d, f, bias, writes=True))
 
     def block(self, kind: str) -> Block:

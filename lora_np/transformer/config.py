@@ -222,6 +222,7 @@ class TransformerConfig:
         for name in {*optional, "model_type", "hidden_act"} - set(windows):
             del values[name]
         settings: dict[str, Any] = {"model_type": self.model_type, "architectures": [family.architecture]}
+        settings |= family.written
         settings |= {family.keys.get("hidden_act", "hidden_act"): self.hidden_act}
         settings |= {
             family.keys.get(name, name): value for name, value in values.items() if family.keys.get(name) != ""

@@ -26,14 +26,18 @@ class Family:
     full_every: int = 0  # in models with a window: layers n, 2n, … see all tokens; 0: no layer does
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that a config.json may leave out
     keys: Mapping[str, str] = field(default_factory=dict)  # fields with another key in config.json
+    written: Mapping[str, Any] = field(default_factory=dict)  # further entries of a config.json that we write
     unsupported: tuple[str, ...] = ()  # keys that must be absent, null or false
 
 
 QWEN = {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+# transformers gives these families a padding token, whose embedding it does not train; its id can exceed the vocabulary.
+NO_PADDING = {"pad_token_id": None}
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
     "mistral": Family("MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windowed=True, defaults=QWEN),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, windowed=True, defaults=QWEN | {"head_dim": 128}),
+    "phi3": Family("Phi3ForCausalLM", fused=True, windowed=True, defaults={"rms_norm_eps": 1e-5}, written=NO_PADDING),
 }

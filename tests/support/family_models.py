@@ -40,6 +40,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral without a window": {"model_type": "mistral", "sliding_window": None},
     "qwen3": {"model_type": "qwen3", "head_dim": 10, "tie_word_embeddings": True},
     "qwen3 with biases": {"model_type": "qwen3", "head_dim": 10, "attention_bias": True},
+    "phi3": {"model_type": "phi3", "num_attention_heads": 3, "num_key_value_heads": 1, "partial_rotary_factor": 0.5},
+    "phi3 with a window": {"model_type": "phi3", "sliding_window": 4},
 }
 
 

@@ -168,6 +168,10 @@ REFUSED = {
     "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected one of silu"),
     "another rotary embedding": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
     "the same, as transformers 4 wrote it": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    "Phi-3's long contexts": (
+        {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+        "rope_type is 'longrope'; expected 'default', 'linear' or 'llama3'",
+    ),
     "a scaling without its numbers": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         "low_freq_factor is None",
