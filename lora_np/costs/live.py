@@ -125,7 +125,7 @@ class LiveModel:
             decoder.embed_tokens.weight.trainable,
             tuple(sublayers(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
             decoder.norm.weight.trainable,
-            layer(OUTPUT_HEAD, transformer.output_head),
+            layer(OUTPUT_HEAD, transformer.linear_head),
             prefix,
         )
 

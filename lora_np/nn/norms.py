@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from .. import ops
 from ..backend import Array
+from ..ops.norm import RMSNormCache
+from .layers import RMSNorm
 
 
 class Identity:
@@ -20,3 +23,14 @@ class Identity:
 
 
 IDENTITY = Identity()
+
+
+class GemmaRMSNorm(RMSNorm):
+    """RMSNorm with the factor 1 + w, so that w = 0 changes nothing: y = (1 + w) ∘ x / rms(x).
+
+    The derivative of 1 + w with respect to w is 1, so the backward pass is that of RMSNorm.
+    """
+
+    def forward(self, x: Array) -> tuple[Array, RMSNormCache]:
+        """Compute y (…, d) from x (…, d)."""
+        return ops.rms_norm_forward(x, 1 + self.weight.value, self.eps)

@@ -12,10 +12,12 @@ at the same time. Shapes in the comments:
 
 The functions run in float32 (for training), float64 (for gradient checks) and complex128 (for the complex step, see
 gradient_check.py), on NumPy and on CuPy. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding,
-norm, rotary, attention, activation, loss.
+norm, layer_norm, rotary, attention, activation, softcap, loss.
 """
 
 from .activation import (
+    geglu_backward,
+    geglu_forward,
     gelu_backward,
     gelu_forward,
     sigmoid,
@@ -34,6 +36,7 @@ from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
 from .norm import rms_norm_backward, rms_norm_forward
 from .rotary import rotary_backward, rotary_forward, rotary_tables
+from .softcap import softcap_backward, softcap_forward
 from .vera import vera_backward, vera_forward
 
 __all__ = [
@@ -48,6 +51,8 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "geglu_backward",
+    "geglu_forward",
     "gelu_backward",
     "gelu_forward",
     "grouped_lora_backward",
@@ -68,6 +73,8 @@ __all__ = [
     "sigmoid",
     "silu_backward",
     "silu_forward",
+    "softcap_backward",
+    "softcap_forward",
     "softmax_backward",
     "softmax_forward",
     "swiglu_backward",

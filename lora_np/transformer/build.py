@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .. import ops
 from ..backend import Array
 from ..nn import Embedding, Linear, RMSNorm
-from ..nn.norms import IDENTITY
+from ..nn.norms import IDENTITY, GemmaRMSNorm
 from .config import SLIDING, TransformerConfig
-from .decoder import MLP, Attention, Block, Decoder
+from .decoder import MLP, SWIGLU, Activation, Attention, Block, Decoder
 from .fused import FusedAttention, FusedMLP
+from .gemma import GemmaBlock, ScaledEmbedding
+
+GEGLU = Activation(ops.geglu_forward, ops.geglu_backward)
 
 
 class Builder:
@@ -33,6 +37,8 @@ class Builder:
 
     def norm(self, width: int) -> RMSNorm:
         """Return a norm over `width` features."""
+        if self.family.gemma:
+            return GemmaRMSNorm(self.vector(width, 0), self.config.rms_norm_eps)
         return RMSNorm(self.vector(width, 1), self.config.rms_norm_eps)
 
     def attention(self, kind: str) -> Attention:
@@ -40,7 +46,11 @@ class Builder:
         config, family, d = self.config, self.family, self.config.hidden_size
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         bias = config.attention_bias or family.qkv_bias
-        scores = {"window": config.sliding_window} if kind == SLIDING else {}
+        scores: dict[str, float | None] = {"window": config.sliding_window} if kind == SLIDING else {}
+        if config.attn_logit_softcapping is not None:
+            scores["softcap"] = config.attn_logit_softcapping
+        if config.query_pre_attn_scalar is not None:
+            scores["scale"] = config.query_pre_attn_scalar**-0.5
         if family.fused:
             qkv_proj, o_proj = self.linear(q + 2 * kv, d, bias), self.linear(d, q, bias, writes=True)
             return FusedAttention(qkv_proj, o_proj, config.head_dim, scores)
@@ -52,19 +62,24 @@ class Builder:
     def mlp(self) -> MLP:
         """Return the MLP of one layer."""
         d, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
+        gated = SWIGLU if self.config.hidden_act == "silu" else GEGLU
         if self.family.fused:
-            return FusedMLP(self.linear(2 * f, d, bias), self.linear(d, f, bias, writes=True))
-        return MLP(self.linear(f, d, bias), self.linear(f, d, bias), self.linear(d, f, bias, writes=True))
+            return FusedMLP(self.linear(2 * f, d, bias), self.linear(d, f, bias, writes=True), gated)
+        return MLP(self.linear(f, d, bias), self.linear(f, d, bias), self.linear(d, f, bias, writes=True), gated)
 
     def block(self, kind: str) -> Block:
         """Return one block."""
         d = self.config.hidden_size
+        if self.family.gemma:
+            return GemmaBlock(self.norm(d), self.attention(kind), self.norm(d), self.norm(d), self.mlp(), self.norm(d))
         return Block(self.norm(d), self.attention(kind), self.norm(d), self.mlp())
 
     def decoder(self) -> Decoder:
         """Return the embedding, the blocks and the last norm."""
         config = self.config
-        embedding = Embedding(self.matrix(config.vocab_size, config.hidden_size, False))
+        embedding = (ScaledEmbedding if self.family.gemma else Embedding)(
+            self.matrix(config.vocab_size, config.hidden_size, False)
+        )
         return Decoder(embedding, [self.block(kind) for kind in config.kinds], self.norm(config.hidden_size))
 
     def head(self) -> Linear | None:

@@ -217,18 +217,16 @@ class TransformerConfig:
             `model_type`, `architectures`, and the fields that this family has.
         """
         family, values = self.family, asdict(self)
-        optional = [f.name for f in fields(self) if f.name in OPTIONAL and values[f.name] == f.default]
-        windows = ["sliding_window"] if family.windowed else []  # null: no window; without the key, a default applies
-        for name in {*optional, "model_type", "hidden_act"} - set(windows):
-            del values[name]
+        for f in fields(self):
+            if f.name in OPTIONAL - family.defaults.keys() and values[f.name] == f.default:
+                del values[f.name]
+        del values["model_type"], values["hidden_act"]
         settings: dict[str, Any] = {"model_type": self.model_type, "architectures": [family.architecture]}
         settings |= family.written
         settings |= {family.keys.get("hidden_act", "hidden_act"): self.hidden_act}
         settings |= {
             family.keys.get(name, name): value for name, value in values.items() if family.keys.get(name) != ""
         }
-        if "layer_types" in values:
-            settings["layer_types"] = list(self.layer_types)
         if "use_sliding_window" in family.defaults and self.sliding_window is not None:
             settings |= {"use_sliding_window": True, "layer_types": list(self.kinds)}
         return settings
@@ -276,7 +274,7 @@ class TransformerConfig:
             raise ValueError(f"config.json does not describe a {model_type} model: {error}") from None
 
 
-OPTIONAL = (  # to_dict leaves these fields out if they have their default values
+OPTIONAL = {  # to_dict leaves these fields out if they have their default values, and if their family has no other default
     "attention_bias",
     "mlp_bias",
     "rope_scaling",
@@ -287,7 +285,7 @@ OPTIONAL = (  # to_dict leaves these fields out if they have their default value
     "query_pre_attn_scalar",
     "attn_logit_softcapping",
     "final_logit_softcapping",
-)
+}
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

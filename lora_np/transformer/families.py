@@ -31,13 +31,49 @@ class Family:
 
 
 QWEN = {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+GEMMA = {
+    **{"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+    **{"query_pre_attn_scalar": 256, "sliding_window": 4096},
+}
 # transformers gives these families a padding token, whose embedding it does not train; its id can exceed the vocabulary.
 NO_PADDING = {"pad_token_id": None}
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
-    "mistral": Family("MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}),
+    "mistral": Family(
+        "MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}, unsupported=("layer_types",)
+    ),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windowed=True, defaults=QWEN),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, windowed=True, defaults=QWEN | {"head_dim": 128}),
-    "phi3": Family("Phi3ForCausalLM", fused=True, windowed=True, defaults={"rms_norm_eps": 1e-5}, written=NO_PADDING),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        fused=True,
+        windowed=True,
+        defaults={"rms_norm_eps": 1e-5},
+        written=NO_PADDING,
+        unsupported=("layer_types",),
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        gemma=True,
+        hidden_act="gelu_pytorch_tanh",
+        windowed=True,
+        full_every=2,
+        defaults=GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        keys={"hidden_act": "hidden_activation"},
+        written=NO_PADDING,
+        unsupported=("use_bidirectional_attention",),
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        gemma=True,
+        qk_norm=True,
+        hidden_act="gelu_pytorch_tanh",
+        windowed=True,
+        full_every=6,
+        defaults=GEMMA | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        keys={"hidden_act": "hidden_activation"},
+        written=NO_PADDING,
+        unsupported=("use_bidirectional_attention",),
+    ),
 }

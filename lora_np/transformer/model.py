@@ -24,6 +24,7 @@ from .build import Builder
 from .cache import KeyValueCache
 from .config import TransformerConfig
 from .decoder import Decoder, DecoderCache
+from .gemma import SoftcappedHead
 
 LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
 # loss, head, indices of the counted positions among b·t (None: all), the shape (b, t, d), decoder
@@ -361,8 +362,14 @@ class Transformer(Module):
         return move(ids, like=self.model.norm.weight.value)
 
     @property
-    def output_head(self) -> Linear:
-        """The output head. A tied head and the embedding share one parameter, so both add to its gradient."""
+    def output_head(self) -> Linear | SoftcappedHead:
+        """The output head, with the soft cap of the logits if the model has one."""
+        cap = self.config.final_logit_softcapping
+        return self.linear_head if cap is None else SoftcappedHead(self.linear_head, cap)
+
+    @property
+    def linear_head(self) -> Linear:
+        """The linear layer of the output head. A tied head and the embedding share one parameter, so both add to its gradient."""
         if hasattr(self, "lm_head"):
             return self.lm_head
         head = Linear.__new__(Linear)

@@ -457,6 +457,13 @@ MUTANTS = {
         "pass",
         "attention with a window, a mask, a soft cap and a scale",
     ),
+    "geglu's gate and up exchanged": op(
+        ops.geglu_backward,
+        "gelu_backward(dy * up, gelu_cache), dy * y",
+        "dy * y, gelu_backward(dy * up, gelu_cache)",
+        "geglu",
+    ),
+    "the cap's slope squared away": op(ops.softcap_backward, "(1 - t * t)", "(1 - t)", "softcap"),
     "silu's slope as σ": op(ops.silu_backward, "dy * _silu_slope(x, s)", "dy * s", "silu"),
     "gate and up exchanged": op(ops.swiglu_backward, "return dgate, dup", "return dup, dgate", "swiglu"),
     "the mean over tokens forgotten": op(

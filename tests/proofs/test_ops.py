@@ -116,6 +116,13 @@ CASES = {
     "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
     "gelu": (ops.gelu_forward, ops.gelu_backward, {"x": normal(3, 5)}),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
+    "geglu": (ops.geglu_forward, ops.geglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
+    "softcap": (lambda x: ops.softcap_forward(x, 1.5), ops.softcap_backward, {"x": normal(3, 5)}),
+    "partial rotary": (
+        lambda x: ops.rotary_forward(x, *(table.astype(x.real.dtype) for table in TABLES)),
+        ops.rotary_backward,
+        {"x": normal(2, 3, 5, 10)},  # 6 of 10 features are rotated
+    ),
     "cross_entropy": (
         lambda logits: ops.cross_entropy_forward(logits, TARGETS),
         ops.cross_entropy_backward,

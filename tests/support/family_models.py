@@ -42,6 +42,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3 with biases": {"model_type": "qwen3", "head_dim": 10, "attention_bias": True},
     "phi3": {"model_type": "phi3", "num_attention_heads": 3, "num_key_value_heads": 1, "partial_rotary_factor": 0.5},
     "phi3 with a window": {"model_type": "phi3", "sliding_window": 4},
+    "gemma2": {
+        **{"model_type": "gemma2", "head_dim": 6, "sliding_window": 4, "tie_word_embeddings": True},
+        **{"query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    },
+    "gemma2, untied": {
+        **{"model_type": "gemma2", "head_dim": 4, "sliding_window": 4, "query_pre_attn_scalar": 4},
+        **{"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    },
+    "gemma3_text": {
+        **{"model_type": "gemma3_text", "head_dim": 6, "sliding_window": 4, "tie_word_embeddings": True},
+        **{"query_pre_attn_scalar": 9, "rope_theta": 500.0, "rope_local_base_freq": 100.0},
+        **{
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    },
 }
 
 

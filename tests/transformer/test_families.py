@@ -168,6 +168,11 @@ REFUSED = {
     "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected one of silu"),
     "another rotary embedding": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
     "the same, as transformers 4 wrote it": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    "attention to later tokens": (
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        "use_bidirectional_attention is True; gemma3_text models with this feature are not supported",
+    ),
+    "the vision tower of Gemma 3": ({"model_type": "gemma3"}, "model_type is 'gemma3'; expected one of"),
     "Phi-3's long contexts": (
         {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
         "rope_type is 'longrope'; expected 'default', 'linear' or 'llama3'",
@@ -197,6 +202,26 @@ def test_a_config_without_key_value_heads_has_one_for_each_query_head():
         SIZES | {"num_key_value_heads": None},
     ):
         assert TransformerConfig.from_dict(settings).num_key_value_heads == SIZES["num_attention_heads"]
+
+
+WINDOWS = {
+    "mistral": ({"sliding_window": None}, "FFFFFFF"),
+    "mistral, an old file": ({"model_type": "mistral"}, "SSSSSSS"),
+    "qwen2": ({"use_sliding_window": False, "sliding_window": 8}, "FFFFFFF"),
+    "qwen2, upper layers": ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 5}, "FFFFFSS"),
+    "gemma2": ({}, "SFSFSFS"),
+    "gemma3_text": ({"sliding_window": 512}, "SSSSSFS"),
+    "gemma3_text, explicit": ({"model_type": "gemma3_text", "layer_types": ["full_attention"] * 7}, "FFFFFFF"),
+    "llama": ({"sliding_window": 8}, "FFFFFFF"),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_the_layers_with_a_window_are_those_of_transformers(case):
+    changes, expected = WINDOWS[case]
+    config = TransformerConfig.from_dict(SIZES | {"model_type": case, "num_hidden_layers": 7} | changes)
+    assert "".join(kind[0].upper() for kind in config.kinds) == expected
+    assert TransformerConfig.from_dict(config.to_dict()).kinds == config.kinds
 
 
 def test_an_empty_model_has_the_shapes_of_a_random_one():
