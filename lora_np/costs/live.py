@@ -15,7 +15,7 @@ from ..peft.placement import adapted_layers
 from ..peft.registry import method_of
 from ..quantization import Quantized4bit
 from ..transformer import Transformer
-from ..transformer.decoder import MLP, Attention, Block
+from ..transformer.decoder import Attention, Block
 from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
@@ -103,17 +103,21 @@ class LiveModel:
             out, in_ = module.out_features, module.in_features
             return Layer(name, out, in_, trained, adapters.get(name), module.trainable, quantized)
 
-        def sublayer(path: str, norm: RMSNorm, module: Attention | MLP) -> Sublayer:
+        names = {id(module): name for name, module in transformer.named_modules()}
+
+        def sublayer(norm: Any, module: Any, output_norm: Any) -> Sublayer:
+            path, is_attention = names[id(module)], isinstance(module, Attention)
             layers = [(name, child) for name, child in module.children() if not isinstance(child, RMSNorm)]
             *reads, writes = (layer(f"{path}.{name}", child) for name, child in layers)
-            is_attention = isinstance(module, Attention)
-            window = module.scores.get("window") if isinstance(module, Attention) else None
             uses_prefix = is_attention and prefix_trained
-            return Sublayer(norm.weight.trainable, tuple(reads), writes, is_attention, uses_prefix, window)
+            head_norms = is_attention and (module.q_norm.trainable or module.k_norm.trainable)
+            window = module.scores.get("window") if is_attention else None
+            norms = norm.trainable, head_norms, output_norm.trainable
+            return Sublayer(norms[0], tuple(reads), writes, is_attention, uses_prefix, window, *norms[1:])
 
-        def sublayers(path: str, block: Block) -> tuple[Sublayer, Sublayer]:
-            first = sublayer(f"{path}.self_attn", block.input_layernorm, block.self_attn)
-            return first, sublayer(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
+        def sublayers(block: Block) -> tuple[Sublayer, Sublayer]:
+            attention, mlp = block.sublayers
+            return sublayer(*attention), sublayer(*mlp)
 
         return ModelStructure(
             type(self.model).__name__,
@@ -122,9 +126,9 @@ class LiveModel:
             config.num_key_value_heads,
             config.head_dim,
             config.vocab_size,
-            decoder.embed_tokens.weight.trainable,
-            tuple(sublayers(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
-            decoder.norm.weight.trainable,
+            decoder.embedding_trainable,
+            tuple(map(sublayers, decoder.layers)),
+            decoder.norm.trainable,
             layer(OUTPUT_HEAD, transformer.linear_head),
             prefix,
         )

@@ -84,6 +84,8 @@ class Sublayer:
         True if this attention uses trained keys and values of a prefix.
     window : int or None
         Number of tokens in the sliding window of this attention; None without a window.
+    head_norms_trained, output_norm_trained : bool
+        True if the norms of q and k, or the norm of the sublayer's output, are trained.
 
     Examples
     --------
@@ -99,6 +101,8 @@ class Sublayer:
     is_attention: bool
     prefix_trained: bool = False
     window: int | None = None
+    head_norms_trained: bool = False
+    output_norm_trained: bool = False
 
     @property
     def input_layers_trainable(self) -> bool:
@@ -107,13 +111,14 @@ class Sublayer:
 
     @property
     def inner_trainable(self) -> bool:
-        """True if the output layer must compute dx, because an input layer or the prefix is trained."""
-        return self.input_layers_trainable or self.prefix_trained
+        """True if the output layer must compute dx, because an input layer, a norm of q or k, or the prefix is trained."""
+        return self.input_layers_trainable or self.head_norms_trained or self.prefix_trained
 
     @property
     def trainable(self) -> bool:
         """True if any part of the sublayer is trained."""
-        return self.norm_trained or self.inner_trainable or self.output_layer.trainable
+        inner = self.inner_trainable or self.output_layer.trainable
+        return self.norm_trained or inner or self.output_norm_trained
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from .dora import dora_backward, dora_forward, row_norm_backward, row_norm_forwa
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .grouped_lora import grouped_lora_backward, grouped_lora_forward
+from .layer_norm import layer_norm_backward, layer_norm_forward
 from .linear import linear_backward, linear_forward
 from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
@@ -57,6 +58,8 @@ __all__ = [
     "gelu_forward",
     "grouped_lora_backward",
     "grouped_lora_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear_backward",
     "linear_forward",
     "lora_backward",

@@ -38,6 +38,7 @@ IGNORED_SETTINGS = {
     "peft_type",
     "revision",
     "auto_mapping",
+    "fan_in_fan_out",  # PEFT sets it from the class of the layer: True for Conv1D, False for Linear
 }  # keys that do not affect the output
 NEUTRAL_VALUES = {
     "bias": "none",

@@ -297,7 +297,11 @@ class LayerMethod(Method):
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
         """Return the content of adapter_config.json, with `target_modules` that select the same layers in PEFT."""
         found = super().settings(config, model)
-        named = {key: portable_targets(found[key], model) for key in self.layer_name_fields if key in found}
+        named: dict[str, Any] = {
+            key: portable_targets(found[key], model) for key in self.layer_name_fields if key in found
+        }
+        if "fan_in_fan_out" in found:  # True for GPT-2's Conv1D, which stores weights as (in, out)
+            named["fan_in_fan_out"] = model.config.family.gpt2
         return found | named
 
     def config(self, settings: Mapping[str, Any]) -> Any:

@@ -29,11 +29,11 @@ from ..nn import Linear, replace_module
 from ..ops.checks import check_shape
 from ..quantization import Quantized4bit, QuantizedLinear
 from ..transformer import Transformer, TransformerConfig
-from . import bitsandbytes, llama_gguf
+from . import bitsandbytes, gpt2_files, llama_gguf
 from .download import MODELS, fetched
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the models in the package: "tiny"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 
 
 def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
@@ -89,6 +89,8 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
                 raise ValueError(
                     "config.json contains a quantization_config, but no weight is quantised: remove quantization_config"
                 )
+            if config.family.gpt2 and not path.is_file():
+                stored = gpt2_files.from_file(stored)
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -134,7 +136,10 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
             raise TypeError(
                 "this Transformer has an adapter: call merge_and_unload() first, or save the Transformer before get_peft_model"
             )
-        arrays |= bitsandbytes.to_arrays(name, x) if isinstance(x, Quantized4bit) else {name: to_host(x)}
+        if isinstance(x, Quantized4bit):
+            arrays |= bitsandbytes.to_arrays(name, x)
+        else:
+            arrays |= gpt2_files.to_file({name: to_host(x)}) if model.config.family.gpt2 else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     settings = model.config.to_dict()
     if quantization := bitsandbytes.quantization_config(model):
@@ -232,10 +237,11 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
     """Leave out two kinds of arrays: a second copy of the tied embedding, and the rotary frequencies, which the model
     computes itself."""
     shapes = {name: s for name, s in stored.shapes.items() if not name.endswith(".rotary_emb.inv_freq")}
-    if config.tie_word_embeddings and HEAD in shapes and EMBEDDING in shapes:
-        if not np.array_equal(stored[HEAD], stored[EMBEDDING]):
+    embedding = f"{config.family.embedding}.weight"
+    if config.tie_word_embeddings and HEAD in shapes and embedding in shapes:
+        if not np.array_equal(stored[HEAD], stored[embedding]):
             raise ValueError(
-                f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: set it to false in config.json"
+                f"tie_word_embeddings is true, but {HEAD} differs from {embedding}: set it to false in config.json"
             )
         del shapes[HEAD]
     return StoredArrays(shapes, stored.read, stored.metadata)
@@ -248,8 +254,9 @@ def _fill(
 
     The names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
     """
-    if EMBEDDING in stored.shapes:
-        _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size)
+    embedding = f"{config.family.embedding}.weight"
+    if embedding in stored.shapes:
+        _check(embedding, stored.shapes, config.vocab_size, config.hidden_size)
     arrays = len(stored) + len(quantized)
     if config.num_hidden_layers > arrays:
         raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")

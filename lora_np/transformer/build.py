@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .. import ops
 from ..backend import Array
 from ..nn import Embedding, Linear, RMSNorm
-from ..nn.norms import IDENTITY, GemmaRMSNorm
+from ..nn.norms import IDENTITY, GemmaRMSNorm, LayerNorm
 from .config import SLIDING, TransformerConfig
 from .decoder import MLP, SWIGLU, Activation, Attention, Block, Decoder
 from .fused import FusedAttention, FusedMLP
 from .gemma import GemmaBlock, ScaledEmbedding
+from .gpt2 import GPT2MLP, GPT2Attention, GPT2Block, GPT2Decoder
 
 GEGLU = Activation(ops.geglu_forward, ops.geglu_backward)
 
@@ -35,8 +37,10 @@ class Builder:
         """Return a linear layer, with a bias of zeros if `bias` is True."""
         return Linear(self.matrix(out, in_, writes), self.vector(out, 0) if bias else None)
 
-    def norm(self, width: int) -> RMSNorm:
+    def norm(self, width: int) -> Any:
         """Return a norm over `width` features."""
+        if self.family.gpt2:
+            return LayerNorm(self.vector(width, 1), self.vector(width, 0), self.config.rms_norm_eps)
         if self.family.gemma:
             return GemmaRMSNorm(self.vector(width, 0), self.config.rms_norm_eps)
         return RMSNorm(self.vector(width, 1), self.config.rms_norm_eps)
@@ -51,6 +55,8 @@ class Builder:
             scores["softcap"] = config.attn_logit_softcapping
         if config.query_pre_attn_scalar is not None:
             scores["scale"] = config.query_pre_attn_scalar**-0.5
+        if family.gpt2:
+            return GPT2Attention(self.linear(3 * d, d, True), self.linear(d, d, True, writes=True), config.head_dim)
         if family.fused:
             qkv_proj, o_proj = self.linear(q + 2 * kv, d, bias), self.linear(d, q, bias, writes=True)
             return FusedAttention(qkv_proj, o_proj, config.head_dim, scores)
@@ -59,9 +65,11 @@ class Builder:
         q_norm, k_norm = (self.norm(config.head_dim) if family.qk_norm else IDENTITY for _ in "qk")
         return Attention(q_proj, k_proj, v_proj, o_proj, config.head_dim, q_norm, k_norm, scores)
 
-    def mlp(self) -> MLP:
+    def mlp(self) -> Any:
         """Return the MLP of one layer."""
         d, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
+        if self.family.gpt2:
+            return GPT2MLP(self.linear(f, d, True), self.linear(d, f, True, writes=True))
         gated = SWIGLU if self.config.hidden_act == "silu" else GEGLU
         if self.family.fused:
             return FusedMLP(self.linear(2 * f, d, bias), self.linear(d, f, bias, writes=True), gated)
@@ -72,15 +80,23 @@ class Builder:
         d = self.config.hidden_size
         if self.family.gemma:
             return GemmaBlock(self.norm(d), self.attention(kind), self.norm(d), self.norm(d), self.mlp(), self.norm(d))
-        return Block(self.norm(d), self.attention(kind), self.norm(d), self.mlp())
+        kind_of_block = GPT2Block if self.family.gpt2 else Block
+        return kind_of_block(self.norm(d), self.attention(kind), self.norm(d), self.mlp())
 
     def decoder(self) -> Decoder:
         """Return the embedding, the blocks and the last norm."""
         config = self.config
+        blocks = [self.block(kind) for kind in config.kinds]
+        if self.family.gpt2:
+            wte, wpe = (
+                Embedding(self.matrix(n, config.hidden_size, False))
+                for n in (config.vocab_size, config.max_position_embeddings)
+            )
+            return GPT2Decoder(wte, wpe, blocks, self.norm(config.hidden_size))
         embedding = (ScaledEmbedding if self.family.gemma else Embedding)(
             self.matrix(config.vocab_size, config.hidden_size, False)
         )
-        return Decoder(embedding, [self.block(kind) for kind in config.kinds], self.norm(config.hidden_size))
+        return Decoder(embedding, blocks, self.norm(config.hidden_size))
 
     def head(self) -> Linear | None:
         """Return the output head, or None if the embedding is also the head."""

@@ -128,7 +128,7 @@ class TransformerConfig:
                     "or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.head_dim % 2 and self.partial_rotary_factor:
+        if self.head_dim % 2 and not self.family.gpt2:
             raise ValueError(
                 f"head_dim = {self.head_dim}; head_dim must be even, because rotary embedding rotates pairs of features"
             )
@@ -143,6 +143,11 @@ class TransformerConfig:
                 f"partial_rotary_factor = {self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} features; "
                 "expected an even number"
             )
+        if self.family.gpt2 and (self.head_dim * self.num_key_value_heads, self.num_attention_heads) != (
+            self.hidden_size,
+            self.num_key_value_heads,
+        ):
+            raise ValueError("in gpt2, num_key_value_heads = num_attention_heads and head_dim = hidden_size / heads")
         self._check_rope_scaling()
         self._check_layer_types()
 
@@ -187,7 +192,7 @@ class TransformerConfig:
     @property
     def rotary_dim(self) -> int:
         """The number of features of a head that are rotated."""
-        return int(self.head_dim * self.partial_rotary_factor)
+        return 0 if self.family.gpt2 else int(self.head_dim * self.partial_rotary_factor)
 
     def rope(self, kind: str) -> tuple[float, Mapping[str, Any] | None]:
         """Return θ and the scaling of the rotary frequencies in the layers of one kind.
@@ -254,8 +259,8 @@ class TransformerConfig:
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
         family = FAMILIES[model_type]
-        for key in family.unsupported:
-            if config.get(key):
+        for key, value in family.fixed.items():
+            if config.get(key) not in (None, value):
                 raise ValueError(f"{key} is {config[key]!r}; {model_type} models with this feature are not supported")
         settings = {**family.defaults, **config, **_rope(config)}
         settings |= {name: settings.get(key) for name, key in family.keys.items()}
@@ -268,6 +273,8 @@ class TransformerConfig:
             known["layer_types"] = tuple(known["layer_types"])
         if isinstance(heads := known.get("num_attention_heads"), int):
             known.setdefault("num_key_value_heads", heads)
+        if family.gpt2 and isinstance(width := known.get("hidden_size"), int):
+            known.setdefault("intermediate_size", 4 * width)
         try:
             return cls(**known)
         except TypeError as error:

@@ -15,7 +15,6 @@ from ..backend import Array
 from ..nn import Cache, Context, Embedding, Linear, Module, RMSNorm
 from ..nn.norms import IDENTITY, Identity
 from ..ops.attention import AttentionCache
-from ..ops.embedding import EmbeddingCache
 from ..ops.norm import RMSNormCache
 from ..ops.rotary import RotaryCache
 from .cache import KeyValueCache, LayerCache
@@ -24,7 +23,7 @@ from .cache import KeyValueCache, LayerCache
 SelfAttentionCache: TypeAlias = tuple[Cache, tuple[Any, Any], RotaryCache, AttentionCache, Cache, LayerCache | None]
 MLPCache: TypeAlias = tuple[Cache, tuple[Array, Array], Cache]
 BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
-DecoderCache: TypeAlias = tuple[EmbeddingCache, list[BlockCache], RMSNormCache, KeyValueCache | None]
+DecoderCache: TypeAlias = tuple[Any, list[BlockCache], RMSNormCache, KeyValueCache | None]
 
 Past = TypeVar("Past", LayerCache, KeyValueCache)
 
@@ -229,6 +228,14 @@ class Block(Module):
         dx += dx_attention
         return dx
 
+    @property
+    def sublayers(self) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
+        """The attention and the MLP, each with the norm of its input and the norm of its output."""
+        return (
+            (self.input_layernorm, self.self_attn, IDENTITY),
+            (self.post_attention_layernorm, self.mlp, IDENTITY),
+        )
+
 
 class Decoder(Module):
     """The module that computes hidden states from tokens: the embedding, the blocks and the last norm. Hugging Face
@@ -238,10 +245,18 @@ class Decoder(Module):
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
 
     def forward(
-        self, tokens: Array, rotary: list[tuple[Array, Array]], context: Context, past: KeyValueCache | None = None
+        self,
+        tokens: Array,
+        positions: Array,
+        rotary: list[tuple[Array, Array]],
+        context: Context,
+        past: KeyValueCache | None = None,
     ) -> tuple[Array, DecoderCache]:
-        """Compute the hidden states x (b, t, d) of tokens (b, t). `rotary` has the cosines and sines of each layer."""
-        x, embed_cache = self.embed_tokens.forward(tokens)
+        """Compute the hidden states x (b, t, d) of tokens (b, t) at positions (b or 1, t).
+
+        `rotary` has the cosines and sines of each layer.
+        """
+        x, embed_cache = self.embed(tokens, positions)
         block_caches = []
         for i, block in enumerate(self.layers):
             x, cache = block.forward(x, rotary[i], context, None if past is None else past.layers[i])
@@ -259,7 +274,7 @@ class Decoder(Module):
         The pass stops when no earlier layer is trainable.
         """
         embed_cache, block_caches, norm_cache, past = cache
-        below = [self.embed_tokens.trainable]  # below[i]: does a layer before block i need a gradient?
+        below = [self.embedding_trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:
             below.append(below[-1] or block.trainable or past is not None)
         dz = self.norm.backward(dx, norm_cache, need_dx=below[-1])
@@ -268,7 +283,20 @@ class Decoder(Module):
                 return
             dz = self.layers[i].backward(dz, block_caches[i], need_dx=below[i])
         if dz is not None:
-            self.embed_tokens.backward(dz, embed_cache)
+            self.embed_backward(dz, embed_cache)
+
+    @property
+    def embedding_trainable(self) -> bool:
+        """True if the embedding is trainable."""
+        return self.embed_tokens.trainable
+
+    def embed(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
+        """Compute x (b, t, d), the vectors of the tokens. The positions are used in GPT-2 only."""
+        return self.embed_tokens.forward(tokens)
+
+    def embed_backward(self, dx: Array, cache: Any) -> None:
+        """Add the gradient of the embedding."""
+        self.embed_tokens.backward(dx, cache)
 
 
 def _trained(past: Past | None) -> Past | None:

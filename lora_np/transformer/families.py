@@ -25,9 +25,19 @@ class Family:
     windowed: bool = False  # the family has sliding windows
     full_every: int = 0  # in models with a window: layers n, 2n, … see all tokens; 0: no layer does
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that a config.json may leave out
-    keys: Mapping[str, str] = field(default_factory=dict)  # fields with another key in config.json
+    keys: Mapping[str, str] = field(default_factory=dict)  # fields with another key in config.json; "": without a key
     written: Mapping[str, Any] = field(default_factory=dict)  # further entries of a config.json that we write
-    unsupported: tuple[str, ...] = ()  # keys that must be absent, null or false
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value, or be absent or null
+
+    @property
+    def decoder(self) -> str:
+        """The name of the decoder in the names of parameters."""
+        return "transformer" if self.gpt2 else "model"
+
+    @property
+    def embedding(self) -> str:
+        """The name of the embedding."""
+        return "transformer.wte" if self.gpt2 else "model.embed_tokens"
 
 
 QWEN = {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -41,7 +51,7 @@ NO_PADDING = {"pad_token_id": None}
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
     "mistral": Family(
-        "MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}, unsupported=("layer_types",)
+        "MistralForCausalLM", windowed=True, defaults={"sliding_window": 4096}, fixed={"layer_types": None}
     ),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, windowed=True, defaults=QWEN),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, windowed=True, defaults=QWEN | {"head_dim": 128}),
@@ -51,7 +61,7 @@ FAMILIES = {
         windowed=True,
         defaults={"rms_norm_eps": 1e-5},
         written=NO_PADDING,
-        unsupported=("layer_types",),
+        fixed={"layer_types": None},
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
@@ -62,7 +72,7 @@ FAMILIES = {
         defaults=GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         keys={"hidden_act": "hidden_activation"},
         written=NO_PADDING,
-        unsupported=("use_bidirectional_attention",),
+        fixed={"use_bidirectional_attention": False},
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
@@ -74,6 +84,19 @@ FAMILIES = {
         defaults=GEMMA | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
         keys={"hidden_act": "hidden_activation"},
         written=NO_PADDING,
-        unsupported=("use_bidirectional_attention",),
+        fixed={"use_bidirectional_attention": False},
+    ),
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        gpt2=True,
+        hidden_act="gelu_new",
+        defaults={"tie_word_embeddings": True, "n_positions": 1024, "layer_norm_epsilon": 1e-5},
+        keys={
+            **{"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+            **{"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
+            **{"rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation_function"},
+            **dict.fromkeys(("num_key_value_heads", "head_dim", "rope_theta"), ""),
+        },
+        fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     ),
 }

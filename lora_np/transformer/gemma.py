@@ -98,6 +98,14 @@ class GemmaBlock(Block):
         dx += dy
         return dx
 
+    @property
+    def sublayers(self) -> tuple[tuple[RMSNorm, Attention, RMSNorm], tuple[RMSNorm, MLP, RMSNorm]]:
+        """The attention and the MLP, each with the norm of its input and the norm of its output."""
+        return (
+            (self.input_layernorm, self.self_attn, self.post_attention_layernorm),
+            (self.pre_feedforward_layernorm, self.mlp, self.post_feedforward_layernorm),
+        )
+
 
 class SoftcappedHead:
     """An output head whose logits z become c·tanh(z/c). It has the interface of a Linear, and no parameters of its own."""

@@ -75,9 +75,14 @@ class Transformer(Module):
 
     def __init__(self, config: TransformerConfig, model: Decoder, lm_head: Linear | None) -> None:
         self.config = config
-        self.model = model
+        vars(self)[config.family.decoder] = model
         if lm_head is not None:  # else tied: the embedding matrix is also the weight of the head
             self.lm_head = lm_head
+
+    @property
+    def model(self) -> Decoder:
+        """The decoder. Its name is "model", in GPT-2 "transformer"."""
+        return vars(self)[self.config.family.decoder]
 
     def extra_repr(self) -> str:
         """Return the text that `print(model)` adds for this module: a note if the head is tied.
@@ -87,7 +92,7 @@ class Transformer(Module):
         str
             The note, or "" if the head is a separate module.
         """
-        return "" if hasattr(self, "lm_head") else "lm_head is tied to model.embed_tokens"
+        return "" if hasattr(self, "lm_head") else f"lm_head is tied to {self.config.family.embedding}"
 
     @classmethod
     def random(cls, config: TransformerConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> Transformer:
@@ -224,18 +229,20 @@ class Transformer(Module):
             ops.checks.check_mask(context.attention_mask, tokens.shape[0], start + tokens.shape[1])
             context = replace(context, attention_mask=move(context.attention_mask, like=weight))
         if context.position_ids is None:
-            positions = array_module(weight).arange(start, start + tokens.shape[1])
+            positions = array_module(weight).arange(start, start + tokens.shape[1])[None]  # (1, t): equal for all rows
         else:
             ops.checks.check_shape("position_ids", context.position_ids, *tokens.shape)
-            positions = move(context.position_ids, like=weight)[:, None]  # (b, 1, t): equal for all heads
+            positions = move(context.position_ids, like=weight)
         tables = {kind: self._rotary(kind, positions) for kind in set(self.config.kinds)}
         rotary = [tables[kind] for kind in self.config.kinds]
-        return self.model.forward(self._ids("tokens", tokens), rotary, context, past)
+        return self.model.forward(self._ids("tokens", tokens), positions, rotary, context, past)
 
     def _rotary(self, kind: str, positions: Array) -> tuple[Array, Array]:
         """Return the cosines and sines for the layers of one kind."""
         theta, scaling = self.config.rope(kind)
         dtype = self.model.norm.weight.value.real.dtype
+        shared = positions.shape[0] == 1
+        positions = positions[0] if shared else positions[:, None]  # (b, 1, t): equal for all heads
         return ops.rotary_tables(positions, self.config.rotary_dim, theta, dtype, scaling)
 
     def logits(self, x: Array, context: Context) -> Array:

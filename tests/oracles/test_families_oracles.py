@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import numpy as np
 import pytest
@@ -57,11 +58,10 @@ def pair(family, folder):
     return ours, in_transformers(ours, folder)
 
 
-def by_our_names(ours, theirs):
-    """Their gradients; a Conv1D's weight is stored transposed there."""
-    shapes = {name: p.value.shape for name, p in ours.named_parameters()}
-    found = gradients(theirs)
-    return {n: g if n not in shapes or g.shape == shapes[n] else g.T for n, g in found.items()}
+def their_gradients(theirs):
+    """Their gradients; the weight of a Conv1D is transposed there."""
+    conv1d = tuple(f"{n}.weight" for n, m in theirs.named_modules() if isinstance(m, transformers.pytorch_utils.Conv1D))
+    return {name: g.T if name in conv1d else g for name, g in gradients(theirs).items()}
 
 
 @families
@@ -76,7 +76,7 @@ def test_logits_and_every_gradient_are_those_of_transformers(family, precise, tm
     print(f"measured {error:.1e} in the logits")
     assert error < 1e-10 and abs(float(loss) - their.item()) < 1e-10
     assert len(gradients(ours)) == len(dict(ours.named_parameters()))
-    assert_close(gradients(ours), by_our_names(ours, theirs), 1e-10, "a gradient is not the one that torch finds")
+    assert_close(gradients(ours), their_gradients(theirs), 1e-10, "a gradient is not the one that torch finds")
 
 
 @families
@@ -135,3 +135,19 @@ def test_an_adapter_trained_here_answers_in_peft_and_comes_back(family, use_dora
     assert largest_difference(back(TOKENS), logits) < 1e-9
     merged = there.merge_and_unload()(torch.from_numpy(TOKENS)).logits.detach().numpy()
     assert largest_difference(back.merge_and_unload()(TOKENS), merged) < 1e-9
+
+
+@pytest.mark.parametrize("family", ["llama 3.1", "gpt2"])
+@pytest.mark.parametrize("value", [False, True])
+def test_fan_in_fan_out_of_a_file_changes_nothing_because_peft_sets_it(family, value, precise, tmp_path):
+    ours, theirs = pair(family, tmp_path / "model")
+    ours = ln.get_peft_model(ours, ln.LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    ours.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["fan_in_fan_out"] == (family == "gpt2")
+    path.write_text(json.dumps(settings | {"fan_in_fan_out": value}))
+    there = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapter")).eval()
+    logits = there(input_ids=torch.from_numpy(TOKENS)).logits.detach().numpy()
+    back = ln.PeftModel.from_pretrained(family_model(family), tmp_path / "adapter")
+    assert largest_difference(back(TOKENS), logits) < 1e-9

@@ -549,7 +549,6 @@ DAMAGE = {
     "DoRA in words": (configured(use_dora="yes"), r"adapter_config\.json: use_dora = 'yes'; expected True or"),
     "a bias": (configured(bias="all"), "bias is 'all'; lora_np does not support this feature"),
     "a bias in B": (configured(lora_bias=True), "lora_bias is True"),
-    "Conv1D": (configured(fan_in_fan_out=True), "fan_in_fan_out is True"),
     "some layers only": (configured(layers_to_transform=[0]), r"layers_to_transform is \[0\]"),
     "the first layer only": (configured(layers_to_transform=0), "layers_to_transform is 0"),
     "layers repeated": (configured(layer_replication=[[0, 2], [1, 2]]), "layer_replication is"),

@@ -457,6 +457,10 @@ MUTANTS = {
         "pass",
         "attention with a window, a mask, a soft cap and a scale",
     ),
+    "layer_norm's mean held constant": op(
+        ops.layer_norm_backward, "g -= g.sum(axis=-1, keepdims=True) / d", "pass", "layer_norm"
+    ),
+    "layer_norm's variance held constant": op(ops.layer_norm_backward, "g -= centred * dot", "pass", "layer_norm"),
     "geglu's gate and up exchanged": op(
         ops.geglu_backward,
         "gelu_backward(dy * up, gelu_cache), dy * y",

@@ -116,6 +116,11 @@ CASES = {
     "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
     "gelu": (ops.gelu_forward, ops.gelu_backward, {"x": normal(3, 5)}),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
+    "layer_norm": (
+        ops.layer_norm_forward,
+        ops.layer_norm_backward,
+        {"x": normal(2, 3, 5), "w": normal(5), "b": normal(5)},
+    ),
     "geglu": (ops.geglu_forward, ops.geglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
     "softcap": (lambda x: ops.softcap_forward(x, 1.5), ops.softcap_backward, {"x": normal(3, 5)}),
     "partial rotary": (

@@ -17,7 +17,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-3,
-    "max_position_embeddings": 48,
+    "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
 LLAMA3 = {
@@ -57,6 +57,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "layer_types": ["sliding_attention", "full_attention"],
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         },
+    },
+    "gpt2": {
+        **{"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 3, "n_inner": 52, "n_positions": 128},
+        **{"layer_norm_epsilon": 1e-3, "tie_word_embeddings": True},
     },
 }
 

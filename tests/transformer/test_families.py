@@ -12,6 +12,7 @@ from on_device import assert_allclose, assert_array_equal, host
 
 import lora_np as ln
 from lora_np import Transformer, TransformerConfig, costs, gradcheck_model, ops
+from lora_np.files import load_arrays, save_arrays
 
 families = pytest.mark.parametrize("family", FAMILIES)
 WINDOW = np.random.default_rng(3).integers(0, SIZES["vocab_size"], (3, 12))
@@ -129,9 +130,7 @@ def test_a_prefix_before_a_padded_prompt_answers_as_before_the_prompt_alone(fami
 @methods
 @pytest.mark.parametrize("length", [11, 70])  # 70: two blocks of queries
 def test_every_product_of_a_live_step_is_counted(family, method, length, double, monkeypatch):
-    model = family_model(family, np.float32)
-    model.config = replace(model.config, max_position_embeddings=128)
-    model = ln.get_peft_model(model, METHODS[method]).to("cupy")
+    model = ln.get_peft_model(family_model(family, np.float32), METHODS[method]).to("cupy")
     computed, multiply = [0], double.ndarray.__matmul__
 
     def counted(x, y):
@@ -173,6 +172,11 @@ REFUSED = {
         "use_bidirectional_attention is True; gemma3_text models with this feature are not supported",
     ),
     "the vision tower of Gemma 3": ({"model_type": "gemma3"}, "model_type is 'gemma3'; expected one of"),
+    "scores divided by the layer's index": (
+        {"model_type": "gpt2", "n_embd": 24, "scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx is True",
+    ),
+    "scores that are not scaled": ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights is False"),
     "Phi-3's long contexts": (
         {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
         "rope_type is 'longrope'; expected 'default', 'linear' or 'llama3'",
@@ -202,6 +206,17 @@ def test_a_config_without_key_value_heads_has_one_for_each_query_head():
         SIZES | {"num_key_value_heads": None},
     ):
         assert TransformerConfig.from_dict(settings).num_key_value_heads == SIZES["num_attention_heads"]
+
+
+def test_the_first_file_of_gpt_2_loads(tmp_path):
+    """It has names without "transformer.", the causal masks, and no num_key_value_heads, n_inner or model.safetensors' head."""
+    model = on_device("gpt2", np.float32)
+    model.save_pretrained(tmp_path)
+    arrays = {n.removeprefix("transformer."): x for n, x in load_arrays(tmp_path / "model.safetensors")[0].items()}
+    assert arrays["h.0.attn.c_attn.weight"].shape == (24, 72), "in a file, the weight of a Conv1D is (in, out)"
+    arrays |= {f"h.{i}.attn.bias": np.tri(128, dtype=np.float32)[None, None] for i in range(2)}
+    save_arrays(tmp_path / "model.safetensors", arrays)
+    assert_array_equal(ln.load_model(tmp_path)(TOKENS), model(TOKENS))
 
 
 WINDOWS = {
