@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from family_gguf import write_family
 from family_models import FAMILIES, family_model
 from oracle_models import (
     DoubleTorch,
@@ -151,3 +153,32 @@ def test_fan_in_fan_out_of_a_file_changes_nothing_because_peft_sets_it(family, v
     logits = there(input_ids=torch.from_numpy(TOKENS)).logits.detach().numpy()
     back = ln.PeftModel.from_pretrained(family_model(family), tmp_path / "adapter")
     assert largest_difference(back(TOKENS), logits) < 1e-9
+
+
+# transformers reads no head size of a qwen3 file, and neither caps nor scale of a Gemma file: these are its defaults.
+GGUF_CHANGES = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "gpt2": {"intermediate_size": 96, "max_position_embeddings": 1024},
+    "gemma2": {
+        **{"head_dim": 256, "query_pre_attn_scalar": 256},
+        **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    },
+    "gemma3_text": {
+        **{"head_dim": 256, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0},
+        **{"rope_scaling": None, "layer_types": ()},
+    },
+}
+
+
+@pytest.mark.parametrize("family", GGUF_CHANGES)
+def test_a_gguf_file_is_the_same_model_in_transformers(family, tmp_path):
+    model = family_model(family, np.float32)
+    config = replace(model.config, **GGUF_CHANGES[family])
+    model = family_model(family, np.float32, config=config)
+    write_family(tmp_path / "model.gguf", model, tokenizer__ggml__tokens=[str(i) for i in range(config.vocab_size)])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    logits = theirs.eval()(torch.from_numpy(TOKENS)).logits.detach().numpy()
+    ours = ln.load_model(tmp_path / "model.gguf", device="numpy")
+    assert ours.config.to_dict() == {**ours.config.to_dict(), **config.to_dict()}
+    assert largest_difference(ours(TOKENS), logits) < 2e-4
