@@ -171,7 +171,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..data import conversations
     from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
-    from ..quantization import quantize_model
     from ..training import AdamW, WarmupCosine, train
     from ..training.loop import check_run
 
@@ -182,7 +181,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
-    base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    base, tokenizer = load_model(arguments.model, quantize=arguments.quantize), load_tokenizer(arguments.model)
     prefix = getattr(config, "num_virtual_tokens", 0)
     examples, heldout = _read(arguments, tokenizer, base.config.max_position_embeddings, prefix)
     batches = conversations.ConversationBatches(examples, arguments.batch_size, arguments.seed)
@@ -190,8 +189,6 @@ def run(arguments: argparse.Namespace) -> None:
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)
     schedule = WarmupCosine(steps, warmup)
-    if config is not None and arguments.quantize:
-        quantize_model(base, arguments.quantize)
     model = base if config is None else get_peft_model(base, config, seed=arguments.seed)
 
     print(costs.count(model))

@@ -26,18 +26,23 @@ from ..files import (
     write_atomically,
 )
 from ..nn import Linear, replace_module
+from ..nn.targets import OUTPUT_HEAD
 from ..ops.checks import check_shape
-from ..quantization import Quantized4bit, QuantizedLinear
+from ..quantization import Quantized4bit, QuantizedLinear, quantize_4bit
+from ..quantization.four_bits import check_settings
 from ..transformer import Transformer, TransformerConfig
 from . import bitsandbytes, gpt2_files, llama_gguf
 from .download import MODELS, fetched
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the models in the package: "tiny"
 HEAD = "lm_head.weight"
+BLOCK_SIZE = 64  # weights that share an absmax, as in quantize_model
 
 
-def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
-    """Load a Llama model from the package, a Hugging Face folder or a GGUF file.
+def load_model(
+    name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto", quantize: str | None = None
+) -> Transformer:
+    """Load a model of a supported family from the package, a Hugging Face folder or a GGUF file.
 
     Weights that the file stores in 4 bits stay in 4 bits and are frozen. All other parameters are trainable. The weights
     are read one array at a time, so loading needs no second copy of the model in memory.
@@ -52,6 +57,9 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     device : {"auto", "numpy", "cupy"}
         "numpy" selects the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
         it selects a GPU if one is available.
+    quantize : {"nf4", "fp4", "int4"}, optional
+        Quantise each weight matrix to 4 bits while it is loaded, as `quantize_model` does with its default settings. The
+        memory never contains more than the stored model and one matrix. None does not quantise.
 
     Returns
     -------
@@ -63,7 +71,7 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     FileNotFoundError
         If there is no such model. The message lists the models that exist.
     ValueError
-        If a file is damaged, or if the architecture is not supported.
+        If a file is damaged, if the architecture is not supported, or if `quantize` is given for a quantised file.
     KeyError
         If the weights do not match the configuration.
     RuntimeError
@@ -76,6 +84,8 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     >>> sum(p.value.size for name, p in model.named_parameters())
     1017216
     """
+    if quantize is not None:
+        check_settings(BLOCK_SIZE, quantize)
     like = device_module(device).empty(0)  # raises before anything is read
     path = _locate(name)
     config = None if path.is_file() else _read_config(path / "config.json")
@@ -91,7 +101,11 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
                 )
             if config.family.gpt2 and not path.is_file():
                 stored = gpt2_files.from_file(stored)
-            return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
+            if quantized and quantize is not None:
+                raise ValueError(
+                    f"got quantize={quantize!r}, but this model is already quantised; leave out the quantisation"
+                )
+            return _fill(config, _without_doubles(stored, config), quantized, dtype, like, quantize)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         except KeyError as error:
@@ -248,9 +262,15 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
 
 
 def _fill(
-    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: DTypeLike, like: Array
+    config: TransformerConfig,
+    stored: StoredArrays,
+    quantized: dict[str, Quantized4bit],
+    dtype: DTypeLike,
+    like: Array,
+    quantize: str | None,
 ) -> Transformer:
     """Build the model in `dtype` on the device of `like`, with the values from `quantized` and `stored` as parameters.
+    `quantize` is the 4-bit type to which matrices in `stored` are quantised.
 
     The names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
     """
@@ -278,22 +298,32 @@ def _fill(
     linear = {f"{name}.weight": name for name, m in modules.items() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
         raise ValueError(f"{_some(others)} is quantised; only weights of linear layers can be quantised")
-    for name, weight in quantized.items():
-        layer = QuantizedLinear(weight.astype(dtype).move_to(like))
+
+    def place(name: str, weight: Quantized4bit) -> None:
+        layer = QuantizedLinear(weight.move_to(like))
         if hasattr(plain := modules[linear[name]], "bias"):
             layer.bias = plain.bias
         replace_module(model, linear[name], layer)
+
+    for name, weight in quantized.items():
+        place(name, weight.astype(dtype))
         del parameters[name]
     for name, p in parameters.items():
-        x = stored[name]
-        if x.dtype not in (np.float16, np.float32, np.float64):
-            raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
-        if not np.isfinite(x).all():
-            raise ValueError(
-                f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged"
-            )
-        p.value = move(x.astype(dtype, copy=False), like)
+        if quantize is not None and name in linear and linear[name] != OUTPUT_HEAD:
+            place(name, quantize_4bit(_read(name, stored, dtype), BLOCK_SIZE, quantize, double_quant=True))
+        else:
+            p.value = move(_read(name, stored, dtype), like)
     return model
+
+
+def _read(name: str, stored: StoredArrays, dtype: DTypeLike) -> np.ndarray:
+    """Read one array and check its values."""
+    x = stored[name]
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged")
+    return x.astype(dtype, copy=False)
 
 
 def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> None:

@@ -97,6 +97,16 @@ def test_a_folder_and_a_quantised_folder_come_back(family, tmp_path):
 
 
 @families
+def test_a_model_quantised_while_it_loads_is_the_quantised_model(family, tmp_path):
+    model = on_device(family, np.float32)
+    model.save_pretrained(tmp_path)
+    again = ln.load_model(tmp_path, quantize="nf4")
+    ln.quantize_model(model)
+    assert repr(again) == repr(model)
+    assert_array_equal(again(TOKENS), model(TOKENS))
+
+
+@families
 def test_rows_with_different_adapters_have_the_logits_that_they_have_alone(family):
     model = ln.get_peft_model(on_device(family), LORA, "a")
     model.add_adapter("b", replace(LORA, r=2), seed=5)
