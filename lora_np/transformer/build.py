@@ -84,19 +84,13 @@ class Builder:
         return kind_of_block(self.norm(d), self.attention(kind), self.norm(d), self.mlp())
 
     def decoder(self) -> Decoder:
-        """Return the embedding, the blocks and the last norm."""
-        config = self.config
-        blocks = [self.block(kind) for kind in config.kinds]
+        """Return the embedding, the blocks and the last norm. The order of the calls of `matrix` is the order of the weights."""
+        config, d = self.config, self.config.hidden_size
+        tokens = (ScaledEmbedding if self.family.gemma else Embedding)(self.matrix(config.vocab_size, d, False))
         if self.family.gpt2:
-            wte, wpe = (
-                Embedding(self.matrix(n, config.hidden_size, False))
-                for n in (config.vocab_size, config.max_position_embeddings)
-            )
-            return GPT2Decoder(wte, wpe, blocks, self.norm(config.hidden_size))
-        embedding = (ScaledEmbedding if self.family.gemma else Embedding)(
-            self.matrix(config.vocab_size, config.hidden_size, False)
-        )
-        return Decoder(embedding, blocks, self.norm(config.hidden_size))
+            positions = Embedding(self.matrix(config.max_position_embeddings, d, False))
+            return GPT2Decoder(tokens, positions, [self.block(kind) for kind in config.kinds], self.norm(d))
+        return Decoder(tokens, [self.block(kind) for kind in config.kinds], self.norm(d))
 
     def head(self) -> Linear | None:
         """Return the output head, or None if the embedding is also the head."""
