@@ -9,6 +9,8 @@ kv_heads·head_dim key features; f, the width of the MLP; V tokens in the vocabu
                              the adapters' own values             AdapterCost.saved_for_backward
     attention, in addition   o, the scores e, and 1/Σe            N·q + heads·(5/8 of seq² per sequence, at 256 tokens) + N·heads
                              keys and values of a prefix          2·v·kv per sequence for v virtual tokens; v more scores per query
+    other families           x and ρ of norms of q and k, and of the norm of the output; tanh of capped scores and of capped
+                             logits; tanh of GELU in an MLP without a gate
     final norm, head, loss   x and ρ of the norm, the logits, two numbers per token for the loss
                                                                   N·(d + 1) + N·V + 2·N
 """
@@ -40,9 +42,12 @@ class TrainingStep:
 
         With checkpointing, each block saves only its input.
         """
-        tables = 2 * self.seq * self.structure.head_dim  # rotary cos and sin, once for all layers
+        rotary = self.structure.rotary_floats
+        tables = self.seq * (
+            2 * self.structure.head_dim if rotary is None else rotary
+        )  # once for all layers of one kind
         prefix = self.structure.prefix.saved_for_backward if self.structure.prefix else 0
-        once = self.saved_by_head() + tables + prefix
+        once = self.saved_by_head() + tables + prefix + self.structure.saved_once
         if checkpointing:
             return once + len(self.structure.blocks) * self.tokens * self.structure.hidden
         return once + sum(map(self.saved_by_block, self.structure.blocks))
@@ -54,11 +59,11 @@ class TrainingStep:
     def saved_by_sublayer(self, sublayer: Sublayer) -> int:
         """Return the number of floats that one sublayer saves; the module's docstring lists the arrays."""
         N, d, width = self.tokens, self.structure.hidden, sublayer.output_layer.in_
-        saved = N * (d + 1) + sum(N * layer.out for layer in sublayer.input_layers)
+        saved = N * (d + 1 + sublayer.saved_per_token) + sum(N * layer.out for layer in sublayer.input_layers)
         saved += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
         if sublayer.is_attention:
             saved += N * width + N * self.structure.heads  # o and 1/Σe
-            saved += self.batch * self.structure.heads * self.scores(sublayer.window)
+            saved += self.batch * self.structure.heads * self.scores(sublayer.window) * (1 + sublayer.softcapped)
             if 1 in (self.structure.heads, self.seq) and sublayer.output_layer.keeps_x:
                 saved -= N * width  # (b, h, t, d) → (b, t, h·d) is then a view: the output layer's x is o itself
             if prefix := self.structure.prefix:  # replaces the N keys and N values that were counted above
@@ -83,4 +88,5 @@ class TrainingStep:
         The logits are among the floats that the loss saves.
         """
         N, d = self.tokens, self.structure.hidden
-        return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + N * self.structure.vocabulary + 2 * N
+        logits = N * self.structure.vocabulary * (1 + self.structure.capped_logits)
+        return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + logits + 2 * N

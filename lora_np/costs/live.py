@@ -7,6 +7,7 @@ from functools import singledispatch
 from typing import Any
 
 from ..nn import Linear, Module, Parameter, RMSNorm, Trainable
+from ..nn.norms import GemmaRMSNorm
 from ..nn.targets import OUTPUT_HEAD
 from ..peft import AdaptedLinear, PeftModel
 from ..peft.cost import AdapterCost, PrefixCost
@@ -16,6 +17,7 @@ from ..peft.registry import method_of
 from ..quantization import Quantized4bit
 from ..transformer import Transformer
 from ..transformer.decoder import Attention, Block
+from ..transformer.gpt2 import GPT2MLP
 from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
@@ -109,11 +111,24 @@ class LiveModel:
             path, is_attention = names[id(module)], isinstance(module, Attention)
             layers = [(name, child) for name, child in module.children() if not isinstance(child, RMSNorm)]
             *reads, writes = (layer(f"{path}.{name}", child) for name, child in layers)
-            uses_prefix = is_attention and prefix_trained
-            head_norms = is_attention and (module.q_norm.trainable or module.k_norm.trainable)
-            window = module.scores.get("window") if is_attention else None
-            norms = norm.trainable, head_norms, output_norm.trainable
-            return Sublayer(norms[0], tuple(reads), writes, is_attention, uses_prefix, window, *norms[1:])
+            scores = module.scores if is_attention else {}
+            head_norms = [module.q_norm, module.k_norm] if is_attention else []
+            heads = config.num_attention_heads + config.num_key_value_heads
+            saved = isinstance(output_norm, Module) * (config.hidden_size + 1)
+            saved += any(isinstance(n, Module) for n in head_norms) * heads * (config.head_dim + 1)
+            saved += isinstance(module, GPT2MLP) * config.intermediate_size
+            return Sublayer(
+                norm.trainable,
+                tuple(reads),
+                writes,
+                is_attention,
+                prefix_trained=is_attention and prefix_trained,
+                window=scores.get("window"),
+                softcapped="softcap" in scores,
+                saved_per_token=saved,
+                head_norms_trained=any(n.trainable for n in head_norms),
+                output_norm_trained=output_norm.trainable,
+            )
 
         def sublayers(block: Block) -> tuple[Sublayer, Sublayer]:
             attention, mlp = block.sublayers
@@ -131,6 +146,10 @@ class LiveModel:
             decoder.norm.trainable,
             layer(OUTPUT_HEAD, transformer.linear_head),
             prefix,
+            rotary_floats=2 * config.rotary_dim * len(set(config.kinds)),
+            capped_logits=config.final_logit_softcapping is not None,
+            saved_once=sum(m.weight.value.size for _, m in transformer.named_modules() if isinstance(m, GemmaRMSNorm)),
+            learned_positions=config.family.gpt2,
         )
 
 

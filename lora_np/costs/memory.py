@@ -174,6 +174,7 @@ def step_memory(
     per element of activations and of gradients.
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
+    saved += 8 * step.seq * step.structure.learned_positions  # the positions too
     recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0
     peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step))
     peak = max(peak + saved + recomputed, static["gradients"] + update_peak(step) * gradient)

@@ -84,6 +84,10 @@ class Sublayer:
         True if this attention uses trained keys and values of a prefix.
     window : int or None
         Number of tokens in the sliding window of this attention; None without a window.
+    softcapped : bool
+        True if the attention scores have a soft cap.
+    saved_per_token : int
+        Floats per token that parts of other families save: norms of q and k, a norm of the output, an MLP without a gate.
     head_norms_trained, output_norm_trained : bool
         True if the norms of q and k, or the norm of the sublayer's output, are trained.
 
@@ -101,6 +105,8 @@ class Sublayer:
     is_attention: bool
     prefix_trained: bool = False
     window: int | None = None
+    softcapped: bool = False
+    saved_per_token: int = 0
     head_norms_trained: bool = False
     output_norm_trained: bool = False
 
@@ -145,6 +151,14 @@ class ModelStructure:
         The output head.
     prefix : PrefixCost or None
         Cost of the prefix, if the active adapter is a prefix; otherwise None.
+    rotary_floats : int or None
+        Floats per position of the cosines and sines of all kinds of layers. None means 2·head_dim.
+    capped_logits : bool
+        True if the logits have a soft cap.
+    saved_once : int
+        Floats that the forward pass saves, whatever the number of tokens: 1 + w of each norm in Gemma.
+    learned_positions : bool
+        True if the model has an embedding of positions, whose indices are saved.
 
     Examples
     --------
@@ -165,6 +179,10 @@ class ModelStructure:
     norm_trained: bool
     head: Layer
     prefix: PrefixCost | None = None
+    rotary_floats: int | None = None
+    capped_logits: bool = False
+    saved_once: int = 0
+    learned_positions: bool = False
 
     @property
     def virtual_tokens(self) -> int:

@@ -7,17 +7,21 @@ is read. Pickles are never read, because a pickle can run code.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+DIRECT = {"F32": np.float32, "F16": np.float16, "BF16": np.float32}  # dtypes that are read without safetensors' copies
+CHUNK = 2**20  # bfloat16 numbers that are converted at a time
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
 
 
@@ -216,23 +220,48 @@ def _open(path: Path) -> Iterator[StoredArrays]:
         file = safe_open(path, framework="numpy")  # compares every size in the header with the file size
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}); download or write it again") from None
-    with file:
+    with file, path.open("rb") as raw:
+        begin = _begin_of_data(raw)
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         dtypes = {name: slice_.get_dtype() for name, slice_ in slices.items()}
-        if "BF16" in dtypes.values():
-            import ml_dtypes  # noqa: F401, the import registers bfloat16 with NumPy, and so with safetensors
 
         def read(name: str) -> np.ndarray:
+            if dtypes[name] in DIRECT:
+                return _read_direct(raw, begin[name], tuple(slices[name].get_shape()), dtypes[name])
             try:
                 x = file.get_tensor(name)
             except TypeError:
                 raise ValueError(
                     f"{path}: {name} has dtype {dtypes[name]}, which NumPy does not support; convert the file to float32"
                 ) from None
-            return x.astype(np.float32) if dtypes[name] == "BF16" else x  # exact: bfloat16 is the upper half of float32
+            return x
 
         shapes = {name: tuple(slice_.get_shape()) for name, slice_ in slices.items()}
         yield StoredArrays(shapes, read, dict(file.metadata() or {}))
+
+
+def _begin_of_data(raw: BinaryIO) -> dict[str, int]:
+    """Return the first byte of each array. safe_open has checked the header."""
+    size = int.from_bytes(raw.read(8), "little")
+    header = json.loads(raw.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _read_direct(raw: BinaryIO, begin: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Read one array from the file. bfloat16 becomes float32, which is exact: bfloat16 is the upper half of float32.
+
+    safetensors maps the whole file into memory and copies each array twice. This function needs memory for the array only.
+    """
+    x = np.empty(prod(shape), DIRECT[dtype])
+    raw.seek(begin)
+    if dtype != "BF16":
+        raw.readinto(x.data.cast("B"))  # type: ignore[attr-defined]
+        return x.reshape(shape)
+    bits = x.view(np.uint32)
+    for start in range(0, x.size, CHUNK):
+        part = np.fromfile(raw, "<u2", min(CHUNK, x.size - start))
+        np.left_shift(part, 16, out=bits[start : start + CHUNK], dtype=np.uint32)
+    return x.reshape(shape)
 
 
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -34,7 +34,8 @@ class FusedAttention(Attention):
         qkv, cache = self.qkv_proj.forward(x, context)
         q = self.o_proj.in_features
         kv = (qkv.shape[-1] - q) // 2
-        return (qkv[..., :q], qkv[..., q : q + kv], qkv[..., q + kv :]), cache
+        v = qkv[..., q + kv :].copy()  # a copy, because the attention keeps v, and a view would keep all of qkv
+        return (qkv[..., :q], qkv[..., q : q + kv], v), cache
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Cache, need_dx: bool) -> Array | None:
         """Compute dx (b, t, d)."""
