@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from ..backend import Array, array_module
 from .checks import check_float, check_mask, check_shape
+from .softcap import tanh_slope
 
 MASKED = -1e30  # added to a masked score, so that exp gives exactly 0; −∞ would give NaN in complex numbers
 BLOCK = 64  # queries per block: their scores fit in the processor's cache, and keys after the block are not multiplied
@@ -178,7 +179,8 @@ def attention_forward(
         e = _stack(q[..., queries, :]) @ k[:, :, keys].swapaxes(-1, -2)  # scores (b, g, h/g·rows, keys)
         tanh = None
         if softcap is not None:
-            tanh = xp.tanh(e / softcap)
+            e /= softcap
+            tanh = xp.tanh(e, out=e)
             e = tanh * softcap
         by_query = e.reshape(*shape, -1)
         by_query[..., s - t + start - first :] += xp.triu(xp.full((stop - start,) * 2, MASKED, dtype=e.real.dtype), k=1)
@@ -263,7 +265,7 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
         dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]
         dz *= e
         if tanh is not None:
-            dz *= 1 - tanh * tanh
+            dz *= tanh_slope(tanh)
         dk[:, :, keys] += dz.swapaxes(-1, -2) @ _stack(q[..., queries, :])
         dq[..., queries, :] = (dz @ k[:, :, keys]).reshape(b, g, n, queries.stop - queries.start, d)
     dq *= scale

@@ -41,7 +41,8 @@ def softcap_forward(x: Array, cap: float) -> tuple[Array, SoftcapCache]:
     array([-30.,   0.,  30.])
     """
     check_float(x=x)
-    t = array_module(x).tanh(x / cap)
+    t = x / cap
+    array_module(x).tanh(t, out=t)
     return t * cap, (t,)
 
 
@@ -74,4 +75,12 @@ def softcap_backward(dy: Array, cache: SoftcapCache) -> Array:
     """
     (t,) = cache
     check_shape("dy", dy, *t.shape)
-    return dy * (1 - t * t)
+    dx = tanh_slope(t)
+    dx *= dy
+    return dx
+
+
+def tanh_slope(t: Array) -> Array:
+    """Return 1 − t², the slope of c·tanh(x/c), in one array."""
+    slope = t * t
+    return array_module(t).subtract(1, slope, out=slope)

@@ -453,7 +453,7 @@ MUTANTS = {
     ),
     "a soft cap without its slope": op(
         ops.attention_backward,
-        "dz *= 1 - tanh * tanh",
+        "dz *= tanh_slope(tanh)",
         "pass",
         "attention with a window, a mask, a soft cap and a scale",
     ),
@@ -467,7 +467,7 @@ MUTANTS = {
         "dy * y, gelu_backward(dy * up, gelu_cache)",
         "geglu",
     ),
-    "the cap's slope squared away": op(ops.softcap_backward, "(1 - t * t)", "(1 - t)", "softcap"),
+    "the cap's slope squared away": op(ops.softcap.tanh_slope, "t * t", "t * 1", "softcap"),
     "silu's slope as σ": op(ops.silu_backward, "dy * _silu_slope(x, s)", "dy * s", "silu"),
     "gate and up exchanged": op(ops.swiglu_backward, "return dgate, dup", "return dup, dgate", "swiglu"),
     "the mean over tokens forgotten": op(
