@@ -42,10 +42,7 @@ class TrainingStep:
 
         With checkpointing, each block saves only its input.
         """
-        rotary = self.structure.rotary_floats
-        tables = self.seq * (
-            2 * self.structure.head_dim if rotary is None else rotary
-        )  # once for all layers of one kind
+        tables = self.seq * self.structure.rotary_floats  # cos and sin, once for all layers of one kind
         prefix = self.structure.prefix.saved_for_backward if self.structure.prefix else 0
         once = self.saved_by_head() + tables + prefix + self.structure.saved_once
         if checkpointing:

@@ -7,7 +7,7 @@ A block has two sublayers, the attention and the MLP. Both sublayers have the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..peft.config import PeftConfig
 from ..peft.cost import AdapterCost, PrefixCost
@@ -151,8 +151,8 @@ class ModelStructure:
         The output head.
     prefix : PrefixCost or None
         Cost of the prefix, if the active adapter is a prefix; otherwise None.
-    rotary_floats : int or None
-        Floats per position of the cosines and sines of all kinds of layers. None means 2·head_dim.
+    rotary_floats : int
+        Floats per position of the cosines and sines of all kinds of layers.
     capped_logits : bool
         True if the logits have a soft cap.
     saved_once : int
@@ -179,7 +179,7 @@ class ModelStructure:
     norm_trained: bool
     head: Layer
     prefix: PrefixCost | None = None
-    rotary_floats: int | None = None
+    rotary_floats: int = 0
     capped_logits: bool = False
     saved_once: int = 0
     learned_positions: bool = False
@@ -188,6 +188,34 @@ class ModelStructure:
     def virtual_tokens(self) -> int:
         """The number of virtual tokens of the prefix; 0 without a prefix."""
         return self.prefix.v if self.prefix else 0
+
+    def with_arrays_of(self, model: ModelStructure) -> ModelStructure:
+        """Return this structure with the windows, and with the arrays that only some families save, of another model.
+
+        Parameters
+        ----------
+        model : ModelStructure
+            A model with the same blocks.
+
+        Returns
+        -------
+        ModelStructure
+            The new structure.
+        """
+
+        def with_arrays(mine: Sublayer, other: Sublayer) -> Sublayer:
+            kept = other.window, other.softcapped, other.saved_per_token
+            return replace(mine, window=kept[0], softcapped=kept[1], saved_per_token=kept[2])
+
+        pairs = zip(self.blocks, model.blocks, strict=True)
+        return replace(
+            self,
+            blocks=tuple((with_arrays(a, x), with_arrays(b, y)) for (a, b), (x, y) in pairs),
+            rotary_floats=model.rotary_floats,
+            capped_logits=model.capped_logits,
+            saved_once=model.saved_once,
+            learned_positions=model.learned_positions,
+        )
 
     def sublayers(self) -> list[tuple[Sublayer, bool]]:
         """Return each sublayer, and whether its input layers must compute dx.
