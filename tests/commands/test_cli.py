@@ -240,7 +240,7 @@ def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_
 def test_params_and_memory_read_any_config_file(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(load_model("tiny").config.to_dict()))
     assert main(["params", "--model", str(tmp_path / "config.json"), "--r", "4"]) == 0
-    assert "all params: 1,026,176" in capsys.readouterr().out
+    assert "config.json: 1,017,216 parameters, LoRA of rank 4" in capsys.readouterr().out
     assert main(["memory", "--model", str(tmp_path), "--method", "qlora"]) == 0
     assert "24 GB: fits" in capsys.readouterr().out
     assert main(["params", "--model", "qwen-3-0.6b"]) == 0
