@@ -233,8 +233,9 @@ class Transformer(Module):
         else:
             ops.checks.check_shape("position_ids", context.position_ids, *tokens.shape)
             positions = move(context.position_ids, like=weight)
-        tables = {kind: self._rotary(kind, positions) for kind in set(self.config.kinds)}
-        rotary = [tables[kind] for kind in self.config.kinds]
+        kinds = self.config.kinds
+        tables = {kind: self._rotary(kind, positions) for kind in set(kinds)}
+        rotary = [tables[kind] for kind in kinds]
         return self.model.forward(self._ids("tokens", tokens), positions, rotary, context, past)
 
     def _rotary(self, kind: str, positions: Array) -> tuple[Array, Array]:
