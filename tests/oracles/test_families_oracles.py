@@ -82,6 +82,23 @@ def test_logits_and_every_gradient_are_those_of_transformers(family, precise, tm
 
 
 @families
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_folder_that_transformers_writes_is_the_same_model_here(family, dtype, precise, tmp_path):
+    """Its config.json has the layout of transformers 5, with rope_parameters and layer_types."""
+    ours, theirs = pair(family, tmp_path / "ours")
+    theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path / "theirs")
+    again = ln.load_model(tmp_path / "theirs", np.float64)
+    assert again.config.kinds == ours.config.kinds
+    explicit = {"layer_types": ours.config.layer_types, "rope_local_base_freq": ours.config.rope_local_base_freq}
+    assert replace(again.config, **explicit) == ours.config
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "theirs", dtype=torch.float64, attn_implementation="eager"
+    )
+    logits = theirs.eval()(torch.from_numpy(TOKENS)).logits.detach().numpy()
+    assert relative_error(again(TOKENS), logits) < 1e-10
+
+
+@families
 def test_a_padded_batch_has_the_same_logits(family, precise, tmp_path):
     """Left padding, as in generation; only the logits of tokens are compared."""
     ours, theirs = pair(family, tmp_path)

@@ -13,6 +13,7 @@ from on_device import assert_allclose, assert_array_equal, host
 import lora_np as ln
 from lora_np import Transformer, TransformerConfig, costs, gradcheck_model, ops
 from lora_np.files import load_arrays, save_arrays
+from lora_np.training.parallel import loss_and_gradients
 
 families = pytest.mark.parametrize("family", FAMILIES)
 WINDOW = np.random.default_rng(3).integers(0, SIZES["vocab_size"], (3, 12))
@@ -127,6 +128,33 @@ def test_generation_with_a_cache_computes_what_the_whole_text_computes(family):
     past = ln.transformer.KeyValueCache(model.config)
     parts = [model.forward(TOKENS[:, i:j], past_key_values=past)[0] for i, j in ((0, 6), (6, 7), (7, 11))]
     assert_allclose(np.concatenate([host(x) for x in parts], axis=1), host(model(TOKENS)), rtol=1e-9, atol=1e-10)
+
+
+@families
+def test_requests_that_are_served_together_get_the_tokens_of_generate(family):
+    """Rows of one batch are at different positions, and shorter rows are masked on the left."""
+    model = ln.get_peft_model(on_device(family), LORA, "a")
+    server = ln.AdapterServer(model)
+    prompts = [TOKENS[0], TOKENS[1, :3], TOKENS[2, :7]]
+    requests = [server.submit(prompt, "a", 9) for prompt in prompts]
+    while any(request.finish_reason is None for request in requests):
+        server.step()
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert list(request.tokens) == ln.generate(model, [prompt], 9)[0]
+
+
+@families
+def test_two_workers_compute_the_gradients_of_one(family):
+    model = ln.get_peft_model(on_device(family), LORA)
+    alone, alone_loss = {}, None
+    for workers in (1, 2):
+        model.zero_grad()
+        loss = loss_and_gradients(model, TOKENS, TARGETS, np.random.default_rng(0), workers=workers)
+        found = {name: p.grad.copy() for name, p in model.named_parameters() if p.grad is not None}
+        alone, alone_loss = (found, loss) if workers == 1 else (alone, alone_loss)
+    assert_allclose(loss, alone_loss, rtol=1e-12)
+    for name, gradient in found.items():
+        assert_allclose(gradient, alone[name], rtol=1e-9, atol=1e-12)
 
 
 @families
