@@ -268,6 +268,10 @@ class TransformerConfig:
             settings |= _window_of_upper_layers(settings)
         elif not family.windowed:
             settings |= {"sliding_window": None, "layer_types": None}
+        elif model_type == "gemma3_text" and (every := settings.get("sliding_window_pattern")):
+            settings["layer_types"] = settings.get("layer_types") or [
+                SLIDING if i % every else FULL for i in range(1, (settings.get("num_hidden_layers") or 0) + 1)
+            ]
         known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
         if "layer_types" in known:
             known["layer_types"] = tuple(known["layer_types"])

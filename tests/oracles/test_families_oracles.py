@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from family_gguf import write_family
-from family_models import FAMILIES, family_model
+from family_models import FAMILIES, SIZES, family_model
 from oracle_models import (
     DoubleTorch,
     assert_close,
@@ -199,3 +199,59 @@ def test_a_gguf_file_is_the_same_model_in_transformers(family, tmp_path):
     ours = ln.load_model(tmp_path / "model.gguf", device="numpy")
     assert ours.config.to_dict() == {**ours.config.to_dict(), **config.to_dict()}
     assert largest_difference(ours(TOKENS), logits) < 2e-4
+
+
+# config.json files as they lie on the Hub, in the layout of transformers 4, with small sizes.
+PUBLISHED = {
+    "Llama 3.2": {
+        **{"model_type": "llama", "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "head_dim": 4},
+        **{"rope_theta": 500000.0, "tie_word_embeddings": True, "pretraining_tp": 1, "use_cache": True},
+        "rope_scaling": {
+            **{"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "rope_type": "llama3"},
+            **{"original_max_position_embeddings": 8192},
+        },
+    },
+    "Qwen 2.5": {
+        **{"model_type": "qwen2", "hidden_act": "silu", "max_window_layers": 1, "rope_theta": 1000000.0},
+        **{"sliding_window": 4, "use_sliding_window": False, "use_mrope": False, "attention_dropout": 0.0},
+    },
+    "Mistral 7B v0.1": {"model_type": "mistral", "hidden_act": "silu", "sliding_window": 4, "rope_theta": 10000.0},
+    "Qwen 3": {
+        **{"model_type": "qwen3", "attention_bias": False, "head_dim": 6, "rope_scaling": None},
+        **{"sliding_window": None, "use_sliding_window": False, "max_window_layers": 2},
+    },
+    "Phi-3 mini": {
+        **{"model_type": "phi3", "sliding_window": 4, "rope_scaling": None, "original_max_position_embeddings": 64},
+        **{"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "pad_token_id": 3},
+    },
+    "Gemma 2": {
+        **{"model_type": "gemma2", "head_dim": 4, "hidden_act": "gelu_pytorch_tanh", "sliding_window": 4},
+        **{"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8, "cache_implementation": "hybrid"},
+        **{"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
+    },
+    "Gemma 3 1B": {
+        **{"model_type": "gemma3_text", "head_dim": 4, "sliding_window": 4, "sliding_window_pattern": 2},
+        **{"rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": None, "query_pre_attn_scalar": 8},
+        **{"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": True},
+    },
+    "GPT-2": {
+        **{"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 128, "n_ctx": 128},
+        **{"activation_function": "gelu_new", "attn_pdrop": 0.1, "layer_norm_epsilon": 1e-05, "summary_type": "x"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_file_means_here_what_it_means_in_transformers(name, precise, tmp_path):
+    settings = {"vocab_size": 37, **PUBLISHED[name]}
+    if name != "GPT-2":
+        settings = SIZES | settings
+    ours = family_model(None, config=ln.TransformerConfig.from_dict(settings))
+    ln.save_model(ours, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float64, attn_implementation="eager"
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    logits = theirs.eval()(torch.from_numpy(TOKENS)).logits.detach().numpy()
+    assert relative_error(ours(TOKENS), logits) < 1e-10

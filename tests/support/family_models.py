@@ -71,10 +71,10 @@ def settings_of(family: str) -> dict[str, Any]:
 
 
 def family_model(
-    family: str, dtype: Any = np.float64, seed: int = 0, config: ln.TransformerConfig | None = None
+    family: str | None, dtype: Any = np.float64, seed: int = 0, config: ln.TransformerConfig | None = None
 ) -> ln.Transformer:
     """Our model, with random numbers that are large enough that each matters for the loss."""
-    model = ln.Transformer.random(config or ln.TransformerConfig.from_dict(settings_of(family)), dtype=dtype)
+    model = ln.Transformer.random(config or ln.TransformerConfig.from_dict(settings_of(str(family))), dtype=dtype)
     rng = np.random.default_rng(seed)
     for name, p in model.named_parameters():
         x = rng.standard_normal(p.value.shape)

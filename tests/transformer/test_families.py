@@ -264,6 +264,7 @@ WINDOWS = {
     "qwen2, upper layers": ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 5}, "FFFFFSS"),
     "gemma2": ({}, "SFSFSFS"),
     "gemma3_text": ({"sliding_window": 512}, "SSSSSFS"),
+    "gemma3_text, every third": ({"model_type": "gemma3_text", "sliding_window_pattern": 3}, "SSFSSFS"),
     "gemma3_text, explicit": ({"model_type": "gemma3_text", "layer_types": ["full_attention"] * 7}, "FFFFFFF"),
     "llama": ({"sliding_window": 8}, "FFFFFFF"),
 }
