@@ -138,6 +138,8 @@ class TransformerConfig:
                 "num_key_value_heads must divide num_attention_heads"
             )
 
+        if not isinstance(self.partial_rotary_factor, int | float) or not 0 < self.partial_rotary_factor <= 1:
+            raise ValueError(f"partial_rotary_factor = {self.partial_rotary_factor!r:.80}; expected a number in (0, 1]")
         if self.rotary_dim % 2:
             raise ValueError(
                 f"partial_rotary_factor = {self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} features; "
@@ -148,13 +150,17 @@ class TransformerConfig:
             self.num_key_value_heads,
         ):
             raise ValueError("in gpt2, num_key_value_heads = num_attention_heads and head_dim = hidden_size / heads")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or not 0 < value < float("inf")):
+                raise ValueError(f"{name} = {value!r:.80}; expected a positive number")
         self._check_rope_scaling()
         self._check_layer_types()
 
     def _check_rope_scaling(self) -> None:
         if (scaling := self.rope_scaling) is None:
             return
-        if (kind := scaling.get("rope_type")) not in ROPE_SCALING:
+        if not isinstance(kind := scaling.get("rope_type"), str) or kind not in ROPE_SCALING:
             raise ValueError(f"rope_type is {kind!r}; expected 'default', {' or '.join(map(repr, ROPE_SCALING))}")
         for key in ROPE_SCALING[kind]:
             value = scaling.get(key)
@@ -167,8 +173,13 @@ class TransformerConfig:
             )
 
     def _check_layer_types(self) -> None:
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window = {self.sliding_window}; expected at least 1, or null for no window")
+        window = self.sliding_window
+        if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+            raise ValueError(
+                f"sliding_window = {window!r:.80}; expected an integer of at least 1, or null for no window"
+            )
+        if not isinstance(self.layer_types, tuple) or not all(isinstance(kind, str) for kind in self.layer_types):
+            raise ValueError(f"layer_types = {self.layer_types!r:.80}; expected a list of {FULL!r} and {SLIDING!r}")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
         if unknown := set(self.layer_types) - {FULL, SLIDING}:
@@ -262,29 +273,22 @@ class TransformerConfig:
         for key, value in family.fixed.items():
             if config.get(key) not in (None, value):
                 raise ValueError(f"{key} is {config[key]!r}; {model_type} models with this feature are not supported")
-        settings = {**family.defaults, **config, **_rope(config)}
-        settings |= {name: settings.get(key) for name, key in family.keys.items()}
-        if "use_sliding_window" in family.defaults:
-            settings |= _window_of_upper_layers(settings)
-        elif not family.windowed:
-            settings |= {"sliding_window": None, "layer_types": None}
-        elif model_type == "gemma3_text" and (every := settings.get("sliding_window_pattern")):
-            settings["layer_types"] = settings.get("layer_types") or [
-                SLIDING if i % every else FULL for i in range(1, (settings.get("num_hidden_layers") or 0) + 1)
-            ]
-        known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
-        if "layer_types" in known:
-            known["layer_types"] = tuple(known["layer_types"])
-        if isinstance(heads := known.get("num_attention_heads"), int):
-            known.setdefault("num_key_value_heads", heads)
-        if family.gpt2 and isinstance(width := known.get("hidden_size"), int):
-            known.setdefault("intermediate_size", 4 * width)
         try:
+            settings = {**family.defaults, **config, **_rope(config)}
+            settings |= {name: settings.get(key) for name, key in family.keys.items()}
+            settings |= _windows(settings, family)
+            known = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
+            if isinstance(heads := known.get("num_attention_heads"), int):
+                known.setdefault("num_key_value_heads", heads)
+            if family.gpt2 and isinstance(width := known.get("hidden_size"), int):
+                known.setdefault("intermediate_size", 4 * width)
             return cls(**known)
         except TypeError as error:
             raise ValueError(f"config.json does not describe a {model_type} model: {error}") from None
 
 
+MOST_LAYERS = 10_000  # for which the types of all layers are listed
+POSITIVE = ("rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 OPTIONAL = {  # to_dict leaves these fields out if they have their default values, and if their family has no other default
     "attention_bias",
     "mlp_bias",
@@ -305,10 +309,10 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     transformers 4: rope_theta, partial_rotary_factor and rope_local_base_freq, and the other numbers in rope_scaling.
     transformers 5: all in rope_parameters; in Gemma 3, rope_parameters has one object per kind of layer.
     """
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope = _object("rope_scaling", config.get("rope_scaling") or config.get("rope_parameters"))
     found: dict[str, Any] = {}
     if SLIDING in rope or FULL in rope:
-        local, rope = rope.get(SLIDING) or {}, rope.get(FULL) or {}
+        local, rope = _object(SLIDING, rope.get(SLIDING)), _object(FULL, rope.get(FULL))
         if (kind := local.get("rope_type", "default")) != "default":
             raise ValueError(f"rope_type of {SLIDING} is {kind!r}; only 'default' is supported")
         found["rope_local_base_freq"] = local.get("rope_theta", config.get("rope_local_base_freq"))
@@ -316,13 +320,40 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     found["rope_scaling"] = None
     if kind != "default":
-        found["rope_scaling"] = {"rope_type": kind, **{key: rope.get(key) for key in ROPE_SCALING.get(kind, ())}}
+        keys = ROPE_SCALING.get(kind, ()) if isinstance(kind, str) else ()
+        found["rope_scaling"] = {"rope_type": kind, **{key: rope.get(key) for key in keys}}
     return found
 
 
-def _window_of_upper_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the window and the layer types of Qwen: the layers from `max_window_layers` upwards have the window."""
-    if not settings["use_sliding_window"] or settings["sliding_window"] is None:
+def _object(name: str, value: Any) -> Mapping[str, Any]:
+    """Return a JSON object, or {} for null."""
+    if not isinstance(value, Mapping | None):
+        raise ValueError(f'{name} is {value!r:.80}; expected null or an object such as {{"rope_type": "default"}}')
+    return value or {}
+
+
+def _windows(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Return `sliding_window` and `layer_types`, which the families describe with different keys.
+
+    Qwen has `use_sliding_window`, and the window is in the layers from `max_window_layers` upwards. Gemma 3 can have
+    `sliding_window_pattern`: each n-th layer sees all tokens.
+    """
+    window, kinds, layers = (
+        settings.get("sliding_window"),
+        settings.get("layer_types"),
+        settings.get("num_hidden_layers", 0),
+    )
+    qwen = "use_sliding_window" in family.defaults
+    if not family.windowed or window is None or (qwen and not settings["use_sliding_window"]):
         return {"sliding_window": None, "layer_types": None}
-    layers, first = range(settings.get("num_hidden_layers") or 0), settings["max_window_layers"]
-    return {"layer_types": settings.get("layer_types") or [SLIDING if i >= first else FULL for i in layers]}
+    if kinds is not None:
+        return {"layer_types": tuple(kinds) if isinstance(kinds, list | tuple) else kinds}
+    if not qwen and ("sliding_window_pattern" not in settings or not family.qk_norm):
+        return {}
+    number = settings["max_window_layers" if qwen else "sliding_window_pattern"]
+    for name, value in (("num_hidden_layers", layers), ("max_window_layers or sliding_window_pattern", number)):
+        if not isinstance(value, int) or not 0 <= value <= MOST_LAYERS:
+            raise ValueError(f"{name} = {value!r:.80}; expected an integer from 0 to {MOST_LAYERS}")
+    if qwen:
+        return {"layer_types": tuple(SLIDING if i >= number else FULL for i in range(layers))}
+    return {"layer_types": tuple(SLIDING if number and i % number else FULL for i in range(1, layers + 1))}

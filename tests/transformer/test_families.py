@@ -230,6 +230,26 @@ REFUSED = {
     ),
 }
 
+WRONG = [None, True, 0, -1, 4.5, 10**30, float("nan"), float("inf"), "4", "", [], [4], [None], {}, {"a": 1}]
+KEYS = [
+    *("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "rope_local_base_freq"),
+    *("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "sliding_window_pattern"),
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_act", "hidden_activation"),
+    *("attention_bias", "mlp_bias", "model_type", "n_embd", "n_inner", "n_head", "activation_function"),
+    *("use_bidirectional_attention", "scale_attn_weights", "num_key_value_heads", "head_dim"),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_value_of_any_key_is_a_configuration_or_a_value_error(key):
+    for family in {settings["model_type"]: name for name, settings in FAMILIES.items()}.values():
+        for value in [*WRONG, {"rope_type": []}, {"full_attention": 3}, {"rope_type": "llama3", "factor": "8"}]:
+            try:
+                config = TransformerConfig.from_dict(settings_of(family) | {"use_sliding_window": True, key: value})
+            except ValueError:
+                continue
+            assert len(config.kinds) == 2
+
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_there_is_refused_by_its_name(case):
