@@ -13,9 +13,10 @@ second line of the table is not in PEFT: there, a string that is not in a list i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Set
 from typing import Any
+
+from .patterns import full_match
 
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
@@ -38,12 +39,13 @@ def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tu
 def is_target(name: str, target_modules: str | Collection[str]) -> bool:
     """Return True if `target_modules` selects the linear layer `name`, for example "model.layers.0.self_attn.q_proj".
 
-    Raises ValueError if `target_modules` is a string that is not a valid regular expression.
+    Raises ValueError if `target_modules` is a string that is not a regular expression, or a regular expression that
+    cannot be matched quickly.
     """
     if target_modules == ALL_LINEAR:
         return not has_suffix(name, OUTPUT_HEAD)
     if isinstance(target_modules, str):
-        return has_suffix(name, target_modules) or matches_pattern(name, target_modules)
+        return has_suffix(name, target_modules) or full_match(target_modules, name)
     return any(has_suffix(name, entry) for entry in target_modules)
 
 
@@ -66,17 +68,6 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
 def has_suffix(name: str, suffix: str) -> bool:
     """Return True if the last components of a dotted name equal `suffix`. "proj" is not a suffix of "q_proj"."""
     return name == suffix or name.endswith("." + suffix)
-
-
-def matches_pattern(name: str, pattern: str) -> bool:
-    """Return True if the regular expression `pattern` matches the whole name.
-
-    For example, "q_proj.*" does not match "layers.0.q_proj".
-    """
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"target_modules {pattern!r} is not a valid regular expression: {error}.") from None
 
 
 def available(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
 from dataclasses import InitVar, dataclass
 from numbers import Integral, Real
@@ -81,9 +82,12 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError if `value` is not a positive finite number."""
+    """Raise TypeError or ValueError if `value` is not a positive finite number.
+
+    A Python integer can be larger than every float.
+    """
     check_number(name, value)
-    if not 0 < value < math.inf:
+    if not (0 < value < math.inf and (isinstance(value, np.generic) or value <= sys.float_info.max)):
         raise ValueError(f"{name} = {value}; expected a positive number")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +22,14 @@ import numpy as np
 from ..backend import to_host
 from ..files import load_arrays, save_arrays, write_atomically
 from ..nn import Module
+from ..nn.patterns import full_match
 from ..nn.targets import is_target
 from ..quantization import Quantized4bit, dequantize_4bit, quantize_4bit
 from .placement import adaptable_layers
 
 PREFIX = "base_model.model."  # prefix of every layer name in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_CONFIG = 1_000_000  # bytes of adapter_config.json; a file with a rank for every layer of a 70B model has 40,000
 
 # Settings of every file. The format is that of this version of PEFT.
 COMMON_SETTINGS = {"task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
@@ -90,7 +91,7 @@ def portable_targets(targets: str | Collection[str], model: Module) -> str | lis
     if not isinstance(targets, str):
         return list(targets)
     intended = [name for name in layers if is_target(name, targets)]
-    if [name for name in peft_modules(model) if re.fullmatch(targets, name)] == intended:
+    if [name for name in peft_modules(model) if full_match(targets, name)] == intended:
         return targets
     suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in intended))
     return suffixes if [name for name in layers if is_target(name, suffixes)] == intended else intended
@@ -130,6 +131,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         hint = "; adapter_model.bin is a pickle and is not read; save the adapter as safetensors" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is missing{hint}")
     with name_file_in_errors(folder / CONFIG):
+        if (size := (folder / CONFIG).stat().st_size) > LARGEST_CONFIG:
+            raise ValueError(f"the file has {size:,} bytes; expected at most {LARGEST_CONFIG:,}")
         settings = json_object((folder / CONFIG).read_text(encoding="utf-8"))
     arrays, metadata = load_arrays(folder / WEIGHTS)
     with name_file_in_errors(folder / WEIGHTS):
@@ -145,7 +148,10 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object in `text`. Raises ValueError if `text` contains a JSON value that is not an object."""
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, got {text:.40}")
     return found
@@ -182,8 +188,13 @@ def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
             )
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], hint: str = "") -> None:
-    """Raise ValueError with the name of a tensor that is missing, unexpected, of a wrong shape or dtype, or not finite."""
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, hint: str = ""
+) -> None:
+    """Raise ValueError with the name of a tensor that is missing, unexpected, of a wrong shape or dtype, or not finite.
+
+    `dtype` is the dtype in which the adapter will be stored. A number that is too large for this dtype is not finite.
+    """
     if extra := sorted(arrays.keys() - shapes.keys()):
         raise ValueError(
             f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT would ignore it"
@@ -198,6 +209,11 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
             raise ValueError(f"{key} has dtype {x.dtype}; expected floating-point numbers")
         if not np.isfinite(x).all():
             raise ValueError(f"{key} contains NaN or infinity; expected finite numbers")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(x.astype(dtype)).all():
+                raise ValueError(
+                    f"{key} contains numbers that are too large for {dtype}; load the base in a wider dtype"
+                )
 
 
 def abbreviate(keys: list[str]) -> str:

@@ -49,6 +49,11 @@ class AdapterHost(Module):
         self.peft_config: dict[str, PeftConfig] = {}
         self.adapter_dtype = adapter_dtype  # None: the dtype of the base
 
+    @property
+    def storage_dtype(self) -> np.dtype:
+        """The dtype in which adapters are stored."""
+        return np.dtype(self.adapter_dtype or next(p.value.dtype for _, p in self.model.named_parameters()))
+
 
 class Method:
     """The interface of an adapter method. A method has no state; the PeftModel holds the adapters.
@@ -227,7 +232,7 @@ class LayerMethod(Method):
         if not layers:
             raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(every))}")
         expected = self.expected_shapes(config, layers)
-        check_arrays(self.arrays_to_check(arrays, expected.keys(), host.model), expected)
+        check_arrays(self.arrays_to_check(arrays, expected.keys(), host.model), expected, host.storage_dtype)
         self.check(host, config, layers)
         self.insert(host, name, self.build_all(config, layers, arrays, host.adapter_dtype))
 

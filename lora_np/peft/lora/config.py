@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
+from ...nn.patterns import LONGEST_PATTERN, ends_in_match, needs_steps, parse
 from ..config import TargetedConfig, check_choice, check_positive, check_probability, check_rank
 
 T = TypeVar("T")
-AT_THE_END = r"(.*\.)?({})$"  # a key of rank_pattern or alpha_pattern matches the end of a layer's name
+MOST_PATTERNS = 4_000  # of rank_pattern and alpha_pattern together: more than the linear layers of a 405B model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,7 @@ class LoraConfig(TargetedConfig):
             check_rank(f"rank_pattern[{key!r}]", r)
         for key, alpha in self.alpha_pattern.items():
             check_positive(f"alpha_pattern[{key!r}]", alpha)
-        for key in [*self.rank_pattern, *self.alpha_pattern]:
-            try:
-                re.compile(AT_THE_END.format(key))
-            except re.error as error:
-                raise ValueError(f"the pattern {key!r} is not a valid regular expression: {error}") from None
+        check_patterns([*self.rank_pattern, *self.alpha_pattern])
         check_probability("lora_dropout", self.lora_dropout)
         check_choice("dora_norm", self.dora_norm, "detached", "true")
         check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
@@ -139,6 +135,19 @@ class LoraConfig(TargetedConfig):
 def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
     """Return the value of the first key that matches the layer `name`, or `default` if no key matches.
 
-    Source: PEFT, `get_pattern_key`.
+    A key matches the last components of a name. Source: PEFT, `get_pattern_key`.
     """
-    return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)
+    return next((value for key, value in pattern.items() if ends_in_match(key, name)), default)
+
+
+def check_patterns(keys: list[str]) -> None:
+    """Raise ValueError if a key is not a regular expression, or if the keys would take too long to match."""
+    if len(keys) > MOST_PATTERNS:
+        raise ValueError(f"rank_pattern and alpha_pattern have {len(keys):,} keys; expected at most {MOST_PATTERNS:,}")
+    for key in keys:
+        parse(key)
+    if sum(len(key) for key in keys if needs_steps(key)) > LONGEST_PATTERN:
+        raise ValueError(
+            f"the regular expressions of rank_pattern and alpha_pattern have more than {LONGEST_PATTERN:,} characters; "
+            "use the names of the layers as keys"
+        )
