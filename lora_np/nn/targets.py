@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Set
 from typing import Any
 
-from .patterns import full_match
+from .patterns import ends_in_match, full_match
 
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
@@ -63,6 +63,21 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
         if not any(is_target(name, alone) for name in names):
             raise ValueError(f"target module {entry!r} matches no linear layer; {available(names)}")
     return [name for name in names if is_target(name, target_modules)]
+
+
+def layer_index(name: str, layers_pattern: Collection[str] = ()) -> int | None:
+    """Return the index of the block that contains a layer: 3 for "model.layers.3.mlp.up_proj", or None.
+
+    The index is the first number after the second dot. With `layers_pattern`, the index is the first number that follows
+    a component that one of the patterns matches. Source: PEFT, `check_target_module_exists`.
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts[:-1]):
+        before = ".".join(parts[:i])
+        named = any(ends_in_match(pattern, before) for pattern in layers_pattern) if layers_pattern else i >= 2
+        if part.isdecimal() and named:
+            return int(part)
+    return None
 
 
 def has_suffix(name: str, suffix: str) -> bool:

@@ -41,7 +41,13 @@ class AdaptedLinear(Module):
         self.adapters: dict[str, Adapter] = {}
         self.base_correction: Bypass | None = None  # the part of W that PiSSA removed; calls without the adapter add it
         self.merged: tuple[str, ...] = ()
+        self.tied = False  # True if the embedding and the head share the weight
         self.weight_before_merge: Array | None = None  # copy of W, for adapters whose ΔW depends on W
+
+    @property
+    def weight(self) -> Parameter:
+        """The weight of the base layer."""
+        return self.base_layer.weight
 
     @property
     def in_features(self) -> int:
@@ -212,13 +218,18 @@ class AdaptedLinear(Module):
         return adapter.delta_weight(self.base_layer)
 
     def check_mergeable(self) -> None:
-        """Raise RuntimeError if the base layer is quantised.
+        """Raise RuntimeError if the base layer is quantised, or shares its weight with another layer.
 
         A four-bit weight has only 16 levels, so rounding W + ΔW to these levels would remove ΔW.
         """
         if isinstance(self.base_layer.weight.value, Quantized4bit):
             raise RuntimeError(
                 "the base is quantised, and rounding to four bits would remove ΔW; call lora_np.dequantize_model(model) first"
+            )
+        if self.tied:
+            raise RuntimeError(
+                "the adapter changes the head or the embedding, which share one weight in this model; merging would change "
+                "both. Keep the adapter unmerged, or use a base with tie_word_embeddings=False"
             )
 
     def merge(self, *names: str) -> None:

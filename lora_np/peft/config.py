@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -41,7 +41,8 @@ class PeftConfig:
     inference_mode: InitVar[bool] = False
 
     def __post_init__(self, *neutral: Any) -> None:
-        names = [name for name in type(self).__dataclass_fields__ if name in NEUTRAL]
+        stored = {field.name for field in fields(self)}  # fields of a subclass, such as LoraConfig.exclude_modules
+        names = [name for name in type(self).__dataclass_fields__ if name in NEUTRAL.keys() - stored]
         for name, value in zip(names, neutral, strict=True):
             values, instead = NEUTRAL[name]
             empty = [] in values and isinstance(value, Collection) and not isinstance(value, str) and len(value) == 0

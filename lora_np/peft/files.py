@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,23 @@ NEUTRAL_VALUES = {
     "megatron_core": "megatron.core",
     "qalora_group_size": 16,
 }  # values of features that are off
+# Settings of PEFT that change what an adapter computes, and what they do
+UNSUPPORTED = {
+    "alora_invocation_tokens": "the adapter is applied only to tokens after the invocation tokens",
+    "arrow_config": "other adapters, which are not in the file, are mixed for each token",
+    "bias": "biases of the base are trained",
+    "exclude_modules": "some layers have no adapter",
+    "kasa_config": "singular values of the base are removed, and a diagonal matrix stands between A and B",
+    "layer_replication": "the base gets more layers",
+    "layers_pattern": "some layers have no adapter",
+    "layers_to_transform": "some layers have no adapter",
+    "lora_bias": "B has a bias",
+    "megatron_config": "the layers are layers of Megatron",
+    "modules_to_save": "whole modules are trained",
+    "target_parameters": "parameters instead of layers are adapted",
+    "trainable_token_indices": "rows of the embedding are trained",
+    "use_bdlora": "A or B is block-diagonal",
+}
 TRAINING_KEY = "lora_np.training"  # metadata: the fields of the configuration that PEFT does not have
 SETTINGS_KEY = "lora_np.config"  # metadata: a copy of some settings of adapter_config.json
 
@@ -79,8 +98,12 @@ def write_adapter(
     write_atomically(folder / CONFIG, write)
 
 
-def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
+def portable_targets(
+    targets: str | Collection[str], model: Module, selects: Callable[[str], bool] | None = None
+) -> str | list[str]:
     """Return `target_modules` in a form that selects the same layers in PEFT.
+
+    If `targets` is a string, the result selects the layers for which `selects(name)` is true.
 
     In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
     names of all modules, not only of linear layers. A string that would select other layers in PEFT
@@ -90,7 +113,7 @@ def portable_targets(targets: str | Collection[str], model: Module) -> str | lis
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):
         return list(targets)
-    intended = [name for name in layers if is_target(name, targets)]
+    intended = [name for name in layers if (selects(name) if selects else is_target(name, targets))]
     if [name for name in peft_modules(model) if full_match(targets, name)] == intended:
         return targets
     suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in intended))
@@ -125,7 +148,10 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing")
+        configs = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
+        below = sorted(path.parent.relative_to(folder).as_posix() for path in configs)
+        hint = f"; there are adapters in its subfolders {abbreviate(below)}: give one of these folders" if below else ""
+        raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing{hint}")
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         hint = "; adapter_model.bin is a pickle and is not read; save the adapter as safetensors" if pickled else ""
@@ -175,17 +201,35 @@ def check_targets(targets: Any) -> None:
 
 
 def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ValueError for a setting that is not in `known`.
+    """Raise ValueError for a setting that changes the output and is not in `known`.
 
-    Unknown settings are accepted if they turn a feature off or do not affect the output.
+    Settings that turn a feature off are accepted. A setting that PEFT does not know either causes a warning, as in PEFT.
+    If a newer version of PEFT wrote the file, such a setting can be a new feature, and raises ValueError.
     """
+    unknown = []
     for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
         value = settings[key]
-        off = value is None or value is False or value in ("", [], {}, NEUTRAL_VALUES.get(key))
-        if not off:
+        if value is None or value is False or value in ("", [], {}, NEUTRAL_VALUES.get(key)):
+            continue
+        if key in UNSUPPORTED:
             raise ValueError(
-                f"{key} is {value!r}; lora_np does not support this feature of PEFT, so the adapter cannot be loaded"
+                f"{key} is {value!r}; lora_np does not support this feature of PEFT: {UNSUPPORTED[key]}. Merge the adapter in "
+                "PEFT, or train it without this setting"
             )
+        if is_newer(settings.get("peft_version")):
+            raise ValueError(
+                f"{key} is {value!r}; the file is from PEFT {settings['peft_version']}, which is newer than "
+                f"{COMMON_SETTINGS['peft_version']}, so the setting can be a feature that lora_np does not support"
+            )
+        unknown.append(key)
+    if unknown:
+        warnings.warn(f"unknown settings {unknown} are ignored; PEFT ignores them too", stacklevel=2)
+
+
+def is_newer(version: Any) -> bool:
+    """Return True if a version of PEFT, for example "0.22.0", is newer than the version whose format is used here."""
+    numbers = [tuple(map(int, re.findall(r"\d{1,9}", str(v))[:3])) for v in (version, COMMON_SETTINGS["peft_version"])]
+    return numbers[0] > numbers[1]
 
 
 def check_arrays(
@@ -231,6 +275,8 @@ def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
     """
     name = key.removeprefix(PREFIX).replace(".base_layer", "")
     base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    if (head := getattr(model, "output_head", None)) is not None:
+        base.setdefault("lm_head.weight", head.weight.value)
     if name not in base:
         return False
     value = base[name]
@@ -242,7 +288,20 @@ def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
         )
         fits = bool(np.linalg.norm(given - stored) <= 0.02 * np.linalg.norm(stored))
     elif fits:
-        fits = bool((to_host(value).astype(array.dtype) == array).all())
+        fits = equal_when_rounded(array, to_host(value))
     if not fits:
         raise ValueError(f"{key} differs from the weight of this base; the adapter was made for another base")
     return True
+
+
+def equal_when_rounded(x: np.ndarray, y: np.ndarray) -> bool:
+    """Return True if x and y are equal after rounding to the narrowest dtype that contains all numbers of x or of y."""
+    import ml_dtypes
+
+    for dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32), x.dtype, y.dtype):
+        with np.errstate(over="ignore"):
+            a, b = x.astype(dtype), y.astype(dtype)
+        exact = (a.astype(x.dtype) == x).all() or (b.astype(y.dtype) == y).all()
+        if exact and (a == b).all():
+            return True
+    return False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from ..nn import BASE, Parameter, check_names
@@ -113,9 +115,12 @@ class AdapterManager(AdapterHost):
         Tensors are converted to the `adapter_dtype` of the PeftModel, by default the dtype of the base model.
         """
         self._check_new(adapter_name)
+        settings: Mapping[str, Any]
+        arrays: Mapping[str, np.ndarray]
         settings, arrays, training = read_adapter(model_id)
         with name_file_in_errors(Path(model_id) / CONFIG):
             method = method_named(settings.get("peft_type"))
+            settings, arrays = method.convert(settings, arrays, self.model)
             config = method.config(settings)
         with name_file_in_errors(Path(model_id) / WEIGHTS):
             config = replace(config, **{key: training[key] for key in method.extra_fields if key in training})

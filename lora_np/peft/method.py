@@ -130,6 +130,15 @@ class Method:
             "base_model_name_or_path": path and os.fspath(path),
         }
 
+    def convert(
+        self, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Transformer
+    ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+        """Return the settings and tensors of a file in the forms that `config` and `restore` expect; by default unchanged.
+
+        Raises ValueError if the file needs something that is not in the file.
+        """
+        return settings, arrays
+
     def config(self, settings: Mapping[str, Any]) -> Any:
         """Return the configuration for the settings of an adapter_config.json.
 

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 from ..nn import Linear, Module, replace_module
+from ..nn.targets import OUTPUT_HEAD
+from ..transformer import Transformer
 from .adapted_linear import AdaptedLinear
+from .trained_copy import EMBEDDING
 
 
 def adaptable_layers(model: Module) -> dict[str, Linear]:
     """Return a dictionary of all linear layers by name, in the model's order.
 
-    For an AdaptedLinear, the dictionary contains the Linear inside the AdaptedLinear.
+    For an AdaptedLinear, the dictionary contains the Linear inside the AdaptedLinear. A head that is tied to the embedding
+    is a linear layer too, as in PEFT.
     """
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, Linear):
             found[path.removesuffix(".base_layer")] = module
+    if OUTPUT_HEAD not in found and isinstance(model, Transformer):
+        found[OUTPUT_HEAD] = model.output_head
     return found
+
+
+def is_tied(model: Module, name: str) -> bool:
+    """Return True if the embedding and the head of the model share one weight, and `name` is one of them."""
+    return name in (OUTPUT_HEAD, EMBEDDING) and isinstance(model, Transformer) and model.config.tie_word_embeddings
 
 
 def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, AdaptedLinear]:
@@ -30,13 +42,16 @@ def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, 
 
 
 def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLinear]]:
-    """Yield the name and the AdaptedLinear of each named layer. A Linear without adapters is wrapped first."""
+    """Yield the name and the AdaptedLinear of each named layer. A layer without adapters is wrapped first.
+
+    The layer is a Linear or, for a TrainedCopy, also an Embedding or an RMSNorm.
+    """
     modules = dict(model.named_modules())
     for name in names:
-        layer = modules[name]
+        layer: Any = modules[name] if name in modules else cast(Transformer, model).output_head
         if not isinstance(layer, AdaptedLinear):
-            assert isinstance(layer, Linear), f"{name} is not a linear layer"
             layer = AdaptedLinear(layer)
+            layer.tied = is_tied(model, name)
             replace_module(model, name, layer)
         yield name, layer
 
@@ -51,5 +66,7 @@ def remove(model: Module, adapter_name: str | None = None) -> None:
             layer.adapters.clear()
         else:
             layer.adapters.pop(adapter_name, None)
-        if not layer.adapters:
+        if not layer.adapters and layer.tied and name == OUTPUT_HEAD:
+            del cast(Transformer, model).lm_head
+        elif not layer.adapters:
             replace_module(model, name, layer.base_layer)

@@ -130,10 +130,10 @@ class Block(Module):
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, BlockCache]:
         """Compute z (b, t, d) from x (b, t, d)."""
-        normed, norm1_cache = self.input_layernorm.forward(x)
+        normed, norm1_cache = self.input_layernorm.forward(x, context)
         y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
         y += x  # the residual, added in place to y; x must not change, because the norm's cache holds it
-        normed, norm2_cache = self.post_attention_layernorm.forward(y)
+        normed, norm2_cache = self.post_attention_layernorm.forward(y, context)
         z, mlp_cache = self.mlp.forward(normed, context)
         z += y
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
@@ -177,12 +177,12 @@ class Decoder(Module):
         self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
     ) -> tuple[Array, DecoderCache]:
         """Compute the hidden states x (b, t, d) of tokens (b, t)."""
-        x, embed_cache = self.embed_tokens.forward(tokens)
+        x, embed_cache = self.embed_tokens.forward(tokens, context)
         block_caches = []
         for i, block in enumerate(self.layers):
             x, cache = block.forward(x, rotary, context, None if past is None else past.layers[i])
             block_caches.append(cache)
-        x, norm_cache = self.norm.forward(x)
+        x, norm_cache = self.norm.forward(x, context)
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
     def reaches(self, cache: DecoderCache) -> bool:

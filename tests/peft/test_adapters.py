@@ -127,11 +127,13 @@ def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written
     assert LoraMethod().settings(LoraConfig(target_modules=targets), model)["target_modules"] == written
 
 
-def test_an_expression_that_would_reach_a_tied_head_in_peft_is_written_as_names(make_model):
-    """A tied head is not a layer here, but PEFT has it as a layer that a regular expression can match."""
+def test_an_expression_that_reaches_a_tied_head_is_written_as_it_is(make_model):
+    """A tied head is a layer that a regular expression can match, here and in PEFT."""
     config = LoraConfig(target_modules=r".*(o_proj|head)")
-    assert LoraMethod().settings(config, make_model())["target_modules"] == r".*(o_proj|head)"
-    assert LoraMethod().settings(config, make_model(tie_word_embeddings=True))["target_modules"] == ["o_proj"]
+    for tied in (False, True):
+        assert (
+            LoraMethod().settings(config, make_model(tie_word_embeddings=tied))["target_modules"] == r".*(o_proj|head)"
+        )
 
 
 def test_patterns_whose_order_decides_are_written_one_a_layer(make_model):
@@ -522,7 +524,7 @@ DAMAGE = {
         renamed("0.self_attn.q_proj", "7.self_attn.q_proj"),
         r"unexpected tensor \S*layers\.7\.self_attn",
     ),
-    "an adapter's name in a key": (
+    "an adapter's name in some keys": (
         renamed("lora_A.weight", "lora_A.default.weight"),
         r"unexpected tensor \S*lora_A\.default",
     ),
@@ -543,26 +545,34 @@ DAMAGE = {
     "no kind": (configured(peft_type=None), "peft_type is None"),
     "modules_to_save": (
         configured(modules_to_save=["lm_head"]),
-        r"modules_to_save is \['lm_head'\]; lora_np does not support this feature",
+        r"base_model\.model\.lm_head\.weight is missing",
     ),
     "DoRA without its magnitudes": (configured(use_dora=True), r"q_proj\.lora_magnitude_vector, .* is missing"),
     "DoRA in words": (configured(use_dora="yes"), r"adapter_config\.json: use_dora = 'yes'; expected True or"),
-    "a bias": (configured(bias="all"), "bias is 'all'; lora_np does not support this feature"),
     "a bias in B": (configured(lora_bias=True), "lora_bias is True"),
-    "Conv1D": (configured(fan_in_fan_out=True), "fan_in_fan_out is True"),
-    "some layers only": (configured(layers_to_transform=[0]), r"layers_to_transform is \[0\]"),
-    "the first layer only": (configured(layers_to_transform=0), "layers_to_transform is 0"),
+    "some layers only": (configured(layers_to_transform=[0]), r"unexpected tensor \S*layers\.1\."),
+    "the first layer only": (configured(layers_to_transform=0), r"unexpected tensor \S*layers\.1\."),
+    "a layer excluded": (configured(exclude_modules=["v_proj"]), r"unexpected tensor \S*layers\.0\S*v_proj"),
+    "blocks with another name": (
+        configured(layers_to_transform=[0], layers_pattern=["h"]),
+        r"leave no layer|matches no linear layer",
+    ),
+    "blocks that are no numbers": (
+        configured(layers_to_transform=["0"]),
+        r"layers_to_transform = '0'; expected indices",
+    ),
     "layers repeated": (configured(layer_replication=[[0, 2], [1, 2]]), "layer_replication is"),
-    "token rows": (configured(trainable_token_indices=[1]), r"trainable_token_indices is \[1\]"),
     "parameters": (configured(target_parameters=["x"]), r"target_parameters is \['x'\]"),
     "megatron": (configured(megatron_config={"x": 1}), "megatron_config is"),
-    "QALoRA": (configured(use_qalora=True), "use_qalora is True"),
     "aLoRA": (configured(alora_invocation_tokens=[1]), "alora_invocation_tokens is"),
     "a feature of tomorrow": (
-        configured(use_tomorrow="yes"),
-        "use_tomorrow is 'yes'; lora_np does not support this feature of PEFT",
+        configured(use_tomorrow="yes", peft_version="0.99.0"),
+        r"use_tomorrow is 'yes'; the file is from PEFT 0\.99\.0, which is newer",
     ),
-    "PiSSA": (configured(init_lora_weights="pissa_niter_4"), "init_lora_weights = 'pissa_niter_4'"),
+    "PiSSA": (
+        configured(init_lora_weights="pissa_niter_4"),
+        "init_lora_weights is 'pissa_niter_4': the base was changed by random numbers",
+    ),
     "a rank of 0": (configured(r=0), r"adapter_config\.json: r = 0; the rank must be at least 1"),
     "a rank in words": (configured(r="8"), r"adapter_config\.json: r = '8'; the rank is a whole number"),
     "a pattern of rank 0": (configured(rank_pattern={"q_proj": 0}), r"rank_pattern\['q_proj'\] = 0"),
