@@ -12,7 +12,7 @@ from .optional import MissingExtra
 
 COMMANDS = {  # the sections of the help page, and their commands
     "learn": ("notebooks", "exercises"),
-    "get and train models": ("fetch", "train", "pretrain"),
+    "get and train models": ("fetch", "convert", "train", "pretrain"),
     "use a model": ("generate", "serve"),
     "calculate before training": ("params", "memory"),
     "measure": ("study", "bench", "reproduce"),

@@ -3,6 +3,7 @@
 from .arrays import StoredArrays, load_arrays, open_arrays, save_arrays, write_atomically
 from .gguf_reader import open_gguf
 from .huggingface import open_folder, read_json
+from .pickled import read_pickled
 from .tokenizer import ByteTokenizer, TextStream, Tokenizer, VocabularyTokenizer
 from .tokenizer_files import tokenizer_from_folder, tokenizer_from_gguf
 
@@ -17,6 +18,7 @@ __all__ = [
     "open_folder",
     "open_gguf",
     "read_json",
+    "read_pickled",
     "save_arrays",
     "tokenizer_from_folder",
     "tokenizer_from_gguf",

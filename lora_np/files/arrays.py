@@ -7,6 +7,7 @@ is read. Pickles are never read, because a pickle can run code.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # safetensors' name of a dtype → name in ml_dtypes
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
 
 
@@ -143,7 +145,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     Returns
     -------
     arrays : dict of str to ndarray
-        The arrays by name. bfloat16 arrays are converted to float32, without loss.
+        The arrays by name. bfloat16 and float8 arrays are converted to float32, without loss.
     metadata : dict of str to str
         The strings that are stored in the header of the file.
 
@@ -223,9 +225,11 @@ def _open(path: Path) -> Iterator[StoredArrays]:
             import ml_dtypes  # noqa: F401, the import registers bfloat16 with NumPy, and so with safetensors
 
         def read(name: str) -> np.ndarray:
+            if dtypes[name] in FLOAT8:
+                return _read_float8(path, name)
             try:
                 x = file.get_tensor(name)
-            except TypeError:
+            except (TypeError, AttributeError):
                 raise ValueError(
                     f"{path}: {name} has dtype {dtypes[name]}, which NumPy does not support; convert the file to float32"
                 ) from None
@@ -233,6 +237,23 @@ def _open(path: Path) -> Iterator[StoredArrays]:
 
         shapes = {name: tuple(slice_.get_shape()) for name, slice_ in slices.items()}
         yield StoredArrays(shapes, read, dict(file.metadata() or {}))
+
+
+def _read_float8(path: Path, name: str) -> np.ndarray:
+    """Return an array of 8-bit numbers as float32, without loss.
+
+    The library safetensors does not read these numbers into NumPy arrays. A file starts with the length of its header in 8
+    bytes, followed by the header and the bytes of the arrays.
+    """
+    import ml_dtypes
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]  # safe_open has already checked the header
+        first, last = entry["data_offsets"]
+        file.seek(8 + length + first)
+        stored = np.frombuffer(file.read(last - first), getattr(ml_dtypes, FLOAT8[entry["dtype"]]))
+    return stored.astype(np.float32).reshape(entry["shape"])
 
 
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -27,6 +27,7 @@ from ..nn import Module
 from ..nn.patterns import full_match
 from ..nn.targets import is_target
 from ..quantization import Quantized4bit, dequantize_4bit, quantize_4bit
+from .config import storage_dtype
 from .placement import adaptable_layers
 
 PREFIX = "base_model.model."  # prefix of every layer name in PEFT's files
@@ -154,7 +155,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing{hint}")
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        hint = "; adapter_model.bin is a pickle and is not read; save the adapter as safetensors" if pickled else ""
+        convert = f"python -m lora_np convert {folder / 'adapter_model.bin'}"
+        hint = f"; adapter_model.bin is a pickle and is not read; convert it: {convert}" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is missing{hint}")
     with name_file_in_errors(folder / CONFIG):
         if (size := (folder / CONFIG).stat().st_size) > LARGEST_CONFIG:
@@ -296,9 +298,7 @@ def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
 
 def equal_when_rounded(x: np.ndarray, y: np.ndarray) -> bool:
     """Return True if x and y are equal after rounding to the narrowest dtype that contains all numbers of x or of y."""
-    import ml_dtypes
-
-    for dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32), x.dtype, y.dtype):
+    for dtype in (storage_dtype("bfloat16", x.dtype), np.dtype(np.float16), np.dtype(np.float32), x.dtype, y.dtype):
         with np.errstate(over="ignore"):
             a, b = x.astype(dtype), y.astype(dtype)
         exact = (a.astype(x.dtype) == x).all() or (b.astype(y.dtype) == y).all()

@@ -122,6 +122,7 @@ def test_no_core_module_needs_more_than_numpy():
     borrowed = {
         "files.arrays": {"safetensors", "ml_dtypes"},
         "files.gguf_reader": {"gguf"},
+        "files.pickled": {"ml_dtypes"},
         "files.tokenizer": {"jinja2"},
         "files.tokenizer_files": {"tokenizers"},
         "training.parallel": {"threadpoolctl"},

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 from ...nn.patterns import LONGEST_PATTERN, ends_in_match, needs_steps, parse
@@ -133,11 +132,9 @@ class LoraConfig(TargetedConfig):
             given = [given] if name != "exclude_modules" and isinstance(given, str) else given
             object.__setattr__(self, name, plain_targets(given, name) if given else None)
         indices: Any = self.layers_to_transform
-        indices = (
-            (indices,)
-            if isinstance(indices, Integral) and not isinstance(indices, bool)
-            else tuple(indices or ()) or None
-        )
+        if indices is not None and not isinstance(indices, Iterable):
+            indices = (indices,)
+        indices = tuple(indices or ()) or None
         for index in indices or ():
             check_whole("layers_to_transform", index, least=0, what="expected indices of blocks")
         object.__setattr__(self, "layers_to_transform", indices)
