@@ -42,6 +42,7 @@ IGNORED_SETTINGS = {
     "peft_type",
     "revision",
     "auto_mapping",
+    "fan_in_fan_out",  # the layout of the base's weight; the tensors of adapters do not have this layout
 }  # keys that do not affect the output
 NEUTRAL_VALUES = {
     "bias": "none",
@@ -202,11 +203,12 @@ def check_targets(targets: Any) -> None:
     is_target("", targets)
 
 
-def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
+def check_settings(settings: Mapping[str, Any], known: Collection[str], in_peft: bool = True) -> None:
     """Raise ValueError for a setting that changes the output and is not in `known`.
 
     Settings that turn a feature off are accepted. A setting that PEFT does not know either causes a warning, as in PEFT.
-    If a newer version of PEFT wrote the file, such a setting can be a new feature, and raises ValueError.
+    If a newer version of PEFT wrote the file, such a setting can be a new feature, and raises ValueError. For a method that
+    PEFT does not have (`in_peft=False`), each unknown setting raises ValueError.
     """
     unknown = []
     for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
@@ -217,6 +219,10 @@ def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
             raise ValueError(
                 f"{key} is {value!r}; lora_np does not support this feature of PEFT: {UNSUPPORTED[key]}. Merge the adapter in "
                 "PEFT, or train it without this setting"
+            )
+        if not in_peft:
+            raise ValueError(
+                f"{key} is {value!r}; lora_np does not support this feature, so the adapter cannot be loaded"
             )
         if is_newer(settings.get("peft_version")):
             raise ValueError(

@@ -73,6 +73,7 @@ class Method:
     extra_fields: ClassVar[tuple[str, ...]] = ()
     fixed_settings: ClassVar[Mapping[str, Any]] = COMMON_SETTINGS  # constant settings of the file
     accepted_keys: ClassVar[tuple[str, ...]] = ()  # further keys that a file can have
+    in_peft: ClassVar[bool] = True  # False: PEFT does not have this method
     choices: ClassVar[Mapping[str, Choice]] = {}  # names for `train --method`
     example: ClassVar[PeftConfig | None] = None  # used by the tests of all methods; ΔW ≠ 0
 
@@ -145,7 +146,7 @@ class Method:
         Raises ValueError or TypeError; the message names the wrong setting.
         """
         known = {field.name for field in fields(self.config_type)}
-        check_settings(settings, {*known, *self.accepted_keys})
+        check_settings(settings, {*known, *self.accepted_keys}, self.in_peft)
         return self.config_type(**{key: settings[key] for key in known if settings.get(key) is not None})
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:

@@ -54,7 +54,12 @@ JUDGED = {
     "revision": [Case("main", edited=True)],
     "inference_mode": [Case(True)],
     "r": [Case(5)],
-    "target_modules": [Case(REGEX), Case("all-linear"), Case(["lm_head", "o_proj"], shapes=BOTH)],
+    "target_modules": [
+        Case(REGEX),
+        Case("all-linear"),
+        Case(["lm_head", "o_proj"], shapes=BOTH),
+        Case(["embed_tokens", "o_proj"], others={"rank_pattern": {"embed_tokens": 3}, "use_rslora": True}, shapes=BOTH),
+    ],
     "exclude_modules": [Case(["layers.0.self_attn.q_proj"]), Case(r".*layers\.1\..*v_proj")],
     "lora_alpha": [Case(3)],
     "lora_dropout": [Case(0.25)],
@@ -110,6 +115,8 @@ JUDGED = {
     "kasa_config": [Case(variants.KasaConfig(), CHANGES)],
     "ensure_weight_tying": [
         *(Case(True, others={"modules_to_save": [name]}, shapes=BOTH) for name in ("embed_tokens", "lm_head")),
+        Case(True, others={"target_modules": ["embed_tokens", "q_proj"]}, shapes=BOTH),
+        Case(True, others={"trainable_token_indices": [1, 5]}, shapes=BOTH),
         Case(True),
     ],
 }

@@ -662,9 +662,105 @@ def test_an_edited_configuration_without_effect_on_the_numbers_is_read(make_mode
     )
 
 
+def test_settings_that_peft_does_not_know_either_are_ignored_with_a_warning_that_names_them(make_model, tmp_path):
+    """Trainers add their own keys. PEFT ignores them and warns."""
+    saved(make_model, tmp_path, **Q_V)
+    edit_settings(tmp_path, unsloth_fixed=True, trainer="mine")
+    with pytest.warns(UserWarning, match=r"unknown settings \['trainer', 'unsloth_fixed'\] are ignored"):
+        PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0.21.2", "0.7.0", "0.21", None, "", 7])
+def test_an_unknown_setting_is_ignored_unless_a_newer_version_of_peft_wrote_the_file(version, make_model, tmp_path):
+    saved(make_model, tmp_path, **Q_V)
+    edit_settings(tmp_path, peft_version=version, use_tomorrow="yes")
+    if version == 7:
+        with pytest.raises(ValueError, match="from PEFT 7, which is newer than"):
+            PeftModel.from_pretrained(make_model(), tmp_path)
+    else:
+        with pytest.warns(UserWarning, match="use_tomorrow"):
+            PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["default", "my.poet"])
+def test_keys_with_the_adapters_name_are_read(name, make_model, random_batch, tmp_path):
+    before = saved(make_model, tmp_path, **Q_V, use_dora=True)
+    renamed("lora_A.weight", f"lora_A.{name}.weight")(tmp_path)
+    renamed("lora_B.weight", f"lora_B.{name}.weight")(tmp_path)
+    renamed("lora_magnitude_vector", f"lora_magnitude_vector.{name}.weight")(tmp_path)
+    tokens, _ = random_batch()
+    assert_array_equal(PeftModel.from_pretrained(make_model(), tmp_path).forward(tokens)[0], before.forward(tokens)[0])
+
+
+def test_a_bias_setting_without_biases_is_read_and_a_trained_bias_is_refused(make_model, tmp_path):
+    saved(make_model, tmp_path, **Q_V)
+    edit_settings(tmp_path, bias="all")
+    assert PeftModel.from_pretrained(make_model(), tmp_path).active_adapter == "default"
+    key = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"
+    edit_arrays(tmp_path, lambda arrays: arrays | {key: np.zeros(16)})
+    with pytest.raises(
+        ValueError, match=rf"bias is 'all' and the file contains {key}; trained biases are not supported"
+    ):
+        PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+BAD_TOKENS = {
+    "a token out of range": ({"trainable_token_indices": [0, 999]}, (2, 12), "tokens below"),
+    "too few rows": (
+        {"trainable_token_indices": [0, 1, 2]},
+        (2, 12),
+        r"has shape \(2, 12\) for the tokens \[0, 1, 2\]",
+    ),
+    "rows of another width": ({"trainable_token_indices": [0, 1]}, (2, 11), "expected one row of 12 numbers"),
+    "tokens that are no numbers": ({"trainable_token_indices": ["0", True]}, (2, 12), "tokens below"),
+    "another module": (
+        {"trainable_token_indices": {"wte": [0, 1]}},
+        (2, 12),
+        r"unexpected tensor \S*trainable_tokens_delta",
+    ),
+    "one number": ({"trainable_token_indices": 3}, (2, 12), "adapter_config.json"),
+    "modules in one text": (
+        {"trainable_token_indices": [0, 1], "modules_to_save": "norm"},
+        (2, 12),
+        "modules_to_save = 'norm'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TOKENS)
+def test_trained_tokens_that_do_not_fit_are_refused_and_nothing_changes(what, make_model, tmp_path):
+    settings, shape, message = BAD_TOKENS[what]
+    saved(make_model, tmp_path, **Q_V)
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    edit_arrays(tmp_path, lambda arrays: arrays | {key: np.ones(shape)})
+    edit_settings(tmp_path, **settings)
+    model = make_model()
+    before = state(model)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_initialisation_that_changes_the_base_needs_an_unquantised_base_and_a_rank_that_fits(
+    init, make_model, tmp_path
+):
+    saved(make_model, tmp_path, dtype=np.float32, r=3, **Q_V)
+    edit_settings(tmp_path, init_lora_weights=init)
+    with pytest.raises(ValueError, match="The weight must be unquantised"):
+        PeftModel.from_pretrained(ln.quantize_model(make_model(np.float32)), tmp_path)
+    edit_settings(tmp_path, r=4)
+    with pytest.raises(ValueError, match=r"lora_A.weight has shape \(3, 12\).*r is 4"):
+        PeftModel.from_pretrained(make_model(np.float32), tmp_path)
+
+
 def test_what_is_not_there_is_named(make_model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no adapter in .*nowhere: .*adapter_config\.json is missing"):
         PeftModel.from_pretrained(make_model(), tmp_path / "nowhere")
+    saved(make_model, tmp_path / "runs" / "poet")
+    saved(make_model, tmp_path / "runs" / "checkpoint-10" / "pirate")
+    with pytest.raises(FileNotFoundError, match=r"in its subfolders checkpoint-10/pirate, poet: give one of these"):
+        PeftModel.from_pretrained(make_model(), tmp_path / "runs")
     saved(make_model, tmp_path)
     weights(tmp_path).rename(tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors is missing; .*pickle and is not read"):

@@ -59,6 +59,8 @@ def convert(
         made["bias"] = "none"
     if made.pop("trainable_token_indices", None) is not None:
         made, found = with_trained_rows(made, found, settings["trainable_token_indices"], model)
+    if any(".lora_embedding_A" in key for key in found):
+        made, found = with_adapted_embedding(made, found, model)
     if made.pop("ensure_weight_tying", False):
         made, found = with_tied_copies(made, found, model)
     init = made.get("init_lora_weights")
@@ -95,7 +97,7 @@ def with_trained_rows(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Replace the trained rows of an embedding by the whole embedding. As in PEFT, a tied head gets the same rows."""
     rows_of = indices if isinstance(indices, dict) else {EMBEDDING: indices}
-    saved = list(settings.get("modules_to_save") or [])
+    saved = copied_modules(settings)
     for key in [key for key in arrays if key.endswith(TOKENS)]:
         delta, path = arrays.pop(key), key.removeprefix(PREFIX).removesuffix(TOKENS)
         rows = next((rows for name, rows in rows_of.items() if path.endswith(name)), None)
@@ -116,16 +118,51 @@ def with_trained_rows(
     return settings | {"modules_to_save": saved}, arrays
 
 
+def with_adapted_embedding(
+    settings: dict[str, Any], arrays: dict[str, np.ndarray], model: Transformer
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Replace the LoRA of the embedding E (v, d) by the whole embedding, E + s·(B A)ᵀ, with A (r, v) and B (d, r)."""
+    config = plain_config(settings).for_layer(EMBEDDING)
+    A, B = (arrays.pop(f"{PREFIX}{EMBEDDING}.lora_embedding_{factor}", np.empty(0)) for factor in "AB")
+    E = to_host(model.model.embed_tokens.weight.value)
+    if A.shape != (config.r, len(E)) or B.shape != (E.shape[1], config.r) or config.use_dora:
+        raise ValueError(
+            f"the LoRA of {EMBEDDING} has the shapes {A.shape} and {B.shape}; expected {(config.r, len(E))} and "
+            f"{(E.shape[1], config.r)}, without DoRA"
+        )
+    arrays[f"{PREFIX}{EMBEDDING}.weight"] = E + config.scaling * (B @ A).T
+    return settings | {"modules_to_save": [*copied_modules(settings), EMBEDDING]}, arrays
+
+
+def copied_modules(settings: Mapping[str, Any]) -> list[str]:
+    """Return `modules_to_save` of a file as a list. Raises TypeError if the value is not a list."""
+    saved = settings.get("modules_to_save") or []
+    if not isinstance(saved, list):
+        raise TypeError(f"modules_to_save = {saved!r}; expected a list of module names")
+    return saved
+
+
+def plain_config(settings: Mapping[str, Any]) -> LoraConfig:
+    """Return the LoraConfig for those settings of a file that it has, without modules_to_save."""
+    known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if settings.get(key) is not None}
+    return LoraConfig(
+        **{**known, "inference_mode": False, "fan_in_fan_out": False, "modules_to_save": None, "task_type": None}
+    )
+
+
 def with_tied_copies(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Give a tied head the trained embedding, or the embedding the trained head, as `ensure_weight_tying` does in PEFT."""
     keys = [f"{PREFIX}{name}.weight" for name in (EMBEDDING, "lm_head")]
     weights = [arrays[key] for key in keys if key in arrays]
-    if not (is_tied(model, "lm_head") and weights and settings.get("modules_to_save")):
+    if not (is_tied(model, "lm_head") and weights and copied_modules(settings)):
         return settings, arrays
-    saved = [*settings["modules_to_save"], EMBEDDING, "lm_head"]
-    return settings | {"modules_to_save": saved}, {**dict.fromkeys(keys, weights[0]), **arrays}
+    saved = [*copied_modules(settings), EMBEDDING, "lm_head"]
+    others = {
+        key: x for key, x in arrays.items() if not key.startswith(f"{PREFIX}lm_head.lora_")
+    }  # a tied LoRA of the head
+    return settings | {"modules_to_save": saved}, {**dict.fromkeys(keys, weights[0]), **others}
 
 
 def with_initial_factors(
@@ -136,8 +173,7 @@ def with_initial_factors(
     PEFT subtracts s·B₀A₀ from each weight when it loads the file: the principal part of W for PiSSA, and Q_r R_r of the QR
     decomposition W = Q R for OLoRA. So ΔW = s·(B A − B₀A₀) = s·[B, −B₀] [A; A₀].
     """
-    known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if settings.get(key) is not None}
-    config, found = LoraConfig(**{**known, "inference_mode": False, "modules_to_save": None}), dict(arrays)
+    config, found = plain_config(settings), dict(arrays)
     for name, base in adaptable_layers(model).items():
         keys = [f"{PREFIX}{name}.lora_{factor}.weight" for factor in "AB"]
         if not all(key in arrays for key in keys):

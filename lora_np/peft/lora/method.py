@@ -35,10 +35,8 @@ OPTIONS = {
 LORAPLUS = {
     "loraplus_lr_ratio": Option(16, "learning rate of B divided by that of A, which is --lr (default {})", "X", float)
 }
-# Settings of PEFT that do not change what a saved adapter computes: settings of the initialisation and of
-# training, and the layout of the base's weights, which A and B do not have
+# Settings of PEFT that do not change what a saved adapter computes: settings of the initialisation and of training
 WITHOUT_EFFECT = (
-    "fan_in_fan_out",
     "eva_config",
     "corda_config",
     "lora_ga_config",
