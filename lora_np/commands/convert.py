@@ -15,7 +15,7 @@ Only tensors are read. A file that calls anything else is refused, and no code
 of the file runs.
 
 example:
-  python -m lora_np convert adapter/adapter_model.bin    # writes adapter/adapter_model.safetensors"""
+  python -m lora_np convert keeper/adapter_model.bin   # to safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

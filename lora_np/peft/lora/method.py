@@ -252,7 +252,9 @@ class LoraMethod(LayerMethod):
 def check_cost_of_copies(copies: bool) -> None:
     """Raise ValueError if an adapter trains whole modules."""
     if copies:
-        raise ValueError("costs do not include modules_to_save; call print_trainable_parameters() on the live model")
+        raise ValueError(
+            "costs do not include modules_to_save; costs.count(model) counts the parameters of a live model"
+        )
 
 
 def check_selection(config: LoraConfig, names: list[str], selected: list[str]) -> None:
