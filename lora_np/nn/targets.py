@@ -20,19 +20,22 @@ from .patterns import ends_in_match, full_match
 
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
+MOST_ENTRIES = 4_000  # of a list of names: more than the linear layers of a 405B model
 
 
 def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tuple[str, ...]:
     """Return `target_modules` as a string or a tuple of strings.
 
     A set is sorted, so that its order is the same in each run. Raises TypeError if `target_modules` is neither a string
-    nor a collection of strings.
+    nor a collection of strings, and ValueError if it has too many entries.
     """
     if isinstance(target_modules, str):
         return target_modules
     entries = tuple(target_modules) if isinstance(target_modules, Iterable) else None
     if entries is None or not all(isinstance(entry, str) for entry in entries):
         raise TypeError(f"{name} = {target_modules!r}; expected a list of layer names, one string, or {ALL_LINEAR!r}")
+    if len(entries) > MOST_ENTRIES:
+        raise ValueError(f"{name} has {len(entries):,} entries; expected at most {MOST_ENTRIES:,}")
     return tuple(sorted(entries)) if isinstance(target_modules, Set) else entries
 
 

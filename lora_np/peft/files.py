@@ -269,22 +269,27 @@ def check_arrays(
 
 
 def abbreviate(keys: list[str]) -> str:
-    """Return a text with the first three names and the number of the remaining names."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    """Return a text with the first three names, each of at most 200 characters, and the number of the remaining names."""
+    return ", ".join(key[:200] for key in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
-    """Return True if an array is a weight of the base.
+def base_weights(model: Module) -> dict[str, Any]:
+    """Return the weights of the base by PEFT's keys. A tied head has the weight of the embedding."""
+    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    if (head := getattr(model, "output_head", None)) is not None:
+        base.setdefault("lm_head.weight", head.weight.value)
+    return {f"{PREFIX}{name}": value for name, value in base.items()}
+
+
+def is_base_weight(key: str, array: np.ndarray, base: Mapping[str, Any]) -> bool:
+    """Return True if an array of a file is one of the weights `base`.
 
     If an adapter adapts lm_head, PEFT also saves the frozen weight of lm_head.
 
     Raises ValueError if the array differs from the weight of this base, because the adapter was then trained on another
     base.
     """
-    name = key.removeprefix(PREFIX).replace(".base_layer", "")
-    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
-    if (head := getattr(model, "output_head", None)) is not None:
-        base.setdefault("lm_head.weight", head.weight.value)
+    name = key.replace(".base_layer", "")
     if name not in base:
         return False
     value = base[name]

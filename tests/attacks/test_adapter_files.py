@@ -70,6 +70,17 @@ HOSTILE = {
         f"rank_pattern {p[:12]}": ({"rank_pattern": {p: 3}}, "too many steps|has shape") for p in SLOW if "(?!" not in p
     },
     "many expressions": ({"rank_pattern": {f"(.+)+!{i}": 3 for i in range(3000)}}, "more than 5,000 characters"),
+    "many patterns of blocks": (
+        {
+            "layers_to_transform": [0],
+            "layers_pattern": [f"(.+)+!{i}" for i in range(3000)],
+            "target_modules": ["q_proj"],
+        },
+        "more than 5,000 characters",
+    ),
+    "many targets": ({"target_modules": [f"proj{i}" for i in range(50_000)]}, "target_modules has 50,000 entries"),
+    "many exclusions": ({"exclude_modules": [f"proj{i}" for i in range(50_000)]}, "exclude_modules has 50,000 entries"),
+    "every module": ({"modules_to_save": [""]}, "modules_to_save selects model, a Decoder"),
     "many keys": ({"alpha_pattern": {f"proj{i}": 3 for i in range(5000)}}, "have 5,000 keys; expected at most"),
     "a long expression": ({"target_modules": ".*" * 5000}, "10,000 characters; expected at most 5,000"),
     "a backreference": ({"target_modules": r"(.*)\1"}, "backreference"),
@@ -99,3 +110,13 @@ def test_a_configuration_that_is_nested_too_deeply_is_refused(make_model, tmp_pa
     adapted(make_model()).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}")
     refused(make_model(), tmp_path, "adapter_config.json: the JSON is nested too deeply")
+
+
+def test_many_tensors_and_long_names_are_refused_at_once(make_model, tmp_path):
+    adapted(make_model()).save_pretrained(tmp_path)
+    one = np.zeros((1, 1), np.float32)
+    edited(tmp_path, arrays={f"base_model.model.x{i}.lora_A.weight": one for i in range(20_000)})
+    refused(make_model(), tmp_path, "unexpected tensor base_model.model.x0.lora_A.weight, .* and 19997 more")
+    adapted(make_model()).save_pretrained(tmp_path)
+    edited(tmp_path, arrays={".lora_A.lora_B." * 20_000 + "weight!": one})
+    refused(make_model(), tmp_path, "unexpected tensor .lora_A.lora_B")

@@ -13,7 +13,7 @@ from ...nn.targets import is_target, layer_index, plain_targets
 from ..config import TargetedConfig, check_choice, check_positive, check_probability, check_rank, check_whole
 
 T = TypeVar("T")
-MOST_PATTERNS = 4_000  # of rank_pattern and alpha_pattern together: more than the linear layers of a 405B model
+MOST_PATTERNS = 4_000  # of rank_pattern, alpha_pattern and layers_pattern together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,8 @@ class LoraConfig(TargetedConfig):
             check_rank(f"rank_pattern[{key!r}]", r)
         for key, alpha in self.alpha_pattern.items():
             check_positive(f"alpha_pattern[{key!r}]", alpha)
-        check_patterns([*self.rank_pattern, *self.alpha_pattern])
         self.check_selection()
+        check_patterns([*self.rank_pattern, *self.alpha_pattern, *(self.layers_pattern or ())])
         check_probability("lora_dropout", self.lora_dropout)
         check_choice("dora_norm", self.dora_norm, "detached", "true")
         check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
@@ -140,8 +140,6 @@ class LoraConfig(TargetedConfig):
         object.__setattr__(self, "layers_to_transform", indices)
         if self.layers_pattern and indices is None:
             raise ValueError("layers_pattern has an effect only together with layers_to_transform; set both or neither")
-        for pattern in self.layers_pattern or ():
-            parse(pattern)
 
     def selects(self, name: str) -> bool:
         """Return True if the linear layer `name` gets an adapter."""
@@ -196,11 +194,13 @@ def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
 def check_patterns(keys: list[str]) -> None:
     """Raise ValueError if a key is not a regular expression, or if the keys would take too long to match."""
     if len(keys) > MOST_PATTERNS:
-        raise ValueError(f"rank_pattern and alpha_pattern have {len(keys):,} keys; expected at most {MOST_PATTERNS:,}")
+        raise ValueError(
+            f"rank_pattern, alpha_pattern and layers_pattern have {len(keys):,} keys; expected at most {MOST_PATTERNS:,}"
+        )
     for key in keys:
         parse(key)
     if sum(len(key) for key in keys if needs_steps(key)) > LONGEST_PATTERN:
         raise ValueError(
-            f"the regular expressions of rank_pattern and alpha_pattern have more than {LONGEST_PATTERN:,} characters; "
-            "use the names of the layers as keys"
+            "the regular expressions of rank_pattern, alpha_pattern and layers_pattern have more than "
+            f"{LONGEST_PATTERN:,} characters; use the names of the layers as keys"
         )

@@ -37,6 +37,7 @@ NOT_REPEATABLE = {
 NAMED_FACTOR = re.compile(r"(?P<stem>.*\.lora_[AB])\.(?P<name>.+)(?P<rest>\.weight)")
 NAMED_MAGNITUDE = re.compile(r"(?P<stem>.*\.lora_magnitude_vector)\.(?P<name>.+?)(\.weight)?(?P<rest>)")
 NAMED_MODULE = re.compile(r"(?P<stem>.*)\.modules_to_save\.(?P<name>[^.]+)(?P<rest>\.weight)")
+LONGEST_KEY = 500  # characters
 TRAINING_ONLY = re.compile(r"\.lora_(velora_embed$|monteclora_sampler\.)")  # tensors that PEFT uses only in training
 TOKENS = ".token_adapter.trainable_tokens_delta"
 
@@ -80,9 +81,10 @@ def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 
     A state_dict of PEFT has such keys. It also has the unchanged weights of modules_to_save, which are left out.
     """
-    matches = {
-        key: NAMED_FACTOR.fullmatch(key) or NAMED_MAGNITUDE.fullmatch(key) or NAMED_MODULE.fullmatch(key)
-        for key in arrays
+    named = (NAMED_FACTOR, NAMED_MAGNITUDE, NAMED_MODULE)
+    short = [key for key in arrays if len(key) < LONGEST_KEY]  # an expression needs long for a long key
+    matches = dict.fromkeys(arrays) | {
+        key: next(filter(None, (pattern.fullmatch(key) for pattern in named)), None) for key in short
     }
     unnamed = [key for key, match in matches.items() if match is None and ".lora_" in key]
     names = {match["name"] for match in matches.values() if match is not None}

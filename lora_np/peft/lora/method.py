@@ -15,7 +15,7 @@ from ...transformer import Transformer
 from ..adapter import Adapter
 from ..choices import TARGETS, Choice, Option
 from ..cost import AdapterCost
-from ..files import PREFIX, check_arrays, is_base_weight
+from ..files import PREFIX, base_weights, check_arrays, is_base_weight
 from ..method import AdapterHost, LayerMethod
 from ..placement import is_tied
 from ..trained_copy import TrainedCopy, modules_to_copy
@@ -148,7 +148,8 @@ class LoraMethod(LayerMethod):
 
         PEFT saves a weight of the base if an adapter adapts lm_head.
         """
-        return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, model)}
+        base = base_weights(model)
+        return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, base)}
 
     def costs(self, config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
         """Return the cost of each layer's adapter by layer name. Raises ValueError if the adapter trains whole modules."""
