@@ -22,7 +22,7 @@ from functools import lru_cache
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
-LONGEST_PATTERN = 5_000  # characters
+LONGEST_PATTERN = 3_000  # characters
 STEPS_PER_CHARACTER, STEPS_AT_LEAST = 4, 200  # the limit for one name; common expressions need less than 100 steps
 NO_BACKTRACKING = re.compile(r"[^*+?{|(]*")  # without these characters, `re` has only one way to match
 REFUSED = {"GROUPREF", "GROUPREF_EXISTS", "ATOMIC_GROUP", "POSSESSIVE_REPEAT"}
@@ -57,7 +57,10 @@ def match_from(pattern: str, name: str, starts: tuple[int, ...]) -> bool:
     if plain is not None:
         return any(plain.fullmatch(name, start) is not None for start in starts)
     matcher = Matcher(pattern, name, flags)
-    return bool(matcher.ends(tree, sum(1 << start for start in starts)) >> len(name))
+    try:
+        return bool(matcher.ends(tree, sum(1 << start for start in starts)) >> len(name))
+    except RecursionError:
+        raise ValueError(f"the regular expression {pattern[:200]!r} is nested too deeply") from None
 
 
 @lru_cache(maxsize=1 << 12)
