@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TypeAlias
 
 from ..backend import Array
@@ -41,7 +42,8 @@ class AdaptedLinear(Module):
         self.adapters: dict[str, Adapter] = {}
         self.base_correction: Bypass | None = None  # the part of W that PiSSA removed; calls without the adapter add it
         self.merged: tuple[str, ...] = ()
-        self.tied = False  # True if the embedding and the head share the weight
+        self.tied = False  # True if the embedding and the head share the weight; a merge then uses a copy
+        self.base_before_merge: Linear | None = None  # the layer with the shared weight, while an adapter is merged
         self.weight_before_merge: Array | None = None  # copy of W, for adapters whose ΔW depends on W
 
     @property
@@ -218,18 +220,13 @@ class AdaptedLinear(Module):
         return adapter.delta_weight(self.base_layer)
 
     def check_mergeable(self) -> None:
-        """Raise RuntimeError if the base layer is quantised, or shares its weight with another layer.
+        """Raise RuntimeError if the base layer is quantised.
 
         A four-bit weight has only 16 levels, so rounding W + ΔW to these levels would remove ΔW.
         """
         if isinstance(self.base_layer.weight.value, Quantized4bit):
             raise RuntimeError(
                 "the base is quantised, and rounding to four bits would remove ΔW; call lora_np.dequantize_model(model) first"
-            )
-        if self.tied:
-            raise RuntimeError(
-                "the adapter changes the head or the embedding, which share one weight in this model; merging would change "
-                "both. Keep the adapter unmerged, or use a base with tie_word_embeddings=False"
             )
 
     def merge(self, *names: str) -> None:
@@ -252,6 +249,9 @@ class AdaptedLinear(Module):
         if self.merged:
             return
         self.check_mergeable()
+        if self.tied and any(name in self.adapters for name in names):
+            self.base_before_merge, self.base_layer = self.base_layer, copy(self.base_layer)
+            self.base_layer.weight = Parameter(self.base_before_merge.weight.value.copy(), trainable=False)
         W = self.base_layer.weight.value
         if any(self.adapters[name].depends_on_weight for name in names if name in self.adapters):
             self.weight_before_merge = W.copy()
@@ -262,14 +262,17 @@ class AdaptedLinear(Module):
     def unmerge(self) -> None:
         """Restore the weight: W ← W − Σ ΔW, up to rounding errors.
 
-        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy.
+        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy. A weight that the embedding
+        and the head share was not changed.
         """
         W = self.base_layer.weight.value
-        if self.weight_before_merge is not None:
+        if self.base_before_merge is not None:
+            self.base_layer = self.base_before_merge
+        elif self.weight_before_merge is not None:
             W[...] = self.weight_before_merge
         elif (delta := self.total_delta(self.merged)) is not None:
             W -= delta
-        self.merged, self.weight_before_merge = (), None
+        self.merged, self.weight_before_merge, self.base_before_merge = (), None, None
 
     def total_delta(self, names: tuple[str, ...]) -> Array | None:
         """Return the sum of the ΔW of several adapters.

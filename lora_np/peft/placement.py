@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from ..nn import Linear, Module, replace_module
@@ -44,10 +45,14 @@ def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, 
 def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLinear]]:
     """Yield the name and the AdaptedLinear of each named layer. A layer without adapters is wrapped first.
 
-    The layer is a Linear or, for a TrainedCopy, also an Embedding or an RMSNorm.
+    The layer is a Linear or, for a TrainedCopy, also an Embedding or an RMSNorm. If the embedding is wrapped and the head
+    shares its weight, the head becomes a module with the same Parameter, so that a merge does not change the head.
     """
     modules = dict(model.named_modules())
     for name in names:
+        if name == EMBEDDING and is_tied(model, name) and OUTPUT_HEAD not in modules:
+            list(adapt(model, [OUTPUT_HEAD]))
+            modules = dict(model.named_modules())
         layer: Any = modules[name] if name in modules else cast(Transformer, model).output_head
         if not isinstance(layer, AdaptedLinear):
             layer = AdaptedLinear(layer)
@@ -61,12 +66,24 @@ def remove(model: Module, adapter_name: str | None = None) -> None:
 
     A layer that has no adapter left becomes a Linear again.
     """
-    for name, layer in adapted_layers(model).items():
+    layers = adapted_layers(model)
+    for layer in layers.values():
         if adapter_name is None:
             layer.adapters.clear()
         else:
             layer.adapters.pop(adapter_name, None)
-        if not layer.adapters and layer.tied and name == OUTPUT_HEAD:
-            del cast(Transformer, model).lm_head
-        elif not layer.adapters:
+    embedding = layers.get(EMBEDDING)
+    for name, layer in layers.items():
+        if not layer.adapters and not (name == OUTPUT_HEAD and layer.tied and embedding and embedding.adapters):
             replace_module(model, name, layer.base_layer)
+    head = getattr(model, OUTPUT_HEAD, None)
+    if is_tied(model, OUTPUT_HEAD) and isinstance(head, Linear):
+        tie_or_untie(cast(Transformer, model))
+
+
+def tie_or_untie(model: Transformer) -> None:
+    """Delete a head that shares the weight of the embedding. After a merge into one of the two, both keep their weights."""
+    if model.lm_head.weight is model.model.embed_tokens.weight:
+        del model.lm_head
+    else:
+        model.config = replace(model.config, tie_word_embeddings=False)

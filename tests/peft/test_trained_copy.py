@@ -109,17 +109,49 @@ def test_merging_puts_the_copy_in_the_place_of_its_module_and_unmerging_restores
     assert type(plain.model.norm) is ln.nn.RMSNorm and type(plain.model.embed_tokens) is ln.nn.Embedding
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}, {"target_modules": ["lm_head"]}],
-)
-def test_merging_into_a_shared_weight_is_refused_and_changes_nothing(changes, make_model):
-    peft_model = adapted(make_model(tie_word_embeddings=True), **changes)
-    before = state(peft_model)
-    for call in (peft_model.merge_adapter, peft_model.merge_and_unload):
-        with pytest.raises(RuntimeError, match="share one weight in this model; merging would change both"):
-            call()
-        assert state(peft_model) == before
+SHARED = {name: {"modules_to_save": names} for name, names in COPIES.items()} | {
+    "a LoRA of the head": {"target_modules": ["lm_head", "q_proj"]},
+    "a LoRA of the head and a copy of the embedding": {
+        "target_modules": ["lm_head"],
+        "modules_to_save": ["embed_tokens"],
+    },
+}
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_merging_into_a_shared_weight_unties_the_head_and_unmerging_ties_it_again(
+    what, make_model, random_batch, tmp_path
+):
+    tokens, _ = random_batch()
+    model = make_model(tie_word_embeddings=True)
+    base = model.forward(tokens)[0]
+    peft_model = changed(adapted(model, **SHARED[what]))
+    expected, before = peft_model.forward(tokens)[0], state(peft_model)
+    peft_model.merge_adapter()
+    assert xp.abs(peft_model.forward(tokens)[0] - expected).max() <= 1e-12 * xp.abs(expected).max()
+    with peft_model.disable_adapter():
+        assert xp.abs(peft_model.forward(tokens)[0] - base).max() <= 1e-12 * xp.abs(base).max()
+    peft_model.unmerge_adapter()
+    assert xp.abs(peft_model.forward(tokens)[0] - expected).max() <= 1e-12 * xp.abs(expected).max()
+    assert state(peft_model)[0].keys() == before[0].keys()
+    plain = peft_model.merge_and_unload()
+    assert xp.abs(plain.forward(tokens)[0] - expected).max() <= 1e-12 * xp.abs(expected).max()
+    untied = what not in ("norms", "a projection")
+    assert plain.config.tie_word_embeddings != untied and hasattr(plain, "lm_head") == untied
+    ln.save_model(plain, tmp_path)
+    again = ln.load_model(tmp_path, dtype=np.float64)
+    assert xp.abs(xp.asarray(again.forward(host(tokens))[0]) - expected).max() <= 1e-12 * xp.abs(expected).max()
+
+
+def test_an_embedding_stays_adapted_when_another_adapter_is_deleted(make_model, random_batch):
+    tokens, _ = random_batch()
+    peft_model = changed(adapted(make_model(tie_word_embeddings=True), modules_to_save=["embed_tokens"]))
+    expected = peft_model.forward(tokens)[0]
+    peft_model.add_adapter("head", ln.LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    peft_model.delete_adapter("head")
+    assert_array_equal(peft_model.forward(tokens)[0], expected)
+    peft_model.merge_adapter()
+    assert xp.abs(peft_model.forward(tokens)[0] - expected).max() <= 1e-12 * xp.abs(expected).max()
 
 
 def test_what_is_not_possible_with_copies_is_refused(make_model, random_batch):
