@@ -80,7 +80,7 @@ HOSTILE = {
     ),
     "many targets": ({"target_modules": [f"proj{i}" for i in range(50_000)]}, "target_modules has 50,000 entries"),
     "many exclusions": ({"exclude_modules": [f"proj{i}" for i in range(50_000)]}, "exclude_modules has 50,000 entries"),
-    "every module": ({"modules_to_save": [""]}, "modules_to_save selects model, a Decoder"),
+    "every module": ({"modules_to_save": [""]}, "leave no layer to adapt"),
     "many keys": ({"alpha_pattern": {f"proj{i}": 3 for i in range(5000)}}, "have 5,000 keys; expected at most"),
     "a long expression": ({"target_modules": ".*" * 5000}, "10,000 characters; expected at most 3,000"),
     "a backreference": ({"target_modules": r"(.*)\1"}, "backreference"),

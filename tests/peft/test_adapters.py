@@ -555,7 +555,7 @@ DAMAGE = {
     "a layer excluded": (configured(exclude_modules=["v_proj"]), r"unexpected tensor \S*layers\.0\S*v_proj"),
     "blocks with another name": (
         configured(layers_to_transform=[0], layers_pattern=["h"]),
-        r"leave no layer|matches no linear layer",
+        "layers_to_transform and modules_to_save leave no layer to adapt",
     ),
     "blocks that are no numbers": (
         configured(layers_to_transform=["0"]),

@@ -166,6 +166,22 @@ def test_what_is_not_possible_with_copies_is_refused(make_model, random_batch):
         ln.costs.count("llama-2-7b", ln.LoraConfig(modules_to_save=["lm_head"]))
 
 
+def test_adapters_of_some_blocks_are_combined_and_saved_for_these_blocks(make_model, random_batch, tmp_path):
+    tokens, _ = random_batch()
+    peft_model = adapted(make_model(), target_modules=["q_proj"], layers_to_transform=[1])
+    peft_model.add_adapter(
+        "other", ln.LoraConfig(target_modules=["q_proj"], exclude_modules=r".*\.0\..*", init_lora_weights=False)
+    )
+    peft_model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both", combination_type="cat")
+    peft_model.save_pretrained(tmp_path, "both")
+    peft_model.set_adapter("both")
+    after = ln.PeftModel.from_pretrained(make_model(), tmp_path)
+    assert_array_equal(after.forward(tokens)[0], peft_model.forward(tokens)[0])
+    peft_model.add_adapter("copy", ln.LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]))
+    with pytest.raises(ValueError, match=r"'copy' has its own norm, .* combine adapters without modules_to_save"):
+        peft_model.add_weighted_adapter(["default", "copy"], [0.5, 0.5], "wrong", combination_type="cat")
+
+
 REFUSED = {
     "no such module": ({"modules_to_save": ["classifier"]}, "modules_to_save: 'classifier' matches no module"),
     "a module of modules": ({"modules_to_save": ["mlp"]}, r"selects model\.layers\.0\.mlp, a MLP; only lm_head"),

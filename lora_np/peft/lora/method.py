@@ -17,7 +17,7 @@ from ..choices import TARGETS, Choice, Option
 from ..cost import AdapterCost
 from ..files import PREFIX, base_weights, check_arrays, is_base_weight
 from ..method import AdapterHost, LayerMethod
-from ..placement import is_tied
+from ..placement import adaptable_layers, is_tied
 from ..trained_copy import TrainedCopy, modules_to_copy
 from . import from_peft, pissa
 from .config import LoraConfig, first_match
@@ -82,7 +82,7 @@ class LoraMethod(LayerMethod):
         super().targets(config, names, strict)
         layers = [name for name in names if config.selects(name)]
         if strict:
-            check_selection(config, names, layers)
+            check_selection(config, names)
         for key in [*config.rank_pattern, *config.alpha_pattern] if strict else ():
             if not any(first_match({key: True}, layer, False) for layer in layers):
                 raise ValueError(f"the pattern {key!r} matches no targeted layer, so it has no effect")
@@ -134,6 +134,7 @@ class LoraMethod(LayerMethod):
 
     def restore(self, host: AdapterHost, name: str, config: LoraConfig, arrays: Mapping[str, np.ndarray]) -> None:
         """Add a saved adapter, and the modules that were trained in full."""
+        check_some_left(config, list(adaptable_layers(host.model)))
         copied = modules_to_copy(host.model, tuple(config.modules_to_save or ()))
         keys = {f"{PREFIX}{path}.weight": path for path in copied}
         weights = {key: x for key, x in arrays.items() if key in keys}
@@ -258,7 +259,7 @@ def check_cost_of_copies(copies: bool) -> None:
         )
 
 
-def check_selection(config: LoraConfig, names: list[str], selected: list[str]) -> None:
+def check_selection(config: LoraConfig, names: list[str]) -> None:
     """Raise ValueError if an excluded module or a block index has no effect, or if no layer is selected."""
     targeted = [name for name in names if is_target(name, config.target_modules)]
     excluded = config.exclude_modules or ()
@@ -272,5 +273,10 @@ def check_selection(config: LoraConfig, names: list[str], selected: list[str]) -
             f"layers_to_transform: there is no targeted layer in block {missing[0]}; targeted layers are in the blocks "
             f"{sorted(blocks)}"
         )
-    if not selected:
+    check_some_left(config, names)
+
+
+def check_some_left(config: LoraConfig, names: list[str]) -> None:
+    """Raise ValueError if `target_modules` selects a layer, but the other settings leave none."""
+    if any(is_target(name, config.target_modules) for name in names) and not any(map(config.selects, names)):
         raise ValueError("exclude_modules, layers_to_transform and modules_to_save leave no layer to adapt")
