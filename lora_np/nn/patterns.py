@@ -136,7 +136,7 @@ class Matcher:
                 return found
             case "MAX_REPEAT" | "MIN_REPEAT":
                 least, most, tree = argument
-                return self.repeat(int(least), int(most), tree, starts)
+                return self.repetitions(int(least), int(most), tree, starts)
             case "ASSERT" | "ASSERT_NOT":
                 (direction, tree), expected = argument, operation == "ASSERT"
                 return self.positions(starts, lambda i: self.looks(direction, tree, i) == expected)
@@ -148,7 +148,7 @@ class Matcher:
             self.fitting[key] = self.positions(every, lambda i: self.fits(operation, argument, self.name[i]))
         return (starts & self.fitting[key]) << 1
 
-    def repeat(self, least: int, most: int, tree: Any, starts: int) -> int:
+    def repetitions(self, least: int, most: int, tree: Any, starts: int) -> int:
         """Return the set of positions after `least` to `most` repetitions.
 
         After more repetitions than the name has characters, the set no longer changes.
