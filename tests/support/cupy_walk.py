@@ -51,6 +51,8 @@ ON_THE_HOST = {
     "peft.lora.from_peft.with_trained_rows": "what a file holds is on the host, and the embedding is brought there",
     "peft.lora.from_peft.with_adapted_embedding": "what a file holds is on the host, and the embedding is brought there",
     "peft.lora.from_peft.with_initial_factors": "what a file holds is on the host, and the weights are brought there",
+    "peft.lora.from_peft.principal_factors": "the weights are brought to the host",
+    "peft.lora.from_peft.first_factors": "the weights are brought to the host",
     "peft.lora.pissa.principal_factors": "singular vectors are found on the host and then moved",
     "peft.lora.pissa.PissaCorrection.convert_to_lora": "what a file holds is on the host",
     "peft.vera.VeraMethod.draw_all": "A, B, d and b are drawn on the host and then moved",

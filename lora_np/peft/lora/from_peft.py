@@ -187,11 +187,7 @@ def with_initial_factors(
                 f"be unquantised and have at least r = {own.r} rows and columns"
             )
         W = to_host(base.weight.value).astype(np.float64)
-        if init == "pissa":
-            A0, B0 = pissa.principal_factors(W, own.r, own.scaling)
-        else:
-            Q, R = np.linalg.qr(W)
-            A0, B0 = R[: own.r], Q[:, : own.r]
+        A0, B0 = principal_factors(W, own.r, own.scaling) if init == "pissa" else first_factors(W, own.r)
         A, B = (arrays[key] for key in keys)
         if A.shape != A0.shape or B.shape != B0.shape:
             raise ValueError(f"{keys[0]} has shape {A.shape} and {keys[1]} has shape {B.shape}; r is {own.r}")
@@ -199,3 +195,25 @@ def with_initial_factors(
     doubled = pissa.converted_config(replace(config, base_model_name_or_path=None))
     changed = {key: getattr(doubled, key) for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}
     return settings | changed, found
+
+
+def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return A₀ (r, in) and B₀ (out, r) whose product s·B₀A₀ is the principal part of W (out, in), as in PiSSA.
+
+    The singular vectors of one side are the eigenvectors of W Wᵀ or Wᵀ W, which takes less time than an SVD. With U_r from
+    W Wᵀ, the principal part is U_r U_rᵀ W; with V_r from Wᵀ W, it is W V_r V_rᵀ.
+    """
+    wide = W.shape[0] <= W.shape[1]
+    _, vectors = np.linalg.eigh(W @ W.T if wide else W.T @ W)  # in ascending order
+    P = vectors[:, -r:]
+    A0, B0 = (P.T @ W, P) if wide else (P.T, W @ P)
+    return A0, B0 / scaling
+
+
+def first_factors(W: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return R_r (r, in) and Q_r (out, r) of the QR decomposition W = Q R, as in OLoRA.
+
+    Q_r is the Q of the first r columns of W, and R_r = Q_rᵀ W.
+    """
+    Q, _ = np.linalg.qr(W[:, :r])
+    return Q.T @ W, Q
