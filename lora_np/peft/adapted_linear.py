@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 from typing import TypeAlias
 
-from ..backend import Array
+from ..backend import Array, move
 from ..nn import EVALUATION, Cache, Context, Linear, Module, Parameter, Rows
 from ..quantization import Quantized4bit
 from .adapter import Adapter, Bypass
@@ -267,6 +267,8 @@ class AdaptedLinear(Module):
         """
         W = self.base_layer.weight.value
         if self.base_before_merge is not None:
+            shared = self.base_before_merge.weight  # the model may have been moved or converted since the merge
+            shared.value = move(shared.value, W).astype(W.dtype, copy=False)
             self.base_layer = self.base_before_merge
         elif self.weight_before_merge is not None:
             W[...] = self.weight_before_merge

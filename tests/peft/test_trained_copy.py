@@ -143,6 +143,17 @@ def test_merging_into_a_shared_weight_unties_the_head_and_unmerging_ties_it_agai
     assert xp.abs(xp.asarray(again.forward(host(tokens))[0]) - expected).max() <= 1e-12 * xp.abs(expected).max()
 
 
+def test_a_shared_weight_is_restored_in_the_dtype_of_the_model(make_model, random_batch):
+    tokens, _ = random_batch()
+    peft_model = changed(adapted(make_model(tie_word_embeddings=True), modules_to_save=["embed_tokens", "lm_head"]))
+    peft_model.merge_adapter()
+    peft_model.model.astype(np.float32)
+    peft_model.unmerge_adapter()
+    with peft_model.disable_adapter():
+        assert peft_model.forward(tokens)[0].dtype == np.float32
+    assert {p.value.dtype for _, p in peft_model.named_parameters()} == {np.dtype(np.float32)}
+
+
 def test_an_embedding_stays_adapted_when_another_adapter_is_deleted(make_model, random_batch):
     tokens, _ = random_batch()
     peft_model = changed(adapted(make_model(tie_word_embeddings=True), modules_to_save=["embed_tokens"]))
