@@ -240,7 +240,7 @@ class LayerMethod(Method):
         every = adaptable_layers(host.model)
         layers = {layer: every[layer] for layer in self.targets(config, list(every), strict=False)}
         if not layers:
-            raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(every))}")
+            raise ValueError(f"{config.target_modules!r:.200} matches no linear layer; {available(list(every))}")
         expected = self.expected_shapes(config, layers)
         check_arrays(self.arrays_to_check(arrays, expected.keys(), host.model), expected, host.storage_dtype)
         self.check(host, config, layers)
