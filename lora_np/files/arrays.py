@@ -1,7 +1,9 @@
 """Named arrays in safetensors files.
 
-A file is written under a temporary name and then renamed, so it is always complete. A file is checked when it
-is read. Pickles are never read, because a pickle can run code.
+A file is written as in durable.py, so it is always complete. Equal arrays and equal metadata give equal bytes. A file is
+checked when it is read. Pickles are never read, because a pickle can run code.
+
+A safetensors file has three parts: 8 bytes with the length of the header, the header in JSON, and the bytes of the arrays.
 """
 
 from __future__ import annotations
@@ -9,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # safetensors' name of a dtype → name in ml_dtypes
+from .durable import write_atomically
+
+FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the name of a dtype in safetensors → in ml_dtypes
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+DTYPES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,8 @@ class StoredArrays(Mapping[str, np.ndarray]):
         A function that reads one array: read(name) returns the array.
     metadata : dict
         The metadata of the file.
+    files : dict of str to str
+        The file name of each array, if the arrays are in several files.
 
     Examples
     --------
@@ -50,6 +56,22 @@ class StoredArrays(Mapping[str, np.ndarray]):
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     metadata: dict[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        """Return the name of an array for a message, with the file of the array if there are several files.
+
+        Parameters
+        ----------
+        name : str
+            The name of an array.
+
+        Returns
+        -------
+        str
+            The name, or the name and the file.
+        """
+        return f"{name} in {self.files[name]}" if name in self.files else name
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
@@ -59,46 +81,6 @@ class StoredArrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write a file completely or not at all: write under a temporary name, then rename.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        The file to write. The folder of the file is created if needed.
-    write : callable
-        A function that writes the file. The call is write(temporary), with the Path of a temporary file in the same
-        folder. If `write` raises an error, the file at `path` is unchanged.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from lora_np.files import write_atomically
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "note.txt"
-    ...     write_atomically(path, lambda temporary: temporary.write_text("done"))
-    ...     path.read_text()
-    'done'
-    """
-    path = Path(path)
-    unfinished = path.with_name(
-        f"{path.name}.{uuid.uuid4().hex}.tmp"
-    )  # a folder, because safetensors may add a second file
-    unfinished.mkdir(parents=True)
-    temporary = unfinished / path.name
-    try:
-        temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # the permissions of an ordinary new file; safetensors would let only the owner read it
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(unfinished)
 
 
 def save_arrays(
@@ -115,6 +97,13 @@ def save_arrays(
     metadata : dict of str to str, optional
         Strings to store in the header of the file, in addition to the digest.
 
+    Raises
+    ------
+    TypeError
+        If an array has a dtype that the format does not have, or if a value of the metadata is not a string.
+    OSError
+        If the file cannot be written, for example because the disk is full.
+
     Examples
     --------
     >>> import tempfile
@@ -126,12 +115,33 @@ def save_arrays(
     >>> arrays["W"].shape, metadata["step"]
     ((2, 3), '7')
     """
-    from safetensors.numpy import save_file
-
-    contiguous = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+    contiguous = {name: np.asarray(x, x.dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
     metadata = dict(metadata or {})
+    for name, x in contiguous.items():
+        if x.dtype.name not in DTYPES:
+            raise TypeError(f"{path}: {name} has dtype {x.dtype}; expected one of {', '.join(DTYPES)}")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{path}: the metadata {key!r} is {value!r}; expected a string")
     metadata[DIGEST] = _digest(contiguous, metadata)
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    write_atomically(path, lambda temporary: _write(temporary, contiguous, metadata))
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file. The function save_file of safetensors writes the metadata in a random order."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # this order aligns every array
+    end = 0
+    for name in names:
+        x = arrays[name]
+        start, end = end, end + x.nbytes
+        header[name] = {"dtype": DTYPES[x.dtype.name], "shape": list(x.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(arrays[name].reshape(-1).view(np.uint8).data)
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -217,7 +227,9 @@ def _open(path: Path) -> Iterator[StoredArrays]:
     try:
         file = safe_open(path, framework="numpy")  # compares every size in the header with the file size
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); download or write it again") from None
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({error!s:.300}); download or write it again"
+        ) from None
     with file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         dtypes = {name: slice_.get_dtype() for name, slice_ in slices.items()}

@@ -271,10 +271,23 @@ class AdaptedLinear(Module):
             shared.value = move(shared.value, W).astype(W.dtype, copy=False)
             self.base_layer = self.base_before_merge
         elif self.weight_before_merge is not None:
-            W[...] = self.weight_before_merge
+            W[...] = self.frozen_weight()
         elif (delta := self.total_delta(self.merged)) is not None:
             W -= delta
         self.merged, self.weight_before_merge, self.base_before_merge = (), None, None
+
+    def frozen_weight(self) -> Array:
+        """Return the weight without merged adapters. A quantised weight has no merged adapters.
+
+        Returns
+        -------
+        ndarray, shape (out, in)
+            W, or a copy of W from before the merge.
+        """
+        W = self.base_layer.weight.value
+        if self.weight_before_merge is not None:
+            return move(self.weight_before_merge, W).astype(W.dtype, copy=False)
+        return W if (delta := self.total_delta(self.merged)) is None else W - delta
 
     def total_delta(self, names: tuple[str, ...]) -> Array | None:
         """Return the sum of the ΔW of several adapters.

@@ -188,11 +188,15 @@ def json_object(text: str) -> dict[str, Any]:
 
 @contextmanager
 def name_file_in_errors(file: Path) -> Iterator[None]:
-    """Re-raise a TypeError or ValueError from the `with` block as a ValueError that starts with the file name."""
+    """Re-raise a TypeError or ValueError from the `with` block as a ValueError that starts with the file name.
+
+    The tensors are compared with the configuration, so an error in the weights file names both files.
+    """
     try:
         yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        config = f" (read with {CONFIG})" if file.name == WEIGHTS else ""
+        raise ValueError(f"{file}: {error!s:.1000}{config}") from None
 
 
 def check_targets(targets: Any) -> None:

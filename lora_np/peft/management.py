@@ -160,8 +160,17 @@ class AdapterManager(AdapterHost):
         ------
         ValueError
             If an adapter does not exist, if `selected_adapters` is empty, or if a folder to write is an existing file.
+            Also if a number of an adapter is complex, NaN or infinite, because no adapter can then be loaded from the
+            file.
         RuntimeError
-            If the base was quantised after PiSSA initialisation.
+            If the base changed after PiSSA initialisation, for example because the base was quantised. After any of
+            these errors, no file has been written.
+
+        Notes
+        -----
+        The folder contains the adapter and not the base. To get the same outputs again, load the adapter over a base in
+        the same state: if `quantize_model` changed the base of this model, call `quantize_model` with the same settings
+        before `PeftModel.from_pretrained`.
         """
         if adapter_name is not None:
             folders = {adapter_name: Path(save_directory)}
@@ -175,12 +184,15 @@ class AdapterManager(AdapterHost):
         for folder in folders.values():
             if folder.is_file():
                 raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
+        tensors = {}
+        for name in folders:  # before anything is written
+            tensors[name] = method_of(self.peft_config[name]).arrays(self, name)
+            check_tensors(name, tensors[name])
         for name, folder in folders.items():
             config = self.peft_config[name]
             method = method_of(config)
-            settings, arrays = method.settings(config, self.model), method.arrays(self, name)
             extra = {key: getattr(config, key) for key in method.extra_fields}
-            write_adapter(folder, settings, arrays, method.recorded_fields, extra)
+            write_adapter(folder, method.settings(config, self.model), tensors[name], method.recorded_fields, extra)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make an adapter active. As in PEFT, this adapter becomes the only trainable adapter.
@@ -345,6 +357,18 @@ class AdapterManager(AdapterHost):
         Such an adapter is the only adapter of the model.
         """
         return any(getattr(config, "init_lora_weights", None) == "pissa" for config in self.peft_config.values())
+
+
+def check_tensors(adapter_name: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError if a tensor of an adapter contains numbers that `load_adapter` would refuse."""
+    for key, x in tensors.items():
+        if x.dtype.kind == "c":
+            raise ValueError(f"{adapter_name!r}: {key} is complex; call astype('float32') before save_pretrained")
+        if not np.isfinite(x).all():
+            raise ValueError(
+                f"{adapter_name!r}: {key} contains NaN or infinity, so the adapter cannot be loaded again; load the last good "
+                "adapter or checkpoint, and train with a smaller learning rate"
+            )
 
 
 def unique(names: str | Iterable[str]) -> list[str]:

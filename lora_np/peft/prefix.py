@@ -270,10 +270,15 @@ class PrefixMethod(Method):
             yield p
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the prefix P as one array in the storage dtype. The MLP is not saved."""
+        """Return the prefix P as one array. The MLP is not saved.
+
+        Without an MLP, P is E in its storage dtype. The P of an MLP is saved in the base's dtype, because rounding P to
+        16 bits would change the model's outputs.
+        """
         encoder = host.prompt_encoder[name]
-        P, _ = encoder.forward(host.model.model.norm.weight.value.dtype)
-        return {TENSOR: to_host(P.reshape(P.shape[0], -1).astype(encoder.embedding.weight.value.dtype))}
+        stored = encoder.embedding.weight.value
+        P = encoder.forward(host.model.model.norm.weight.value.dtype)[0] if encoder.transform else stored
+        return {TENSOR: to_host(P.reshape(len(stored), -1))}
 
     def settings(self, config: PrefixTuningConfig, model: Transformer) -> dict[str, Any]:
         """Return the settings for the file, including the sizes of the base, as in PEFT."""

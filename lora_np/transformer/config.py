@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .config_checks import check_fields, rope_settings
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -39,7 +41,8 @@ class TransformerConfig:
     Raises
     ------
     ValueError
-        If a size is below 1, if `head_dim` is odd, or if a division described above leaves a remainder.
+        If a field has the wrong type or is out of range, if `head_dim` is odd, or if a division described above leaves a
+        remainder.
 
     Examples
     --------
@@ -69,9 +72,7 @@ class TransformerConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in [f.name for f in fields(self) if f.type == "int" and f.name != "head_dim"]:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; expected at least 1")
+        check_fields(self)
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -122,7 +123,7 @@ class TransformerConfig:
             raise ValueError(f"model_type is {config['model_type']!r}; only the Llama family is supported")
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act is {config['hidden_act']!r}; only silu is supported")
-        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}  # the names of transformers 4 and 5
+        rope = rope_settings(config)
         if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
             raise ValueError(f"rope_type is {kind!r}; only the plain rotary embedding ('default') is supported")
         config = {**config, **rope}  # in transformers 5, rope_theta is inside rope_parameters

@@ -5,6 +5,7 @@ test_adapters_oracles.py proves that PEFT and lora_np read each other's folders.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -478,10 +479,12 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
     before = content(tmp_path)
 
     def full(*_):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("lora_np.files.arrays._write", full)
+    with pytest.raises(
+        OSError, match=r"No space left on device; this file was not written.*adapter_model\.safetensors"
+    ):
         peft_model.save_pretrained(tmp_path)
     assert content(tmp_path) == before
     assert len(os.listdir(tmp_path)) == 2, "a temporary file was not deleted"

@@ -189,15 +189,15 @@ class LoraMethod(LayerMethod):
     def delete(self, host: AdapterHost, name: str) -> None:
         """Remove the adapter from every layer.
 
-        If PiSSA changed the base, the original base is restored. Raises RuntimeError if the base was quantised after
-        PiSSA changed it.
+        If PiSSA changed the base, the original base is restored. Raises RuntimeError if the base changed again after
+        PiSSA, for example because it was quantised.
         """
-        layers = self.layers(host, name).values()
+        layers = self.layers(host, name)
+        for layer_name, layer in layers.items():
+            pissa.check_base(layer_name, layer)
         initialised = [
-            (layer, one) for layer in layers if isinstance(one := layer.base_correction, pissa.PissaCorrection)
+            (layer, one) for layer in layers.values() if isinstance(one := layer.base_correction, pissa.PissaCorrection)
         ]
-        for layer, _ in initialised:
-            layer.check_mergeable()
         for layer, correction in initialised:
             correction.restore_base(layer.base_layer)
             layer.base_correction = None
@@ -216,12 +216,11 @@ class LoraMethod(LayerMethod):
         """Return the tensors for the file, as a dictionary with PEFT's keys.
 
         A key consists of base_model.model.<layer> and an ending: .lora_A.weight (r, in), .lora_B.weight (out, r) or,
-        with DoRA, .lora_magnitude_vector (out,). Raises RuntimeError if the base was quantised after PiSSA
-        initialisation.
+        with DoRA, .lora_magnitude_vector (out,). Raises RuntimeError if the base changed after PiSSA initialisation.
         """
         found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():
-            pissa.check_not_quantized(layer_name, layer)
+            pissa.check_base(layer_name, layer)
             tensors = {TENSORS.get(key, key): x for key, x in layer.adapters[name].tensors().items()}
             if isinstance(layer.base_correction, pissa.PissaCorrection):
                 tensors = layer.base_correction.convert_to_lora(tensors)
