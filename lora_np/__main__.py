@@ -9,10 +9,11 @@ from typing import Any
 
 from .commands.help_page import HelpPage, add_help
 from .optional import MissingExtra
+from .terminal import visible_output
 
 COMMANDS = {  # the sections of the help page, and their commands
     "learn": ("notebooks", "exercises"),
-    "get and train models": ("fetch", "train", "pretrain"),
+    "get and train models": ("fetch", "convert", "train", "pretrain"),
     "use a model": ("generate", "serve"),
     "calculate before training": ("params", "memory"),
     "measure": ("study", "bench", "reproduce"),
@@ -24,6 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # print ΔW, → and × as UTF-8, also into a pipe on Windows
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
+    with visible_output():  # names and texts of other people, also in errors and warnings
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from .terminal import unfiltered, visible
+
 INTERVAL = 15.0  # seconds between two printed lines
 QUIET = "LORA_NP_QUIET"  # an environment variable; if it is set, a notebook shows no bars
 
@@ -58,7 +60,8 @@ class Progress:
             except ModuleNotFoundError:
                 self.lines = True
             else:
-                self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+                stream, label = unfiltered(sys.stderr), visible(label)
+                self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False, file=stream)
 
     def update(self, n: int = 1, **shown: Any) -> None:
         """Count `n` more steps as done, and show the values of `shown` beside the bar or in the line."""
@@ -76,7 +79,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line on stderr, above the bar if a bar is shown."""
         if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
+            self.bar.write(visible(line), file=unfiltered(sys.stderr))
         else:
             print(line, file=sys.stderr, flush=True)
 

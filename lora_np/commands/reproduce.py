@@ -1,4 +1,4 @@
-"""python -m lora_np reproduce: make all tables and pictures and execute the notebooks again."""
+"""python -m lora_np reproduce: make the tables and pictures again, and execute the notebooks if asked."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 from ..optional import extra
 
-HELP = "make all tables and pictures, and execute the notebooks"
+HELP = "make the tables and pictures again"
 USAGE = "[options]"
-DESCRIPTION = """Make all tables and pictures again, and execute the notebooks.
+DESCRIPTION = """Make the tables and pictures again.
 
 Run this command in a clone of the repository. Without --full, the command takes
-minutes, uses small settings and writes to figures/quick. With --full, the
-command takes hours, uses the settings of the committed tables and also writes
-docs/results.md. If --full is stopped, the same command continues.
+minutes, uses small settings and writes to figures/quick. Each part draws its
+pictures before the next part begins. With --full, the command takes hours, uses
+the settings of the committed tables, writes docs/results.md and executes the
+notebooks. If --full is stopped, the same command continues.
 
 examples:
   python -m lora_np reproduce
+  python -m lora_np reproduce --notebooks
   python -m lora_np reproduce --full --workers 4"""
 
 
@@ -42,21 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folders.add_argument(
         "--notebooks",
         type=Path,
-        default=Path("notebooks"),
+        nargs="?",
+        const=Path("notebooks"),
         metavar="FOLDER",
-        help="folder of the notebooks to execute (default %(default)s)",
+        help="also execute the notebooks of this folder (if FOLDER is omitted: notebooks)",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..report.reproduce import reproduce
 
-    with extra("course", "running a notebook"):  # an error comes now, not after the training runs
-        import jupytext  # noqa: F401
-        import nbclient  # noqa: F401
+    notebooks = arguments.notebooks or (Path("notebooks") if arguments.full else None)
+    with extra("course", "drawing pictures"):  # an error comes now, not after the training runs
+        import matplotlib  # noqa: F401
+    if notebooks:
+        with extra("course", "running a notebook"):
+            import jupytext  # noqa: F401
+            import nbclient  # noqa: F401
     with extra("studies", "a study of several runs"):
         import joblib  # noqa: F401
         import threadpoolctl  # noqa: F401
     if arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
-    reproduce(arguments.full, arguments.figures, arguments.notebooks, arguments.workers)
+    reproduce(arguments.full, arguments.figures, notebooks, arguments.workers)

@@ -1,8 +1,7 @@
 """python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
-During training the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite`
-the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files, checkpoint and
-"overwriting", are removed after the adapter or the model is saved. The losses stay in history.json.
+During training the output folder contains checkpoint.safetensors, from which `--resume` continues. Ctrl-C and SIGTERM save
+the state after the last complete update. See run_folder.py for the files of a finished run.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import argparse
 import json
 import math
 import os
-import re
 import shlex
-import shutil
 import subprocess
 import sys
 import warnings
@@ -24,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..data.conversations import Example
-from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, write_atomically
+from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, lock, write_text
 from ..nn import Module
 from ..quantization import QUANT_TYPES
 from ..training import History
@@ -38,27 +35,26 @@ from .methods import (
     default_rates,
     learning_rates,
 )
+from .run_folder import ADAPTER, CHECKPOINT, HISTORY, LOCK, MODEL, check_kind, clear, finish, is_finished, start
 
 HELP = "fine-tune a language model on your own questions and answers"
 USAGE = "--data FILE --output FOLDER [options]"
 DESCRIPTION = """Fine-tune a language model on your own questions and answers.
 
-The data file contains one JSON record per line, in one of two forms:
+The data file contains one JSON record per line, one JSON array, or CSV. The
+forms of a record (or the columns of the CSV file):
   {"messages": [{"role": "user", "content": "…"}, …]}
   {"prompt": "…", "completion": "…"}
+  {"conversations": [{"from": "human", "value": "…"}, …]}    (ShareGPT)
+  {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
-Only the answers count in the loss. If training is stopped, add --resume to the
-same command to continue from the last checkpoint.
+Only the answers count in the loss. Ctrl-C saves the state and stops. To
+continue from there, add --resume to the same command.
 
 examples:
   python -m lora_np train --data lighthouse --output keeper/
   python -m lora_np train --data my.jsonl --method dora --r 16 --output my/"""
 MAX_LENGTH = 1024
-
-CHECKPOINT, HISTORY, OVERWRITING = "checkpoint.safetensors", "history.json", "overwriting"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-MODEL = ("config.json", "model.safetensors")
-UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # an incomplete file of a process that was killed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +163,19 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..training.interrupts import sigterm_as_ctrl_c
+
+    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
+    check_kind(arguments.output, _full(arguments))
+    with lock(arguments.output / LOCK), sigterm_as_ctrl_c():
+        if arguments.overwrite or not is_finished(arguments.output, _full(arguments), arguments.resume):
+            _run(arguments)
+            return
+        clear(arguments.output)  # in case the run was killed just before its end
+    print(f"{arguments.output} is finished; to train again, use --overwrite")
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from .. import costs
     from ..data import conversations
     from ..peft import get_peft_model
@@ -174,10 +183,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..training import AdamW, WarmupCosine, train
     from ..training.loop import check_run
 
-    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
-    if _is_finished(arguments):
-        print(f"{arguments.output} is finished; to train again, use --overwrite")
-        return
     _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
@@ -209,7 +214,7 @@ def run(arguments: argparse.Namespace) -> None:
         "checkpoint_every": arguments.checkpoint_every,
     }
     check_run(steps, **checked)  # raises an error before any file is removed
-    _clear(arguments)
+    start(arguments.output, arguments.overwrite)
     try:
         history = train(
             model,
@@ -224,49 +229,17 @@ def run(arguments: argparse.Namespace) -> None:
             progress="lines",
             **checked,
         )
-    except KeyboardInterrupt:
+        finish(arguments.output, _save(model, tokenizer, history, arguments))
+    except (KeyboardInterrupt, OSError):
         if checkpoint.exists():
             print(f"to continue from {checkpoint}, add --resume to the same command", file=sys.stderr)
         raise
-    _save(model, tokenizer, history, arguments)
-    (arguments.output / OVERWRITING).unlink(missing_ok=True)
-    checkpoint.unlink()  # last, because everything else is saved now
     print(history)
     print(f"The {'model' if _full(arguments) else 'adapter'} is in {arguments.output}. Try it:")
     print(f"    {_command(arguments, tokenizer)}")
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-
-
-def _is_finished(arguments: argparse.Namespace) -> bool:
-    """Return True if `--resume` finds a finished run.
-
-    Raises FileExistsError if a file would be overwritten without `--overwrite`.
-    """
-    output, checkpoint = arguments.output, arguments.output / CHECKPOINT
-    ours, others = (MODEL, ADAPTER) if _full(arguments) else (ADAPTER, MODEL)
-    if output.is_file():
-        raise FileExistsError(f"--output {output} is a file; expected a folder")
-    for name in others:
-        if (output / name).exists():
-            found, kind = ("an adapter", "a model") if _full(arguments) else ("a model", "an adapter")
-            raise FileExistsError(
-                f"{output / name} belongs to {found}, but this run saves {kind}; choose another --output"
-            )
-    if arguments.overwrite:
-        return False
-    if checkpoint.exists():
-        if arguments.resume:
-            return False
-        raise FileExistsError(
-            f"{checkpoint} belongs to an unfinished run; use --resume to continue it, or --overwrite to start again"
-        )
-    there = [name for name in ours if (output / name).exists()]
-    old = (output / OVERWRITING).exists()  # a run with --overwrite was stopped before its first checkpoint
-    if there and not (arguments.resume and (old or len(there) == len(ours))):
-        raise FileExistsError(f"{output / there[0]} exists; use --overwrite to replace it, or choose another --output")
-    return bool(there) and not old
 
 
 def _full(arguments: argparse.Namespace) -> bool:
@@ -359,37 +332,24 @@ def _schedule(warmup: int) -> str:
     return f"learning rate rises for {counted(warmup, 'step')}, then falls to 0 as a cosine"
 
 
-def _clear(arguments: argparse.Namespace) -> None:
-    """Remove incomplete files of a killed process; with --overwrite, also remove the old checkpoint.
-
-    With --overwrite, the folder contains the old adapter and a file "overwriting" until the new adapter replaces the
-    old adapter.
-    """
-    for path in arguments.output.glob("*.tmp"):
-        if UNFINISHED.fullmatch(path.name):
-            real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
-            shutil.rmtree(path) if real else path.unlink()
-    if arguments.overwrite and arguments.output.exists():
-        (arguments.output / OVERWRITING).touch()
-        (arguments.output / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
-    """Write the losses and the adapter or model. Each file is written completely or not at all.
+def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> list[str]:
+    """Write the losses and the adapter or model, and return the names of the files.
 
     If the program is interrupted during this function, the checkpoint still exists, and `--resume` writes the files
     again.
     """
     from ..pretrained import save_model
 
-    text = json.dumps(history.rows, indent=1) + "\n"
-    write_atomically(arguments.output / HISTORY, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    output = arguments.output
+    write_text(output / HISTORY, json.dumps(history.rows, indent=1) + "\n")
     if not _full(arguments):
-        model.save_pretrained(arguments.output)
-        return
-    if isinstance(tokenizer, VocabularyTokenizer):  # a ByteTokenizer has no files
-        tokenizer.save_pretrained(arguments.output)
-    save_model(model, arguments.output)
+        model.save_pretrained(output)
+        return [HISTORY, *ADAPTER]
+    save_model(model, output)
+    if not isinstance(tokenizer, VocabularyTokenizer):  # a ByteTokenizer has no files
+        return [HISTORY, *MODEL]
+    tokenizer.save_pretrained(output)
+    return [HISTORY, *MODEL, "tokenizer.json", "tokenizer_config.json"]
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:

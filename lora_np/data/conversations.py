@@ -1,6 +1,6 @@
-"""Conversations as training data: read a JSONL file of records, and make batches. Only the answers count in the loss.
+"""Conversations as training data: read a file of records, and make batches. Only the answers count in the loss.
 
-The two forms of a record, and the tokens that count in the loss, are described in records.py. A batch is padded on the
+The formats of a file are described in formats.py, the tokens that count in the loss in records.py. A batch is padded on the
 right. A padded batch needs no attention mask: a token attends only to tokens on its left, and padding is never on the
 left of a token. Predictions at padded positions do not count in the loss.
 """
@@ -8,9 +8,9 @@ left of a token. Predictions at padded positions do not count in the loss.
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -19,7 +19,8 @@ import numpy as np
 from ..files import Tokenizer
 from ..ops import IGNORE_INDEX
 from .batches import Batch
-from .records import MESSAGES, PROMPT, Example, example, to_last_counted
+from .formats import MESSAGES, PROMPT, records, standard
+from .records import Example, example, to_last_counted
 
 __all__ = [
     "ConversationBatches",
@@ -45,14 +46,14 @@ def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> P
     Parameters
     ----------
     name : str or Path
-        A data set in the package ("lighthouse"), or the path of a JSONL file.
+        A data set in the package ("lighthouse"), or the path of a file of records.
     split : {"train", "heldout"}
         The part of a data set in the package. The split is ignored if `name` is a path.
 
     Returns
     -------
     Path
-        A JSONL file.
+        A file of records: JSONL, a JSON array or CSV.
 
     Raises
     ------
@@ -94,8 +95,8 @@ def first_questions(name: str | Path, split: Literal["train", "heldout"] = "trai
     >>> len(conversations.first_questions("lighthouse", "heldout"))
     30
     """
-    records = [json.loads(line) for line in _lines(dataset(name, split)) if line.strip()]
-    return [next(m["content"] for m in record["messages"] if m["role"] == "user") for record in records]
+    chats = [standard(record)[0]["messages"] for _, record in records(dataset(name, split))]
+    return [next(m["content"] for m in messages if m["role"] == "user") for messages in chats]
 
 
 def dataset_names() -> list[str]:
@@ -121,7 +122,12 @@ def read(
     max_length: int | None = None,
     split: Literal["train", "heldout"] = "train",
 ) -> list[Example]:
-    """Read a JSONL file, one record per line, and turn each record into tokens. Blank lines are skipped.
+    """Read a file of records, and turn each record into tokens.
+
+    The file is JSONL (one record per line), one JSON array, or CSV with the names of the columns in the first row. A record
+    has the form of OpenAI ("messages"), of TRL ("prompt" and "completion"), of ShareGPT ("conversations") or of Alpaca
+    ("instruction", "input", "output"). One warning names the ignored keys, and says how records of ShareGPT and Alpaca were
+    read.
 
     Parameters
     ----------
@@ -158,26 +164,22 @@ def read(
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length = {max_length}; expected at least 2: one token to read and one to predict")
     path = dataset(name, split)
-    examples = []
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            try:
-                examples.append(example(json.loads(line.rstrip()), tokenizer))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})") from None
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+    examples, forms, ignored = [], Counter[str](), dict[str, None]()  # a dict keeps the order of the keys
+    for place, given in records(path):
+        try:
+            record, form, others = standard(given)
+            examples.append(example(record, tokenizer))
+        except ValueError as error:
+            raise ValueError(f"{path}, {place}: {error}") from None
+        forms[form] += 1
+        ignored |= dict.fromkeys(others)
     if not examples:
         raise ValueError(f"{path} is empty; expected one record per line, {MESSAGES} or {PROMPT}")
+    notes = [f"{count} of {len(examples)} records read as {form}" for form, count in forms.items() if form]
+    notes += [f"ignored keys: {', '.join(ignored)}"] if ignored else []
+    if notes:
+        warnings.warn(f"{path}: {'; '.join(notes)}", stacklevel=2)
     return examples if max_length is None else _cut(examples, max_length, path)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte-order mark
-            yield from file
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def _cut(examples: list[Example], max_length: int, path: Path) -> list[Example]:

@@ -1,6 +1,6 @@
 """One record of a conversation file as tokens, with a mask of the tokens that count in the loss.
 
-A record has one of two forms:
+A record has one of two forms (formats.py turns ShareGPT's and Alpaca's records into the first form):
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
     {"prompt": "…", "completion": "…"}
@@ -14,16 +14,15 @@ token is `tokenizer.eos_token_id`, if the tokenizer has this token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..files import Tokenizer
+from .formats import MESSAGES, PROMPT, standard
 
-MESSAGES = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
-PROMPT = '{"prompt": "…", "completion": "…"}'
 ROLES = ("system", "user", "assistant")
 
 
@@ -59,7 +58,8 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
     Parameters
     ----------
     record : dict
-        {"messages": [{"role": …, "content": …}, …]} or {"prompt": …, "completion": …}.
+        {"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "completion": …}, or a record of ShareGPT or Alpaca.
+        Other keys are ignored, except keys that change what must be learned, such as "tools".
     tokenizer : Tokenizer
         The tokenizer of the model.
 
@@ -82,20 +82,17 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
     >>> tokenizer.decode(e.tokens[e.counts])
     ' 4\\x00'
     """
-    if not isinstance(record, Mapping):
-        raise ValueError(f"got a {type(record).__name__}; expected {MESSAGES} or {PROMPT}")
-    if record.keys() == {"messages"}:
+    record, _, _ = standard(record)
+    if "messages" in record:
         found = _chat(record["messages"], tokenizer)
-    elif record.keys() == {"prompt", "completion"}:
-        found = _plain(record["prompt"], record["completion"], tokenizer)
     else:
-        raise ValueError(f"the keys are {sorted(record)}; expected {MESSAGES} or {PROMPT}, and no other keys")
+        found = _plain(record["prompt"], record["completion"], tokenizer)
     if not found.counts[1:].any():
         raise ValueError("the answer has no tokens: the tokenizer or the chat template removes the text of the answer")
     return found
 
 
-def _chat(messages: Any, tokenizer: Tokenizer) -> Example:
+def _chat(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Example:
     """Turn a conversation into tokens. Tokens between the start and the end of an answer count in the loss.
 
     Text that the template writes after the end-of-turn token, such as a newline, does not count.
@@ -131,12 +128,8 @@ def _check_grows(i: int, before: str, after: str) -> None:
         )
 
 
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages is {messages!r:.80}; expected a list, as in {MESSAGES}")
+def _check_messages(messages: list[dict[str, Any]]) -> None:
     for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-            raise ValueError(f'messages[{i}] is {message!r:.80}; expected {{"role": "user", "content": "…"}}')
         if message["role"] not in ROLES:
             raise ValueError(f"messages[{i}]: the role is {message['role']!r:.80}; expected {', '.join(ROLES)}")
         if not isinstance(message["content"], str):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..optional import extra
 from .gguf_tokenizer import byte_level_bpe, sentencepiece
-from .huggingface import read_json
+from .huggingface import read_json, read_text
 from .tokenizer import VocabularyTokenizer
 
 NAMES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # special tokens: name at Hugging Face → name in GGUF
@@ -59,33 +59,45 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        backend = Backend.from_str(read_text(path))
     except Exception as error:  # the tokenizers package raises plain Exceptions
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error!s:.300}") from None
     backend.no_truncation()  # a file may contain the settings of its training run
     backend.no_padding()
     config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        config |= read_json(folder / name) if (folder / name).is_file() else {}
+    origin: dict[str, Path] = {}  # the file of each entry
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        if file.is_file():
+            config |= (found := read_json(file))
+            origin |= dict.fromkeys(found, file)
 
     def token_id(which: str) -> int | None:
         token = config.get(f"{which}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token is not None and (not isinstance(token, str) or backend.token_to_id(token) is None):
-            raise ValueError(f"{folder}: the {which}_token {token!r} is not in the vocabulary of tokenizer.json")
-        return None if token is None else backend.token_to_id(token)
+        if token is None:
+            return None
+        try:
+            i = backend.token_to_id(token)
+        except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair
+            i = None
+        if i is None:
+            where = origin[f"{which}_token"]
+            raise ValueError(f"{where}: the {which}_token {token!r:.80} is not in the vocabulary of tokenizer.json")
+        return i
 
     template = config.get("chat_template")
     if isinstance(template, list):  # several templates: [{"name": …, "template": …}, …]
         named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
         template = named[0].get("template") if named else None
+    file = origin.get("chat_template", folder / "tokenizer_config.json")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        file = folder / "chat_template.jinja"
+        template = read_text(file)
     if not isinstance(template, str | None):
-        raise ValueError(
-            f"{folder / 'tokenizer_config.json'}: chat_template is a {type(template).__name__}; expected a string"
-        )
-    return VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
+        raise ValueError(f"{file}: chat_template is a {type(template).__name__}; expected a string")
+    tokenizer = VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
+    tokenizer.chat_template_file = str(file)
+    return tokenizer
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:

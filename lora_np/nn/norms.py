@@ -6,6 +6,7 @@ from .. import ops
 from ..backend import Array
 from ..ops.layer_norm import LayerNormCache
 from ..ops.norm import RMSNormCache
+from .context import EVALUATION, Context
 from .layers import RMSNorm
 from .module import Module
 from .parameter import Parameter
@@ -16,7 +17,7 @@ class Identity:
 
     trainable = False
 
-    def forward(self, x: Array) -> tuple[Array, None]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, None]:
         """Return x."""
         return x, None
 
@@ -34,7 +35,7 @@ class GemmaRMSNorm(RMSNorm):
     The derivative of 1 + w with respect to w is 1, so the backward pass is that of RMSNorm.
     """
 
-    def forward(self, x: Array) -> tuple[Array, RMSNormCache]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, RMSNormCache]:
         """Compute y (…, d) from x (…, d)."""
         return ops.rms_norm_forward(x, 1 + self.weight.value, self.eps)
 
@@ -49,7 +50,7 @@ class LayerNorm(Module):
     def extra_repr(self) -> str:
         return f"{self.weight.value.size}, eps={self.eps}"
 
-    def forward(self, x: Array) -> tuple[Array, LayerNormCache]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, LayerNormCache]:
         """Compute y (…, d) from x (…, d)."""
         return ops.layer_norm_forward(x, self.weight.value, self.bias.value, self.eps)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from ..nn import BASE, Parameter, check_names
 from ..transformer import Transformer
 from .config import PeftConfig, storage_dtype
 from .files import CONFIG, WEIGHTS, name_file_in_errors, read_adapter, write_adapter
+from .lora.gguf import read_gguf
 from .method import AdapterHost
 from .mixed import AdapterRows
 from .placement import adapted_layers
@@ -92,7 +95,7 @@ class AdapterManager(AdapterHost):
         Parameters
         ----------
         model_id : str or path
-            Folder that `save_pretrained` or PEFT wrote.
+            Folder that `save_pretrained` or PEFT wrote, or a .gguf file with a LoRA.
         adapter_name : str
             A new name for the adapter.
         is_trainable : bool
@@ -113,11 +116,15 @@ class AdapterManager(AdapterHost):
         Tensors are converted to the `adapter_dtype` of the PeftModel, by default the dtype of the base model.
         """
         self._check_new(adapter_name)
-        settings, arrays, training = read_adapter(model_id)
-        with name_file_in_errors(Path(model_id) / CONFIG):
+        settings: Mapping[str, Any]
+        arrays: Mapping[str, np.ndarray]
+        gguf = Path(model_id).suffix == ".gguf"
+        settings, arrays, training = read_gguf(model_id, self.model.config) if gguf else read_adapter(model_id)
+        with name_file_in_errors(Path(model_id) / ("" if gguf else CONFIG)):
             method = method_named(settings.get("peft_type"))
+            settings, arrays = method.convert(settings, arrays, self.model)
             config = method.config(settings)
-        with name_file_in_errors(Path(model_id) / WEIGHTS):
+        with name_file_in_errors(Path(model_id) / ("" if gguf else WEIGHTS)):
             config = replace(config, **{key: training[key] for key in method.extra_fields if key in training})
             method.restore(self, adapter_name, config, arrays)
         self._register(adapter_name, config, is_trainable)
@@ -153,8 +160,17 @@ class AdapterManager(AdapterHost):
         ------
         ValueError
             If an adapter does not exist, if `selected_adapters` is empty, or if a folder to write is an existing file.
+            Also if a number of an adapter is complex, NaN or infinite, because no adapter can then be loaded from the
+            file.
         RuntimeError
-            If the base was quantised after PiSSA initialisation.
+            If the base changed after PiSSA initialisation, for example because the base was quantised. After any of
+            these errors, no file has been written.
+
+        Notes
+        -----
+        The folder contains the adapter and not the base. To get the same outputs again, load the adapter over a base in
+        the same state: if `quantize_model` changed the base of this model, call `quantize_model` with the same settings
+        before `PeftModel.from_pretrained`.
         """
         if adapter_name is not None:
             folders = {adapter_name: Path(save_directory)}
@@ -168,12 +184,15 @@ class AdapterManager(AdapterHost):
         for folder in folders.values():
             if folder.is_file():
                 raise ValueError(f"{folder} is a file; an adapter is saved as a folder")
+        tensors = {}
+        for name in folders:  # before anything is written
+            tensors[name] = method_of(self.peft_config[name]).arrays(self, name)
+            check_tensors(name, tensors[name])
         for name, folder in folders.items():
             config = self.peft_config[name]
             method = method_of(config)
-            settings, arrays = method.settings(config, self.model), method.arrays(self, name)
             extra = {key: getattr(config, key) for key in method.extra_fields}
-            write_adapter(folder, settings, arrays, method.recorded_fields, extra)
+            write_adapter(folder, method.settings(config, self.model), tensors[name], method.recorded_fields, extra)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make an adapter active. As in PEFT, this adapter becomes the only trainable adapter.
@@ -338,6 +357,18 @@ class AdapterManager(AdapterHost):
         Such an adapter is the only adapter of the model.
         """
         return any(getattr(config, "init_lora_weights", None) == "pissa" for config in self.peft_config.values())
+
+
+def check_tensors(adapter_name: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError if a tensor of an adapter contains numbers that `load_adapter` would refuse."""
+    for key, x in tensors.items():
+        if x.dtype.kind == "c":
+            raise ValueError(f"{adapter_name!r}: {key} is complex; call astype('float32') before save_pretrained")
+        if not np.isfinite(x).all():
+            raise ValueError(
+                f"{adapter_name!r}: {key} contains NaN or infinity, so the adapter cannot be loaded again; load the last good "
+                "adapter or checkpoint, and train with a smaller learning rate"
+            )
 
 
 def unique(names: str | Iterable[str]) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backend import array_module
 from ..nn import Module
@@ -85,6 +86,28 @@ class MergeableModel(AdapterManager):
         for layer in adapted_layers(self.model).values():
             layer.unmerge()
 
+    def astype(self, dtype: DTypeLike) -> Self:
+        """Convert every parameter to a dtype in place, and set all gradients to None.
+
+        Parameters
+        ----------
+        dtype : DTypeLike
+            The dtype, as in `Transformer.astype`.
+
+        Returns
+        -------
+        PeftModel
+            This model.
+
+        Raises
+        ------
+        RuntimeError
+            If an adapter is merged. W + ΔW would be rounded, and `unmerge_adapter` could not restore the rounded W.
+        """
+        if self.merged:
+            raise RuntimeError("an adapter is merged into the weights; call unmerge_adapter() before astype()")
+        return super().astype(dtype)
+
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> Transformer:
         """Merge adapters and remove all adapters from the model. Afterwards, this PeftModel has no adapters.
 
@@ -119,7 +142,8 @@ class MergeableModel(AdapterManager):
         Raises
         ------
         RuntimeError
-            If the adapters are disabled, or if the base was quantised after PiSSA initialisation.
+            If the adapters are disabled, or if the base changed after PiSSA initialisation, for example because the base
+            was quantised.
         """
         self.unmerge_adapter()
         self._check_idle()

@@ -128,7 +128,7 @@ class PeftModel(MergeableModel):
         model : Transformer
             The base model, without adapters.
         model_id : str or path
-            Folder of an adapter that lora_np or PEFT wrote.
+            Folder of an adapter that lora_np or PEFT wrote, or a .gguf file with a LoRA.
         adapter_name : str
             Name of the adapter.
         is_trainable : bool

@@ -244,10 +244,9 @@ class PrefixMethod(Method):
 
     def _put(self, host: AdapterHost, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
         like = host.model.model.norm.weight.value
-        dtype = host.adapter_dtype or like.dtype
 
         def moved(x: np.ndarray) -> Array:
-            return move(x.astype(dtype), like)
+            return move(x.astype(host.storage_dtype), like)
 
         linears = [AdapterLinear(moved(W), moved(b)) for W, b in transform]
         host.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
@@ -257,7 +256,8 @@ class PrefixMethod(Method):
     ) -> None:
         """Add a saved prefix. Further training uses no MLP, even if the prefix was trained with an MLP."""
         check_peft_sizes(config, host.model)
-        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, prefix_widths(host.model)[1])})
+        shape = config.num_virtual_tokens, prefix_widths(host.model)[1]
+        check_arrays(arrays, {TENSOR: shape}, host.storage_dtype)
         self._put(host, name, arrays[TENSOR], prefix_layout(host.model))
 
     def delete(self, host: AdapterHost, name: str) -> None:
@@ -270,10 +270,15 @@ class PrefixMethod(Method):
             yield p
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the prefix P as one array in the storage dtype. The MLP is not saved."""
+        """Return the prefix P as one array. The MLP is not saved.
+
+        Without an MLP, P is E in its storage dtype. The P of an MLP is saved in the base's dtype, because rounding P to
+        16 bits would change the model's outputs.
+        """
         encoder = host.prompt_encoder[name]
-        P, _ = encoder.forward(host.model.model.norm.weight.value.dtype)
-        return {TENSOR: to_host(P.reshape(P.shape[0], -1).astype(encoder.embedding.weight.value.dtype))}
+        stored = encoder.embedding.weight.value
+        P = encoder.forward(host.model.model.norm.weight.value.dtype)[0] if encoder.transform else stored
+        return {TENSOR: to_host(P.reshape(len(stored), -1))}
 
     def settings(self, config: PrefixTuningConfig, model: Transformer) -> dict[str, Any]:
         """Return the settings for the file, including the sizes of the base, as in PEFT."""

@@ -6,17 +6,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..backend import Array, device_module, move, to_host
+from ..backend import Array, array_module, device_module, move, to_host
 from ..files import (
     ByteTokenizer,
     StoredArrays,
     Tokenizer,
+    check_finite,
     open_folder,
     open_gguf,
     read_json,
@@ -25,6 +26,7 @@ from ..files import (
     tokenizer_from_gguf,
     write_atomically,
 )
+from ..files.huggingface import INDEX, WEIGHTS
 from ..nn import Linear, replace_module
 from ..nn.targets import OUTPUT_HEAD
 from ..ops.checks import check_shape
@@ -37,6 +39,7 @@ from .download import MODELS, fetched
 ASSETS = Path(__file__).parents[1] / "assets"  # the models in the package: "tiny"
 HEAD = "lm_head.weight"
 BLOCK_SIZE = 64  # weights that share an absmax, as in quantize_model
+LOADED_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def load_model(
@@ -107,9 +110,9 @@ def load_model(
                 )
             return _fill(config, _without_doubles(stored, config), quantized, dtype, like, quantize)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{_files(path)}: {error!s:.1000}") from None
         except KeyError as error:
-            raise KeyError(f"{path}: {error.args[0]}") from None
+            raise KeyError(f"{_files(path)}: {error.args[0]!s:.1000}") from None
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
@@ -127,7 +130,9 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model contains adapters. Call merge_and_unload() first.
+        If the model contains adapters. Call merge_and_unload() first. Also if the dtype of a weight cannot be loaded.
+    ValueError
+        If a weight contains NaN or infinity. After any of these errors, no file has been written.
 
     Examples
     --------
@@ -152,8 +157,14 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
             )
         if isinstance(x, Quantized4bit):
             arrays |= bitsandbytes.to_arrays(name, x)
-        else:
-            arrays |= gpt2_files.to_file({name: to_host(x)}) if model.config.family.gpt2 else {name: to_host(x)}
+            continue
+        if x.dtype not in LOADED_DTYPES:
+            raise TypeError(f"{name} has dtype {x.dtype}, which load_model refuses; call astype('float32') first")
+        if not array_module(x).isfinite(x).all():
+            raise ValueError(
+                f"{name} contains NaN or infinity, so the model would answer with NaN; nothing was written"
+            )
+        arrays |= gpt2_files.to_file({name: to_host(x)}) if model.config.family.gpt2 else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     settings = model.config.to_dict()
     if quantization := bitsandbytes.quantization_config(model):
@@ -201,9 +212,11 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
         return ByteTokenizer() if by_bytes and not (path / "tokenizer.json").exists() else tokenizer_from_folder(path)
     with open_gguf(path) as stored:
         try:
-            return tokenizer_from_gguf(stored.metadata)
+            tokenizer = tokenizer_from_gguf(stored.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+    tokenizer.chat_template_file = str(path)
+    return tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------------- the files
@@ -230,18 +243,21 @@ def _read_config(path: Path) -> TransformerConfig:
     try:
         if "quantization_config" in settings:
             bitsandbytes.check_config(settings["quantization_config"])
-        for name in (f.name for f in fields(TransformerConfig) if f.type == "int"):
-            if isinstance(settings.get(name), float):  # for example 576.0
-                raise ValueError(f"{name} = {settings[name]}; expected an integer")
         return TransformerConfig.from_dict(settings)
     except ValueError as error:  # another architecture, or a missing or invalid size
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error!s:.1000}") from None
 
 
 @contextmanager
 def _open_weights(path: Path) -> Iterator[StoredArrays]:
     with open_gguf(path) if path.is_file() else open_folder(path) as stored:
         yield stored
+
+
+def _files(path: Path) -> str:
+    """Return the names of the files that describe the weights, for a message: if two files disagree, either may be wrong."""
+    weights = WEIGHTS if (path / WEIGHTS).is_file() else INDEX
+    return str(path) if path.is_file() else f"{path / weights} (with config.json)"
 
 
 # ----------------------------------------------------------------------------------------------------------- the weights
@@ -258,7 +274,7 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
                 f"tie_word_embeddings is true, but {HEAD} differs from {embedding}: set it to false in config.json"
             )
         del shapes[HEAD]
-    return StoredArrays(shapes, stored.read, stored.metadata)
+    return replace(stored, shapes=shapes)
 
 
 def _fill(
@@ -276,13 +292,13 @@ def _fill(
     """
     embedding = f"{config.family.embedding}.weight"
     if embedding in stored.shapes:
-        _check(embedding, stored.shapes, config.vocab_size, config.hidden_size)
+        _check(embedding, stored.shapes, config.vocab_size, config.hidden_size, label=stored.label(embedding))
     arrays = len(stored) + len(quantized)
     if config.num_hidden_layers > arrays:
         raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")
     try:
         model = Transformer.empty(config, dtype)
-    except ValueError:  # NumPy's message does not name the size
+    except (ValueError, OverflowError):  # NumPy's message does not name the size
         raise ValueError(f"a size in this configuration is too large for an array: {config}") from None
     parameters = dict(model.named_parameters())
     found = stored.keys() | quantized.keys()
@@ -293,7 +309,7 @@ def _fill(
         )
     shapes = stored.shapes | {name: weight.shape for name, weight in quantized.items()}
     for name, p in parameters.items():
-        _check(name, shapes, *p.value.shape)
+        _check(name, shapes, *p.value.shape, label=stored.label(name))
     modules = dict(model.named_modules())
     linear = {f"{name}.weight": name for name, m in modules.items() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
@@ -319,15 +335,14 @@ def _fill(
 def _read(name: str, stored: StoredArrays, dtype: DTypeLike) -> np.ndarray:
     """Read one array and check its values."""
     x = stored[name]
-    if x.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged")
+    if x.dtype not in LOADED_DTYPES:
+        raise ValueError(f"{stored.label(name)} has dtype {x.dtype}; expected float16, float32 or float64")
+    check_finite(stored.label(name), x)
     return x.astype(dtype, copy=False)
 
 
-def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> None:
-    check_shape(name, np.broadcast_to(np.float32(0), shapes[name]), *expected)
+def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int, label: str) -> None:
+    check_shape(label, np.broadcast_to(np.float32(0), shapes[name]), *expected)
 
 
 def _some(names: set[str]) -> str:

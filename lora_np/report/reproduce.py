@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,50 +34,74 @@ from .results import write_pages
 
 RESULTS = Path("docs/results.md")  # contains the table of claims
 QUICK = ("convergence", "qlora_tiny")  # studies that `reproduce` runs without --full, in their quick setting
+PARTS = (
+    "parameter counts and memory",
+    "convergence: LoRA and full fine-tuning on real text",
+    "rank of the ΔW that full fine-tuning learns",
+    "the other studies",
+    "4-bit weights: errors, gradients, ways of merging",
+    "merging: rounding of the weights, combinations of two adapters",
+    "time and memory of a training step",
+    "all committed pictures, drawn again",
+    "notebooks",
+)
 
 
-def reproduce(full: bool, figures: Path, notebooks: Path, workers: int = 2) -> None:
-    """Make tables, pictures and executed notebooks. Progress goes to stderr, the summary to stdout.
+def reproduce(full: bool, figures: Path, notebooks: Path | None = None, workers: int = 2) -> None:
+    """Make tables and pictures, and execute the notebooks of the folder `notebooks`, if it is given.
 
-    Without `full`, this takes minutes: new tables and pictures are written to `figures`/quick, and the committed
-    pictures are drawn again from the committed tables. With `full`, this takes hours: the committed tables and pictures
-    are made again. A stopped full run can be resumed.
+    Each part saves its tables and draws its pictures before the next part begins. Progress goes to stderr, the summary to
+    stdout. Without `full`, this takes minutes: new tables and pictures are written to `figures`/quick, and the committed
+    pictures are drawn again from the committed tables. With `full`, this takes hours: the committed tables, pictures and
+    pages are made again. A stopped full run can be resumed.
     """
     started, committed = time.perf_counter(), figures / "data"
     if full and not RESULTS.is_file():
         raise FileNotFoundError(f"there is no file {RESULTS}; run reproduce --full in a clone of the repository")
-    timed = committed_seconds(figures) if full else {}
     folder = figures if full else figures / "quick"
     setting = convergence_study.FULL if full else convergence_study.QUICK
-    say(1, "parameter counts and memory")
-    tables = {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models()}
-    tables["memory_bill"] = memory_bill()
-    say(2, f"training runs on real text, {setting.steps} steps per run in the first study")
-    sweeps = swept(full, committed, workers)
-    tables |= sweeps
-    say(3, "rank of the ΔW that full fine-tuning learns")
-    tables |= rank_tables(setting, tables["convergence"])
-    say(4, "4-bit weights: errors, gradients, ways of merging")
-    tables |= quantization_tables(tables, full, committed)
-    say(5, "merging: rounding of the weights, combinations of two adapters")
-    tables["merge_drift"] = merging.drift()
-    tables["combinations"] = merging.combinations(merging.FULL if full else merging.QUICK)
-    say(6, "time and memory of a training step")
-    tables["step_cost"] = step_cost(list(setting.methods()), repeats=7 if full else 3)
-    for name, table in tables.items():
-        if name not in sweeps:  # the studies in `sweeps` have their own command
-            table.command = "python -m lora_np reproduce" + (" --full" if full else "")
-        table.save(folder / "data" / f"{name}.json")
-    tables |= timed
-    say(7, f"pictures in {figures}")
-    draw(tables, folder)
+    tables = committed_seconds(figures) if full else {}
+    titles = iter(enumerate(PARTS if notebooks else PARTS[:-1], 1))
+
+    def begin() -> None:
+        number, title = next(titles)
+        print(f"[{number}/{len(PARTS) - (notebooks is None)}] {title}", file=sys.stderr, flush=True)
+
+    def add(new: Tables, has_command: bool = False) -> None:
+        """Save new tables, and draw every picture that shows one of them."""
+        tables.update(new)
+        for name, table in new.items():
+            if not has_command:
+                table.command = "python -m lora_np reproduce" + (" --full" if full else "")
+            table.save(folder / "data" / f"{name}.json")
+        names = draw(tables, folder, changed=new.keys())
+        print(f"  {folder}: {', '.join(f'{name}.png' for name in names)}", file=sys.stderr, flush=True)
+
+    begin()
+    add(
+        {"one_matrix": parameters.one_matrix(), "whole_models": parameters.whole_models(), "memory_bill": memory_bill()}
+    )
+    begin()
+    add(swept(QUICK[:1], tables, full, committed, workers), has_command=True)
+    begin()
+    add(rank_tables(setting, tables["convergence"]))
+    begin()
+    add(swept(tuple(STUDIES)[1:] if full else QUICK[1:], tables, full, committed, workers), has_command=True)
+    begin()
+    add(quantization_tables(tables, full, committed))
+    begin()
+    combined = merging.combinations(merging.FULL if full else merging.QUICK)
+    add({"merge_drift": merging.drift(), "combinations": combined})
+    begin()
+    add({"step_cost": step_cost(list(setting.methods()), repeats=7 if full else 3)})
+    begin()
+    draw(tables if full else {path.stem: Table.load(path) for path in sorted(committed.glob("*.json"))}, figures)
     if full:
         write_pages(RESULTS.parents[1], tables)
-    else:
-        draw({path.stem: Table.load(path) for path in sorted(committed.glob("*.json"))}, figures)
     print(findings(tables), flush=True)
-    say(8, "notebooks")
-    execute_all(notebooks, notebooks if full else folder / "notebooks", at_once=1 if full else workers)
+    if notebooks:
+        begin()
+        execute_all(notebooks, notebooks if full else folder / "notebooks", at_once=1 if full else workers)
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. All pictures: {figures}; this run's tables and pictures: {folder}"
     )
@@ -101,18 +126,19 @@ def committed_seconds(figures: Path) -> Tables:
     return {path.stem: Table.load(path) for path in sorted(found)}
 
 
-def swept(full: bool, committed: Path, workers: int) -> Tables:
-    """Return all studies' tables if `full` is true, otherwise the tables of the studies in QUICK with quick settings.
+def swept(names: Iterable[str], known: Tables, full: bool, committed: Path, workers: int) -> Tables:
+    """Return the tables of the studies `names`, with quick settings unless `full` is true.
 
-    If the model of a study is not downloaded, the committed table of the study is used.
+    `known` contains tables that these studies may need. If the model of a study is not downloaded, the committed table of the
+    study is used.
     """
-    tables: Tables = {}
-    for name in STUDIES if full else QUICK:
-        if full and (model := STUDIES[name].model) and not here(model, 2, name):
-            tables[name] = Table.load(committed / f"{name}.json")
+    made: Tables = {}
+    for name in names:
+        if full and (model := STUDIES[name].model) and not here(model, name):
+            made[name] = Table.load(committed / f"{name}.json")
         else:
-            tables[name] = make(name, tables, workers, folder="runs" if full else None, quick=not full)
-    return tables
+            made[name] = make(name, known | made, workers, folder="runs" if full else None, quick=not full)
+    return made
 
 
 def rank_tables(setting: Setting, measured: Table) -> Tables:
@@ -135,7 +161,7 @@ def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
     run = over_four_bits(QuantizedRun, lora[0])
     steps = run.max_steps if full else run.max_steps // 2
     routes = {"merge_routes_tiny": merge_routes(replace(run, max_steps=steps, eval_every=steps))}
-    if full and here("smollm2-135m", 4, "four bits of SmolLM2-135M"):
+    if full and here("smollm2-135m", "four bits of SmolLM2-135M"):
         models.append("smollm2-135m")
         row = min(tables["finetuning"].where(phase="seeds", method="lora"), key=lambda row: row["seed"])
         routes["merge_routes_smollm2"] = merge_routes(over_four_bits(QuantizedFineTuning, row))
@@ -148,12 +174,12 @@ def quantization_tables(tables: Tables, full: bool, committed: Path) -> Tables:
     }
 
 
-def here(model: str, step: int, what: str) -> bool:
+def here(model: str, what: str) -> bool:
     """Return True if `model` is downloaded; otherwise print that the part `what` is left out."""
     try:
         fetched(model)
     except FileNotFoundError as error:
-        say(step, f"{what} is left out, the committed table is used: {error}")
+        print(f"  {what} is left out, the committed table is used: {error}", file=sys.stderr, flush=True)
         return False
     return True
 
@@ -196,7 +222,3 @@ def worst_gradient_error() -> float:
     tokens, targets = data.Batches(data.corpus("code", "train"), batch_size=1, seq_len=16)[0]
     model = get_peft_model(load_model("tiny"), config)
     return max(gradcheck_model(model, tokens, targets, directions=1).errors.values())
-
-
-def say(number: int, what: str) -> None:
-    print(f"[{number}/8] {what}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .config_checks import check_fields, rope_settings
 from .families import FAMILIES, Family
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # the values of layer_types
@@ -69,8 +70,8 @@ class TransformerConfig:
     Raises
     ------
     ValueError
-        If a size is below 1, if `head_dim` is odd, if a division described above leaves a remainder, or if a feature is
-        unknown.
+        If a field has the wrong type or is out of range, if `head_dim` is odd, if a division described above leaves a
+        remainder, or if a feature is unknown.
 
     Examples
     --------
@@ -118,9 +119,7 @@ class TransformerConfig:
             object.__setattr__(self, "hidden_act", self.family.hidden_act)
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
-        for name in [f.name for f in fields(self) if f.type == "int" and f.name != "head_dim"]:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; expected at least 1")
+        check_fields(self)
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
@@ -309,7 +308,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     transformers 4: rope_theta, partial_rotary_factor and rope_local_base_freq, and the other numbers in rope_scaling.
     transformers 5: all in rope_parameters; in Gemma 3, rope_parameters has one object per kind of layer.
     """
-    rope = _object("rope_scaling", config.get("rope_scaling") or config.get("rope_parameters"))
+    rope: Mapping[str, Any] = rope_settings(config)
     found: dict[str, Any] = {}
     if SLIDING in rope or FULL in rope:
         local, rope = _object(SLIDING, rope.get(SLIDING)), _object(FULL, rope.get(FULL))

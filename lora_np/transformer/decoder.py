@@ -193,10 +193,10 @@ class Block(Module):
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, BlockCache]:
         """Compute z (b, t, d) from x (b, t, d)."""
-        normed, norm1_cache = self.input_layernorm.forward(x)
+        normed, norm1_cache = self.input_layernorm.forward(x, context)
         y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
         y += x  # the residual, added in place to y; x must not change, because the norm's cache holds it
-        normed, norm2_cache = self.post_attention_layernorm.forward(y)
+        normed, norm2_cache = self.post_attention_layernorm.forward(y, context)
         z, mlp_cache = self.mlp.forward(normed, context)
         z += y
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
@@ -256,12 +256,12 @@ class Decoder(Module):
 
         `rotary` has the cosines and sines of each layer.
         """
-        x, embed_cache = self.embed(tokens, positions)
+        x, embed_cache = self.embed(tokens, positions, context)
         block_caches = []
         for i, block in enumerate(self.layers):
             x, cache = block.forward(x, rotary[i], context, None if past is None else past.layers[i])
             block_caches.append(cache)
-        x, norm_cache = self.norm.forward(x)
+        x, norm_cache = self.norm.forward(x, context)
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
     def reaches(self, cache: DecoderCache) -> bool:
@@ -290,9 +290,9 @@ class Decoder(Module):
         """True if the embedding is trainable."""
         return self.embed_tokens.trainable
 
-    def embed(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
+    def embed(self, tokens: Array, positions: Array, context: Context) -> tuple[Array, Any]:
         """Compute x (b, t, d), the vectors of the tokens. The positions are used in GPT-2 only."""
-        return self.embed_tokens.forward(tokens)
+        return self.embed_tokens.forward(tokens, context)
 
     def embed_backward(self, dx: Array, cache: Any) -> None:
         """Add the gradient of the embedding."""

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from .. import ops
 from ..backend import Array
 from ..nn import Cache, Context, Embedding, Linear, RMSNorm
+from ..nn.context import EVALUATION
 from ..ops.embedding import EmbeddingCache
 from ..ops.norm import RMSNormCache
 from .cache import LayerCache
@@ -28,15 +29,15 @@ class ScaledEmbedding(Embedding):
         """√d."""
         return self.weight.value.shape[1] ** 0.5
 
-    def forward(self, ids: Array) -> tuple[Array, EmbeddingCache]:
+    def forward(self, ids: Array, context: Context = EVALUATION) -> tuple[Array, EmbeddingCache]:
         """Look up the vectors of token ids and multiply them by √d."""
-        y, cache = super().forward(ids)
+        y, cache = super().forward(ids, context)
         y *= self.scale
         return y, cache
 
-    def backward(self, dy: Array, cache: EmbeddingCache) -> None:
+    def backward(self, dy: Array, cache: EmbeddingCache, need_dx: bool = False) -> None:
         """Add the gradient of the table. In the forward pass y = √d · E[ids], so the gradient of E[ids] is √d · dy."""
-        super().backward(dy * self.scale, cache)
+        super().backward(dy * self.scale, cache, need_dx)
 
 
 class GemmaBlock(Block):
@@ -60,13 +61,13 @@ class GemmaBlock(Block):
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, GemmaCache]:
         """Compute z (b, t, d) from x (b, t, d)."""
-        normed, norm1_cache = self.input_layernorm.forward(x)
+        normed, norm1_cache = self.input_layernorm.forward(x, context)
         a, attention_cache = self.self_attn.forward(normed, rotary, context, past)
-        y, norm2_cache = self.post_attention_layernorm.forward(a)
+        y, norm2_cache = self.post_attention_layernorm.forward(a, context)
         y += x
-        normed, norm3_cache = self.pre_feedforward_layernorm.forward(y)
+        normed, norm3_cache = self.pre_feedforward_layernorm.forward(y, context)
         m, mlp_cache = self.mlp.forward(normed, context)
-        z, norm4_cache = self.post_feedforward_layernorm.forward(m)
+        z, norm4_cache = self.post_feedforward_layernorm.forward(m, context)
         z += y
         prefix = past is not None and past.trainable
         return z, ((norm1_cache, attention_cache, norm2_cache), (norm3_cache, mlp_cache, norm4_cache), prefix)

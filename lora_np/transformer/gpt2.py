@@ -80,9 +80,9 @@ class GPT2Decoder(Decoder):
         """True if one of the two embeddings is trainable."""
         return self.wte.trainable or self.wpe.trainable
 
-    def embed(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
+    def embed(self, tokens: Array, positions: Array, context: Context) -> tuple[Array, Any]:
         """Compute x (b, t, d), the sum of the vectors of the tokens and of their positions."""
-        x, token_cache = self.wte.forward(tokens)
+        x, token_cache = self.wte.forward(tokens, context)
         p, position_cache = self.wpe.forward(positions)  # (b or 1, t, d)
         x += p
         return x, (token_cache, position_cache)

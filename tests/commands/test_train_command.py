@@ -23,7 +23,7 @@ from lora_np.files import VocabularyTokenizer, load_arrays
 
 DATA = [chat("Who are you?", "A keeper."), chat("Hi", "Ahoy."), chat("Where?", "At sea.", "Alone?", "No.")]
 DATA += [{"prompt": "The lamp is", "completion": " lit."}, chat("Dark?", "Yes.", system="Be brief.")]
-ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "history.json"]
+ADAPTER = ["SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "history.json"]
 RUN = ["--model", "tiny", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "1", "--workers", "1"]
 
 
@@ -53,7 +53,7 @@ def files(folder):
 
 
 def weights(folder):
-    """The saved arrays, bit for bit. The bytes of the files can differ in the order of the metadata."""
+    """The saved arrays, bit for bit."""
     arrays = [load_arrays(path)[0] for path in sorted(folder.glob("*.safetensors"))]
     return [{name: (x.dtype.str, x.shape, x.tobytes()) for name, x in found.items()} for found in arrays]
 
@@ -67,8 +67,8 @@ class Interrupted(conversations.ConversationBatches):
         return super().__getitem__(i)
 
 
-def interrupt(batches, i):
-    raise KeyboardInterrupt
+def fail(batches, i):
+    raise RuntimeError("before the first checkpoint")
 
 
 # -------------------------------------------------------------------------------------------------------- what it does
@@ -221,7 +221,7 @@ def test_records_too_long_are_one_line_of_warning(run, capsys):
 
 def test_full_saves_a_model_in_which_every_weight_was_trained(run, tmp_path, capsys):
     assert run("--full", "--lr", 0.01) == 0
-    assert list(files(tmp_path / "out")) == ["config.json", "history.json", "model.safetensors"]
+    assert list(files(tmp_path / "out")) == ["SHA256SUMS", "config.json", "history.json", "model.safetensors"]
     before, after = ln.load_model("tiny").state_dict(), ln.load_model(tmp_path / "out").state_dict()
     assert before.keys() == after.keys()
     assert [name for name in before if np.array_equal(host(before[name]), host(after[name]))] == []
@@ -495,15 +495,16 @@ def test_the_old_adapter_stays_until_the_new_one_is_saved(run, tmp_path, monkeyp
     monkeypatch.setattr(conversations, "ConversationBatches", Interrupted)
     assert run("--lr", 0.01, "--overwrite") == 130
     after = files(tmp_path / "out")
-    assert after.pop("checkpoint.safetensors") and after.pop("overwriting") == b"" and after == before
+    assert before.pop("SHA256SUMS") and after.pop("SHA256SUMS") == b"", "no digest confirms the old files any more"
+    assert after.pop("checkpoint.safetensors") and after == before
 
 
 def test_resume_after_overwrite_does_not_mistake_the_old_adapter_for_the_new_one(run, tmp_path, monkeypatch, capsys):
     assert run() == 0
     old = weights(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(conversations.ConversationBatches, "__getitem__", interrupt)
-        assert run("--lr", 0.01, "--overwrite") == 130
+        patch.setattr(conversations.ConversationBatches, "__getitem__", fail)
+        assert run("--lr", 0.01, "--overwrite") == 1
     assert weights(tmp_path / "out") == old
     assert run("--lr", 0.01) == 1, "without --resume it would be replaced unasked"
     assert run("--lr", 0.01, "--resume") == 0
@@ -529,7 +530,7 @@ def test_half_an_adapter_is_not_a_finished_one(run, tmp_path, capsys):
     assert run() == 0
     (tmp_path / "out" / "adapter_config.json").unlink()
     assert run("--resume") == 1
-    assert "adapter_model.safetensors exists; use --overwrite to replace it" in capsys.readouterr().err
+    assert "adapter_config.json was changed or damaged after the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("first", "then"), [([], ["--full"]), (["--full"], [])], ids=["adapter", "model"])

@@ -170,15 +170,34 @@ WRONG = {
     "a list": ([1], r"a list; expected \{\"messages\""),
     "a number": ("3", "a int; expected"),
     "no keys": ({}, r"the keys are \[\]; expected"),
-    "an unknown key": (chat("a", "b") | {"id": 7}, r"the keys are \['id', 'messages'\]; .*no other keys"),
+    "two forms at once": (chat("a", "b") | {"prompt": "a", "completion": "b"}, r"the keys are .*; expected one of \{"),
+    "tools": (
+        chat("a", "b") | {"tools": [{"type": "function"}]},
+        r"the record has the key 'tools' .*changes what must be",
+    ),
+    "a weight": (chat("a", "b") | {"weight": 0.5}, "the record has the key 'weight' with the value 0.5"),
+    "a preference": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "the keys are .*; expected one of"),
+    "a message without weight": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+        r"messages\[1\] has the key 'weight' with the value 0; this key changes what must be learned",
+    ),
+    "a tool call": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}]},
+        r"messages\[1\] has the key 'tool_calls'",
+    ),
+    "an earlier turn of Alpaca": ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "the key 'history'"),
+    "a speaker of ShareGPT that is unknown": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]},
+        r"messages\[1\]: the role is 'observation'; expected system, user, assistant",
+    ),
+    "a ShareGPT turn without value": (
+        {"conversations": [{"from": "human"}]},
+        r"conversations\[0\] is .*expected \{\"from\"",
+    ),
     "a prompt alone": ({"prompt": "a"}, r"the keys are \['prompt'\]"),
     "no messages": ({"messages": []}, r"messages is \[\]; expected a list"),
     "messages as text": ({"messages": "Hi"}, r"messages is 'Hi'; expected a list"),
     "a message of text": ({"messages": ["Hi"]}, r"messages\[0\] is 'Hi'; expected \{\"role\": \"user\""),
-    "a message with more": (
-        {"messages": [{"role": "user", "content": "a", "name": "me"}]},
-        r"messages\[0\] is \{'role': 'user', 'content': 'a', 'name': 'me'\}; expected",
-    ),
     "a role that is misspelt": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]},
         r"messages\[1\]: the role is 'asistant'; expected system, user, assistant",
@@ -205,6 +224,100 @@ def test_what_is_no_record_is_an_error_that_names_file_and_line(case, jsonl, tok
     with pytest.raises(ValueError, match=rf"data\.jsonl, line 3: .*{message}") as error:
         read(path, tokenizer)
     assert "\n" not in str(error.value)
+
+
+READ_AS_CHAT = {  # other people's records of the same conversation
+    "ShareGPT": {
+        "conversations": [
+            {"from": "system", "value": "s"},
+            {"from": "human", "value": "a"},
+            {"from": "gpt", "value": "b"},
+        ],
+    },
+    "ShareGPT with a system column": {
+        "conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}],
+        "system": "s",
+    },
+    "Alpaca": {"instruction": "a", "input": "", "output": "b", "system": "s"},
+    "OpenAI with neutral keys": {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "weight": 1, "tool_calls": None},
+        ],
+        "tools": [],
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(read as|ignored keys)")
+@pytest.mark.parametrize("form", READ_AS_CHAT)
+def test_records_of_other_tools_are_the_same_conversation(form, tokenizer, jsonl):
+    messages = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "a"), ("assistant", "b"))]
+    expected = example({"messages": messages}, tokenizer)
+    for found in (example(READ_AS_CHAT[form], tokenizer), *read(jsonl(READ_AS_CHAT[form]), tokenizer)):
+        assert found.tokens.tolist() == expected.tokens.tolist()
+        assert found.counts.tolist() == expected.counts.tolist()
+
+
+def test_an_alpaca_input_follows_the_instruction_in_the_users_message(tokenizer):
+    record = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+    expected = example(chat("Add.\n\n1 + 1", "2"), tokenizer)
+    assert example(record, tokenizer).tokens.tolist() == expected.tokens.tolist()
+
+
+def test_a_file_says_once_what_its_records_were_read_as_and_which_keys_are_ignored(jsonl):
+    alpaca = {"instruction": "a", "output": "b", "id": 7}
+    path = jsonl(alpaca, alpaca, chat("a", "b") | {"source": "web"})
+    with pytest.warns(UserWarning) as caught:
+        read(path, ByteTokenizer())
+    (message,) = (str(warning.message) for warning in caught)
+    assert "data.jsonl: 2 of 3 records read as Alpaca records: instruction and input are" in message
+    assert message.endswith("; ignored keys: id, source")
+
+
+def test_the_name_of_a_message_reaches_the_template(smol):
+    named = VocabularyTokenizer(
+        smol.backend, {"eos": 2}, SMOLLM2.replace("message['role']", "(message.name or message['role'])")
+    )
+    record = chat("a", "b")
+    record["messages"][0]["name"] = "Ada"
+    assert "Ada\na" in named.decode(example(record, named).tokens)
+
+
+def test_one_json_array_is_a_file_of_records(tmp_path, tokenizer):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(list(RECORDS.values()), indent=1), encoding="utf-8")
+    expected = [example(record, tokenizer).tokens.tolist() for record in RECORDS.values()]
+    assert [e.tokens.tolist() for e in read(path, tokenizer)] == expected
+    path.write_text(json.dumps([chat("a", "b"), chat("a")]))
+    with pytest.raises(ValueError, match=r"data\.json, record 2: the last message has the role 'user'"):
+        read(path, tokenizer)
+    path.write_text('[\n{"messages": }]')
+    with pytest.raises(ValueError, match=r"data\.json: not JSON \(Expecting value, line 2, column 14\)"):
+        read(path, tokenizer)
+
+
+def test_a_csv_file_has_one_record_per_row(tmp_path, tokenizer):
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,completion\n"1, 2,",3\n"a ""b""\nc","d"\n', encoding="utf-8-sig")
+    expected = [{"prompt": "1, 2,", "completion": "3"}, {"prompt": 'a "b"\nc', "completion": "d"}]
+    assert [e.tokens.tolist() for e in read(path, tokenizer)] == [
+        example(r, tokenizer).tokens.tolist() for r in expected
+    ]
+    for row, message in (
+        ("1,2,3", "row 1: 3 values; expected 2"),
+        ("1", "row 1: 1 values; expected 2"),
+        ('"1', "not CSV"),
+    ):
+        path.write_text(f"prompt,completion\n{row}\n")
+        with pytest.raises(ValueError, match=rf"data\.csv.*{message}"):
+            read(path, tokenizer)
+
+
+def test_json_that_is_nested_too_deeply_is_an_error_with_its_line(jsonl, tokenizer):
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 1: the JSON text is nested too deeply"):
+        read(jsonl('{"a": ' * 100_000), tokenizer)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(jsonl, smol):

@@ -4,6 +4,7 @@ follow the chat template."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -238,6 +239,11 @@ FILES = {
         lambda text: '{"eos_token": 3}',
         "eos_token 3 is not in",
     ),
+    "half a surrogate pair as a token": (
+        "tokenizer_config.json",
+        lambda text: '{"bos_token": "\\ud800"}',
+        r"tokenizer_config\.json: the bos_token '\\ud800' is not in",
+    ),
     "a template that is not a string": (
         "tokenizer_config.json",
         lambda text: '{"chat_template": 3}',
@@ -258,6 +264,20 @@ def test_damaged_files_are_named(case, trained, tmp_path):
     path = tmp_path / file
     path.write_text(edit(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
+        tokenizer_from_folder(tmp_path)
+
+
+def test_an_error_of_a_template_names_the_file_of_the_template(trained, tmp_path):
+    tokenizer_from_gguf(metadata_for(trained)).save_pretrained(tmp_path)
+    config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
+    config.write_text('{"chat_template": "{{ 1 // 0 }}"}')
+    with pytest.raises(ValueError, match=rf"template in {re.escape(str(config))} raised an error: integer division"):
+        tokenizer_from_folder(tmp_path).apply_chat_template(CHAT)
+    jinja.write_text("{% for %}")
+    with pytest.raises(ValueError, match=rf"template in {re.escape(str(jinja))} raised an error: "):
+        tokenizer_from_folder(tmp_path).apply_chat_template(CHAT)
+    jinja.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(jinja))} is damaged or not UTF-8"):
         tokenizer_from_folder(tmp_path)
 
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from gguf_files import CONFIG, gguf_name, interleaved, metadata_of, write, write_model
 from on_device import DEVICE, assert_allclose, host
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_np import Transformer, TransformerConfig, load_model, ops, save_model
 from lora_np.pretrained.llama_gguf import half_split, huggingface_name
@@ -130,6 +130,21 @@ def test_a_shard_cut_off_is_refused_by_name(model, tmp_path):
         load_model(folder)
 
 
+def test_a_tensor_that_is_wrong_is_named_with_its_shard(model, tmp_path):
+    folder = write_shards(tmp_path / "shards", model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    shard = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    sound = load_file(shard)
+    for x, message in (
+        (sound[name] * np.nan, "contains NaN"),
+        (sound[name].T.copy(), "has shape"),
+        (sound[name] > 0, "bool"),
+    ):
+        save_file(sound | {name: x}, shard, {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"index\.json \(with config\.json\): {name} in {shard.name} .*{message}"):
+            load_model(folder)
+
+
 def test_a_pickle_is_never_opened(model, tmp_path):
     folder = write_folder(tmp_path / "old", model)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -143,6 +158,7 @@ ABSURD = {
     "intermediate_size": (2**40, r"mlp\.gate_proj\.weight has shape \(160, 96\)"),
     "num_hidden_layers": (2**40, "num_hidden_layers = 1099511627776, but the file has only 21 arrays"),
     "num_attention_heads": (2**40, r"q_proj\.weight has shape"),
+    "num_key_value_heads": (-(10**50), "num_key_value_heads = -1000"),
     "head_dim": (2**62, "a size in this configuration is too large for an array"),
     "max_position_embeddings": (4.5, "max_position_embeddings = 4.5; expected an integer"),
     "quantization_config": ({"quant_method": "gptq"}, "got quant_method 'gptq'"),
@@ -169,9 +185,8 @@ def test_weights_that_are_integers_are_refused(model, tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(model, tmp_path):
     model.model.norm.weight.value[3] = np.nan
-    save_model(model, tmp_path / "model")
     with pytest.raises(ValueError, match=r"model\.norm\.weight contains NaN or infinity"):
-        load_model(tmp_path / "model")
+        load_model(write_folder(tmp_path / "model", model, arrays_of(model)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- memory

@@ -28,6 +28,7 @@ COMES_WITH = {
     "nbformat": "jupyter",
     "IPython": "jupyter",
     "PIL": "matplotlib",
+    "h11": "uvicorn",
 }  # what is imported → the package that is installed for it
 
 
@@ -160,7 +161,7 @@ MISSING = {  # what somebody does → the first package that is missing, and its
     "list(workers.each(print, [1], 1))": ("a study of several runs", "joblib", "studies"),
     "list(workers.each(print, [1], 'tcp://127.0.0.1:1'))": ("a Dask cluster", "distributed", "cluster"),
     "http.create_app(None, None, 'tiny')": ("the HTTP server", "starlette", "serve"),
-    "http.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
+    "server.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
     "student_edition(folder)": ("writing a notebook", "jupytext", "course"),
     "notebooks.execute(Path('a.py'), Path('a.ipynb'))": ("running a notebook", "jupytext", "course"),
 }
@@ -172,7 +173,7 @@ import lora_np as ln
 from lora_np.exercises.editions import student_edition
 from lora_np.files.tokenizer import CHATML
 from lora_np.report import notebooks
-from lora_np.serve import http
+from lora_np.serve import http, server
 from lora_np.studies.harness import workers
 
 os.environ.pop("LORA_NP_CACHE", None)

@@ -37,7 +37,7 @@ from lora_np.training import optim
 from lora_np.training.subspace import SparseProjection, SubspaceModel
 from lora_np.transformer.cache import LayerCache
 from lora_np.transformer.decoder import Attention, Block
-from lora_np.transformer.generation import last_logits
+from lora_np.transformer.generation import read_in_chunks
 from lora_np.transformer.model import KeyValueCache
 
 test_bottleneck = by_path("peft/test_bottleneck.py")
@@ -172,8 +172,8 @@ MUTANTS = {
     ),
     "subtracted where W was kept": Mutant(
         AdaptedLinear.unmerge,
-        "W[...] = self.weight_before_merge",
-        "W[...] = W - (W - self.weight_before_merge)",
+        "W[...] = self.frozen_weight()",
+        "W[...] = W - (W - self.frozen_weight())",
         MERGED_DORA,
         {"settings": {}},
     ),
@@ -555,7 +555,7 @@ MUTANTS = {
         {},
     ),
     "a position for padding": Mutant(
-        last_logits,
+        read_in_chunks,
         "None if mask is None or not skip_padding else",
         "None if True else",
         test_prefix.test_a_padded_row_has_the_logits_that_it_has_alone,

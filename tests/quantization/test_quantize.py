@@ -735,6 +735,10 @@ DAMAGED = {
         lambda a: a.update({f"{WEIGHT}.nested_absmax": np.float32([np.nan])}),
         "absmax contains NaN or infinity",
     ),
+    "absmax with two axes": (
+        lambda a: a.update({f"{WEIGHT}.absmax": a[f"{WEIGHT}.absmax"][:, None]}),
+        r"absmax has shape \(8, 1\); expected one axis",
+    ),
     "another code": (
         lambda a: a.update({f"{WEIGHT}.quant_map": a[f"{WEIGHT}.quant_map"] ** 3}),
         "its array quant_map differs from the code values of its type",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -66,6 +67,16 @@ def dask_cluster(folder: Path, workers: int = 2):
             started.append(process)
             until(lambda: written(card))
         yield json.loads(card.read_text())["address"], started[0]
+
+
+@contextlib.contextmanager
+def stopped(pid: int):
+    """A process that hangs: stopped, and able to continue when the block ends, so that it can be ended."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +215,101 @@ def test_a_scheduler_without_workers_is_an_error_and_no_hang(tmp_path, monkeypat
         pytest.raises(ConnectionError, match="has no workers"),
     ):
         run_all(cluster_runs.measure, [Told(1.0, str(tmp_path))], address, None, "told")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """`impatient()` shortens the waits. It is called when the workers have started, which can take seconds."""
+
+    def shorten():
+        monkeypatch.setattr(workers, "PATIENCE", 3.0)
+        monkeypatch.setattr(workers, "SILENCE", 6.0)
+
+    return shorten
+
+
+@NO_KILL
+def test_a_worker_that_hangs_is_told_before_the_first_run(tmp_path, impatient):
+    """A stopped process keeps its connection: the scheduler still counts it, and a call of it would never return."""
+    with dask_cluster(tmp_path / "cluster") as (address, _):
+        told = Told(1.0, str(tmp_path), waits_for="go")
+        (tmp_path / "go").touch()
+        run_all(cluster_runs.measure, [told, replace(told, lr=2.0)], address, None, "told")
+        impatient()
+        with (
+            stopped(told.begun()[0]),
+            pytest.raises(ConnectionError, match=r"the worker tcp://\S+ does not answer within 3 s\. End the process"),
+        ):
+            run_all(cluster_runs.measure, [replace(told, lr=3.0)], address, None, "told")
+    assert not Told(3.0, str(tmp_path)).begun()
+
+
+@NO_KILL
+def test_a_worker_that_hangs_in_a_run_is_told_and_the_others_continue(tmp_path, monkeypatch, impatient):
+    runs = [Told(lr, str(tmp_path), waits_for="go") for lr in (1.0, 2.0, 3.0)]
+
+    def hang():
+        until(lambda: runs[0].begun() and runs[1].begun())
+        impatient()
+        pid = runs[0].begun()[0]
+        os.kill(pid, signal.SIGSTOP)
+        until(told.is_set)
+        os.kill(pid, signal.SIGKILL)  # what the warning says to do
+        (tmp_path / "go").touch()
+
+    told, hanging = threading.Event(), threading.Thread(target=hang)
+    monkeypatch.setattr(workers.warnings, "warn", lambda text, *_, **__: (texts.append(text), told.set()))
+    texts = []
+    with dask_cluster(tmp_path / "cluster") as (address, _):
+        hanging.start()
+        rows = run_all(cluster_runs.measure, runs, address, None, "told")
+        hanging.join()
+    assert [row["lr"] for row in rows] == [1, 2, 3]
+    (text,) = texts
+    assert re.match(
+        r"the worker tcp://\S+ hangs: no heartbeat for 6 s\. End the process of tcp://\S+ \(kill -9\)", text
+    )
+
+
+@NO_KILL
+@pytest.mark.parametrize(
+    ("signal_sent", "message"),
+    [(signal.SIGKILL, "all workers have left"), (getattr(signal, "SIGSTOP", None), r"all workers hang \(tcp://")],
+    ids=["killed", "stopped"],
+)
+def test_a_cluster_that_loses_its_last_worker_is_an_error_and_no_hang(signal_sent, message, tmp_path, impatient):
+    runs = [Told(1.0, str(tmp_path)), Told(2.0, str(tmp_path), waits_for="go")]
+
+    def lose():
+        until(lambda: list((tmp_path / "kept").glob("*.json")) and runs[1].begun())
+        impatient()
+        os.kill(runs[1].begun()[0], signal_sent)
+
+    with dask_cluster(tmp_path / "cluster", workers=1) as (address, _):
+        losing = threading.Thread(target=lose)
+        losing.start()
+        with pytest.raises(
+            ConnectionError, match=f"{message}.*finished runs are kept.*Start workers with `dask worker"
+        ):
+            run_all(cluster_runs.measure, runs, address, tmp_path / "kept", "told")
+        losing.join()
+
+
+@NO_KILL
+def test_a_scheduler_that_hangs_is_an_error_and_no_hang(tmp_path, impatient):
+    runs = [Told(1.0, str(tmp_path)), Told(2.0, str(tmp_path), waits_for="go")]
+
+    def hang():
+        until(lambda: list((tmp_path / "kept").glob("*.json")) and runs[1].begun())
+        impatient()
+        scheduler.send_signal(signal.SIGSTOP)
+
+    with dask_cluster(tmp_path / "cluster") as (address, scheduler):
+        hanging = threading.Thread(target=hang)
+        hanging.start()
+        with pytest.raises(ConnectionError, match="ended; finished runs are kept"):
+            run_all(cluster_runs.measure, runs, address, tmp_path / "kept", "told")
+        hanging.join()
 
 
 @pytest.mark.parametrize("wrong", ["localhost", "tcp://localhost", "8786"])

@@ -5,9 +5,9 @@
 The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass contains the large singular
 values of W. The frozen base, which is quantised in QPiSSA, contains the small singular values. PiSSA changes the base.
 Saving therefore converts the adapter to a LoRA of rank 2r for the original base: ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A;
-A₀]. Both lora_np and PEFT can load this LoRA. If the base was quantised after PiSSA, rounding has changed the base,
-and the original base with this LoRA would give other outputs than this model. Saving then raises an
-error.
+A₀]. Both lora_np and PEFT can load this LoRA. If the base changed again after PiSSA, for example because
+`quantize_model` rounded the base, the original base with this LoRA would give other outputs than this model. Saving then
+raises an error, also after `dequantize_model`, which does not undo the rounding.
 """
 
 from __future__ import annotations
@@ -28,17 +28,28 @@ from ..adapter import Bypass
 from .config import LoraConfig
 from .layer import LoraAdapter
 
+TOLERANCE = 1e-5  # above the rounding errors of merging in float32 (1e-7), below the rounding to 16 bits (2e-4)
+
 
 class PissaCorrection(Bypass):
     """A bypass s·(x A₀ᵀ) B₀ᵀ. Its factors are the part of W that PiSSA subtracted from the base.
 
     A call that does not use the adapter adds the output of this bypass. The arrays A₀ (r, in) and B₀ (out, r) are in
-    host memory.
+    host memory. To detect later changes of the base, the bypass also keeps R v (out,), the product of the changed base
+    R (out, in) and a random vector v (in,). A change of R by ΔR changes the product by ΔR v, which is not 0 for almost
+    all v.
     """
 
-    def __init__(self, adapter: LoraAdapter) -> None:
+    def __init__(self, adapter: LoraAdapter, R: Array) -> None:
         self.A, self.B = (to_host(p.value).copy() for p in adapter.learned)
         self.scaling = adapter.config.scaling
+        self.product = product_with_random_vector(R)
+
+    def fits(self, R: Array) -> bool:
+        """Return True if R equals the base that PiSSA left, up to rounding errors relative to W = R + s·B₀A₀."""
+        removed = product_with_random_vector(self.scaling * (self.B.astype("float64") @ self.A.astype("float64")))
+        change = product_with_random_vector(R) - self.product
+        return bool(np.linalg.norm(change) <= TOLERANCE * np.linalg.norm(self.product + removed))
 
     def delta_forward(self, x: Array) -> tuple[Array, LoraCache]:
         """Compute δ (…, out) for x (…, in)."""
@@ -62,6 +73,13 @@ class PissaCorrection(Bypass):
         A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
         joined = np.concatenate([A, self.A]), np.concatenate([B, -self.B], axis=1)
         return {**tensors, **dict(zip(("lora_A.weight", "lora_B.weight"), joined, strict=True))}
+
+
+def product_with_random_vector(W: Array) -> np.ndarray:
+    """Return W v (out,) for W (out, in), in host memory. The vector v is random and always the same."""
+    dtype = np.dtype("float32") if W.itemsize == 2 else W.dtype
+    v = np.random.default_rng(0).standard_normal(W.shape[1:]).astype(dtype)
+    return to_host(W.astype(dtype, copy=False) @ move(v, W))
 
 
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
@@ -94,19 +112,24 @@ def subtract_from_base(layer: AdaptedLinear, adapter: LoraAdapter) -> None:
     """
     W = layer.base_layer.weight.value
     W -= adapter.scaled_product(W.dtype)
-    layer.base_correction = PissaCorrection(adapter)
+    layer.base_correction = PissaCorrection(adapter, W)
 
 
-def check_not_quantized(name: str, layer: AdaptedLinear) -> None:
-    """Raise RuntimeError if the base was quantised after PiSSA.
+def check_base(name: str, layer: AdaptedLinear) -> None:
+    """Raise RuntimeError if the base changed after PiSSA, for example because the base was quantised.
 
-    After this quantisation, no adapter for the original base gives the same outputs as the model.
+    After such a change, the original base cannot be restored, and no adapter for the original base gives the same
+    outputs as the model.
     """
-    if layer.base_correction is not None and isinstance(layer.base_layer.weight.value, Quantized4bit):
+    if not isinstance(layer.base_correction, PissaCorrection):
+        return
+    if isinstance(layer.base_layer.weight.value, Quantized4bit) or not layer.base_correction.fits(
+        layer.frozen_weight()
+    ):
         raise RuntimeError(
-            f"{name}: quantize_model rounded the base that PiSSA changed, so no adapter on the original base "
-            "computes the same as this model; save the whole model: "
-            "save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
+            f"{name}: the base that PiSSA left has changed since (quantize_model or a conversion to 16 bits rounds it), so "
+            "the original base cannot be restored, and no adapter on it computes the same as this model; save the whole "
+            "model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
 
 

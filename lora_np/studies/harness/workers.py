@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import platform
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ from ...optional import extra
 Row = dict[str, Any]
 Workers = int | str  # a number of processes on this machine, or the address of a Dask scheduler, "tcp://host:port"
 
-PATIENCE = 10.0  # seconds to wait for a scheduler to answer, and for its first worker
+PATIENCE = 10.0  # seconds to wait for the first worker, and for each answer of the scheduler or of a worker
+SILENCE = 30.0  # seconds without a heartbeat, after which a worker counts as hung; a heartbeat is due every second
+POLL = 0.05  # seconds between two looks for finished runs
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
 
 
 def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:
-    """Measure the runs on a Dask cluster; if a worker dies, the scheduler gives the worker's run to another worker."""
+    """Measure the runs on a Dask cluster; if a worker dies, the scheduler gives the worker's run to another worker.
+
+    Raises ConnectionError if the connection ends, or if no worker is left or all workers hang for SILENCE seconds.
+    """
     if not runs:
         return
     with _connected(address) as client:
@@ -117,12 +124,72 @@ def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str
 
         futures = client.map(_attempt_there, [measure] * len(runs), runs, expected=fingerprint(), pure=False)
         numbers = {future.key: i for i, future in enumerate(futures)}
-        for future in as_completed(futures):
-            i = numbers[future.key]
-            if future.cancelled():
-                raise ConnectionError(f"the connection to the scheduler at {address} ended; finished runs are kept")
-            error = future.exception()
-            yield i, future.result() if error is None else Failure(runs[i], _last_line(error))
+        watch, waiting = Watch(client, address), as_completed(futures)
+        while not waiting.is_empty():
+            for future in waiting.next_batch(block=False):
+                i = numbers[future.key]
+                if future.cancelled():
+                    raise ConnectionError(f"the connection to the scheduler at {address} ended; finished runs are kept")
+                error = future.exception()
+                yield i, future.result() if error is None else Failure(runs[i], _last_line(error))
+            watch.look()
+            time.sleep(POLL)
+
+
+class Watch:
+    """Watches the heartbeats of a cluster's workers. Without it, a run on a hung worker would never end.
+
+    The time of a heartbeat is the scheduler's, so a heartbeat is compared only with earlier heartbeats.
+    """
+
+    def __init__(self, client: Any, address: str) -> None:
+        self.client, self.address = client, address
+        self.heartbeats: dict[
+            str, tuple[float, float]
+        ] = {}  # worker → its last heartbeat, and when that was first seen
+        self.looked = self.manned = time.monotonic()  # the last look, and the last look that found a worker
+        self.reported: set[str] = set()
+
+    def look(self) -> None:
+        """Warn about each worker that hangs; raise ConnectionError if no other worker is left. Looks rarely."""
+        now = time.monotonic()
+        if now - self.looked < min(PATIENCE, SILENCE) / 2:
+            return
+        self.looked = now
+        try:
+            scheduler = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=PATIENCE)
+        except (OSError, TimeoutError):
+            raise ConnectionError(
+                f"the connection to the scheduler at {self.address} ended; finished runs are kept. Start the scheduler and "
+                "its workers again, then run the same command again"
+            ) from None
+        found = {name: worker["last_seen"] for name, worker in scheduler["workers"].items()}
+        for name, heartbeat in found.items():
+            if self.heartbeats.get(name, (None,))[0] != heartbeat:
+                self.heartbeats[name] = heartbeat, now
+        silent = sorted(name for name in found if now - self.heartbeats[name][1] > SILENCE)
+        if found:
+            self.manned = now
+        if (found and len(silent) == len(found)) or now - self.manned > SILENCE:
+            what = f"all workers hang ({', '.join(silent)})" if silent else "all workers have left"
+            raise ConnectionError(
+                f"the scheduler at {self.address} has no working worker: {what}; finished runs are kept. {what_to_do(silent)}"
+                f"Start workers with `dask worker {self.address}`, then run the same command again"
+            )
+        for name in silent:
+            if name not in self.reported:
+                self.reported.add(name)
+                warnings.warn(
+                    f"the worker {name} hangs: no heartbeat for {SILENCE:.0f} s. {what_to_do([name])}Its run then goes to "
+                    "another worker",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+def what_to_do(hung: Sequence[str]) -> str:
+    """Return the advice for workers that hang, or no text if there are none."""
+    return f"End the process of {' and of '.join(hung)} (kill -9), because it does not end by itself. " if hung else ""
 
 
 def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, str]) -> Row | Failure:
@@ -168,7 +235,7 @@ def _connected(address: str) -> Iterator[Any]:
     with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop already
         if not thread.submit(asyncio.run, _answers(address)).result():
             raise ConnectionError(f"no scheduler answers at {address}. {start}")
-    with Client(address) as client:
+    with Client(address, timeout=PATIENCE) as client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError:
@@ -192,9 +259,18 @@ async def _answers(address: str) -> bool:
 
 
 def _check_code(client: Any) -> None:
-    """Raise RuntimeError if the scheduler or a worker has other code or other versions than this machine."""
+    """Raise RuntimeError if the scheduler or a worker has other code or other versions than this machine.
+
+    Raises ConnectionError if a worker does not answer.
+    """
+    answers = client.sync(_ask_workers, client)
+    if hung := sorted(name for name, answer in answers.items() if answer is None):
+        raise ConnectionError(
+            f"the worker {' and the worker '.join(hung)} does not answer within {PATIENCE:.0f} s. {what_to_do(hung)}"
+            "Start it again, then run the same command again"
+        )
     found = {"the scheduler": _ask(client.run_on_scheduler)}
-    found |= {f"the worker {name}": answer for name, answer in _ask(client.run, on_error="return").items()}
+    found |= {f"the worker {name}": answer for name, answer in answers.items()}
     wrong = {
         name: _last_line(answer) if isinstance(answer, BaseException) else _differences(fingerprint(), answer)
         for name, answer in found.items()
@@ -205,8 +281,25 @@ def _check_code(client: Any) -> None:
         )
 
 
-def _ask(call: Callable[..., Any], **options: Any) -> Any:
+def _ask(call: Callable[..., Any]) -> Any:
     try:
-        return call(fingerprint, **options)
+        return call(fingerprint)
     except Exception as error:
         return error
+
+
+async def _ask_workers(client: Any) -> dict[str, Any]:
+    """Return the fingerprint of each worker by its address: an exception if the call failed, None without an answer.
+
+    Each worker is asked alone, because one call to all workers returns only after the slowest answer.
+    """
+
+    async def ask(name: str) -> Any:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return (await client.run(fingerprint, workers=[name], on_error="return")).get(name)
+        except TimeoutError:
+            return None
+
+    names = list((await client.scheduler.identity(n_workers=-1))["workers"])
+    return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
