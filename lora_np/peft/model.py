@@ -110,6 +110,8 @@ class PeftModel(MergeableModel):
     20
     """
 
+    tokens_at_once = Transformer.tokens_at_once
+
     prompt_encoder: dict[str, PrefixEncoder]
 
     @classmethod

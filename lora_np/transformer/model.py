@@ -68,6 +68,8 @@ class Transformer(Module):
     True
     """
 
+    tokens_at_once = 512  # `train` computes this many tokens of a batch at a time: their activations fit in the cache
+
     # Hugging Face's names for load_model and save_model. pretrained/models.py assigns both, because this module must not
     # import from a higher layer of the package.
     from_pretrained: ClassVar[Callable[..., Transformer]]
@@ -314,8 +316,10 @@ class Transformer(Module):
         x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng), past_key_values)
         mixed = not isinstance(context.adapter, str | None)  # one adapter per row
         rows, shape = None if mixed else self._counted(targets, ignore_index), x.shape
+        if not mixed:
+            x, ids = x.reshape(-1, shape[-1]), ids.reshape(-1)  # (b, t, d) → (b·t, d), (b, t) → (b·t,)
         if rows is not None:
-            x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
+            x, ids = x[rows], ids[rows]  # the n counted positions
         logits, head_cache = self.output_head.forward(x, context)
         loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
         return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
@@ -337,7 +341,7 @@ class Transformer(Module):
             counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
             dx.reshape(-1, shape[-1])[rows] = counted  # positions that do not count get no gradient from the head
         if dx is not None:
-            self.model.backward(dx, decoder_cache)
+            self.model.backward(dx.reshape(shape), decoder_cache)
 
     def backward_from_logits(self, dlogits: Array, cache: LogitsCache) -> None:
         """Add the gradients of any loss, given the derivative of the loss with respect to the logits.
