@@ -20,6 +20,7 @@ import numpy as np
 from ..backend import Array, scalars_to_host
 from ..nn import Trainable
 from ..ops import IGNORE_INDEX
+from ..memory import keep_freed_memory
 from ..progress import Progress
 from .checkpoint import Checkpoint, digests, run_settings
 from .interrupts import Interrupts
@@ -95,6 +96,7 @@ class History:
         return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats per token"
 
 
+@keep_freed_memory()
 def train(
     model: Trainable,
     batches: Batches,
