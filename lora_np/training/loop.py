@@ -18,9 +18,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ..backend import Array, scalars_to_host
+from ..memory import keep_freed_memory
 from ..nn import Trainable
 from ..ops import IGNORE_INDEX
-from ..memory import keep_freed_memory
 from ..progress import Progress
 from .checkpoint import Checkpoint, digests, run_settings
 from .interrupts import Interrupts

@@ -21,7 +21,8 @@ PACKAGE = ROOT / "lora_np"
 
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
-    *("current_folder", "micro", "optional", "backend", "ops", "nn", "gradient_check", "files", "terminal", "progress"),
+    *("current_folder", "micro", "optional", "backend", "ops", "nn", "gradient_check", "files", "memory", "terminal"),
+    "progress",
     *("transformer", "quantization", "data"),
     *("pretrained", "training", "peft", "costs", "serve", "__init__"),
     *("studies", "plots", "report", "exercises", "commands", "__main__"),
