@@ -96,7 +96,6 @@ class History:
         return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats per token"
 
 
-@keep_freed_memory()
 def train(
     model: Trainable,
     batches: Batches,
@@ -234,7 +233,8 @@ def train(
             if due and not unseen.keys() <= history.rows[-1].keys():
                 history.rows[-1] |= heldout_losses(step)
 
-        with Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start) as bar:
+        shown_as = Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start)
+        with keep_freed_memory(), shown_as as bar:
             shown = bar.bar is not None or bar.lines
             if start and shown:
                 bar.say(f"{label}: resumed at step {start} of {steps}")
