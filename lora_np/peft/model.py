@@ -273,6 +273,28 @@ class PeftModel(MergeableModel):
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, prefix_call)
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Turn gradient checkpointing on, as in `Transformer.gradient_checkpointing_enable`.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=4))
+        >>> peft_model.gradient_checkpointing_enable()
+        """
+        self.model.gradient_checkpointing_enable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Turn gradient checkpointing off.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=4))
+        >>> peft_model.gradient_checkpointing_disable()
+        """
+        self.model.gradient_checkpointing_disable()
+
     def backward(self, cache: PeftLossCache, dloss: float = 1.0) -> None:
         """Add the gradients of the loss to the trainable parameters.
 

@@ -8,6 +8,7 @@ The backward pass runs through the layers in reverse order. The backward pass st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from .. import ops
@@ -18,6 +19,7 @@ from ..ops.attention import AttentionCache
 from ..ops.norm import RMSNormCache
 from ..ops.rotary import RotaryCache
 from .cache import KeyValueCache, LayerCache
+from .checkpointing import BlockInput, forward_and_forget
 
 # Cache is the cache of a layer. The last entry of each tuple is the key/value cache if it has a trainable prefix.
 SelfAttentionCache: TypeAlias = tuple[Cache, tuple[Any, Any], RotaryCache, AttentionCache, Cache, LayerCache | None]
@@ -257,9 +259,11 @@ class Decoder(Module):
         `rotary` has the cosines and sines of each layer.
         """
         x, embed_cache = self.embed(tokens, positions, context)
-        block_caches = []
+        block_caches: list[Any] = []
         for i, block in enumerate(self.layers):
-            x, cache = block.forward(x, rotary[i], context, None if past is None else past.layers[i])
+            layer_past = None if past is None else past.layers[i]
+            run: Any = partial(forward_and_forget, block) if context.gradient_checkpointing else block.forward
+            x, cache = run(x, rotary[i], context, layer_past)
             block_caches.append(cache)
         x, norm_cache = self.norm.forward(x, context)
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
@@ -281,7 +285,11 @@ class Decoder(Module):
         for i in reversed(range(len(self.layers))):
             if dz is None:
                 return
-            dz = self.layers[i].backward(dz, block_caches[i], need_dx=below[i])
+            kept: Any = block_caches[i]
+            if isinstance(kept, BlockInput):
+                kept = kept.cache(self.layers[i])
+            dz = self.layers[i].backward(dz, kept, need_dx=below[i])
+            del kept  # before the cache of the next block is computed
         if dz is not None:
             self.embed_backward(dz, embed_cache)
 

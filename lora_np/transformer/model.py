@@ -70,6 +70,8 @@ class Transformer(Module):
 
     tokens_at_once = 512  # `train` computes this many tokens of a batch at a time: their activations fit in the cache
 
+    gradient_checkpointing = False  # in `loss`: see gradient_checkpointing_enable
+
     # Hugging Face's names for load_model and save_model. pretrained/models.py assigns both, because this module must not
     # import from a higher layer of the package.
     from_pretrained: ClassVar[Callable[..., Transformer]]
@@ -313,7 +315,8 @@ class Transformer(Module):
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
         ids = self._ids("targets", targets, ignore_index)
-        x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng), past_key_values)
+        context = replace(_one_context(context, rng), gradient_checkpointing=self.gradient_checkpointing)
+        x, decoder_cache = self.hidden(tokens, context, past_key_values)
         mixed = not isinstance(context.adapter, str | None)  # one adapter per row
         rows, shape = None if mixed else self._counted(targets, ignore_index), x.shape
         if not mixed:
@@ -342,6 +345,36 @@ class Transformer(Module):
             dx.reshape(-1, shape[-1])[rows] = counted  # positions that do not count get no gradient from the head
         if dx is not None:
             self.model.backward(dx.reshape(shape), decoder_cache)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Turn gradient checkpointing on: in `loss`, each block keeps only its input.
+
+        `backward` computes the forward pass of each block again, with the same dropout masks. The gradients are equal to the
+        bit, the activations need less memory, and a step takes longer.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> model = ln.load_model("tiny")
+        >>> model.gradient_checkpointing_enable()
+        >>> model.gradient_checkpointing
+        True
+        """
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Turn gradient checkpointing off.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> model = ln.load_model("tiny")
+        >>> model.gradient_checkpointing_enable()
+        >>> model.gradient_checkpointing_disable()
+        >>> model.gradient_checkpointing
+        False
+        """
+        self.gradient_checkpointing = False
 
     def backward_from_logits(self, dlogits: Array, cache: LogitsCache) -> None:
         """Add the gradients of any loss, given the derivative of the loss with respect to the logits.

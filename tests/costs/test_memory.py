@@ -306,7 +306,6 @@ def test_a_live_model_takes_what_its_architecture_takes_on_paper_in_float32(meth
         {"config": METHODS["all-linear"]},
         {"quantize": "nf4"},
         {"precision": "mixed"},
-        {"checkpointing": True},
         {"double_quant": True},
     ],
 )

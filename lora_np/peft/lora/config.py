@@ -30,6 +30,17 @@ class LoraConfig(TargetedConfig):
         Must be "none" or None: biases stay frozen.
     fan_in_fan_out : bool, default False
         Must be False: weights have shape (out, in).
+    modules_to_save : collection of str or None, default None
+        Modules that are trained in full and saved with the adapter: "lm_head", "embed_tokens", norms or linear layers. A
+        name selects all modules whose names end with it, as in PEFT. The base keeps its own weights.
+    exclude_modules : str, collection of str or None, default None
+        Layers that get no adapter, although `target_modules` selects them. The value has the same forms as
+        `target_modules`.
+    layers_to_transform : int, collection of int or None, default None
+        Indices of the blocks to adapt; 0 is the first block. None adapts all blocks. As in PEFT, a full name in
+        `target_modules` selects its layer in any block.
+    layers_pattern : str, collection of str or None, default None
+        Names of the list of blocks, for models that call it neither "layers" nor "h". Used with `layers_to_transform`.
     r : int, default 8
         Rank of ΔW, at least 1.
     lora_alpha : float, default 8
@@ -49,17 +60,6 @@ class LoraConfig(TargetedConfig):
     rank_pattern, alpha_pattern : dict of str to number, default {}
         Different values of r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the
         last dot-separated components of a layer's name. The first matching key is used.
-    exclude_modules : str, collection of str or None, default None
-        Layers that get no adapter, although `target_modules` selects them. The value has the same forms as
-        `target_modules`.
-    layers_to_transform : int, collection of int or None, default None
-        Indices of the blocks to adapt; 0 is the first block. None adapts all blocks. As in PEFT, a full name in
-        `target_modules` selects its layer in any block.
-    layers_pattern : str, collection of str or None, default None
-        Names of the list of blocks, for models that call it neither "layers" nor "h". Used with `layers_to_transform`.
-    modules_to_save : collection of str or None, default None
-        Modules that are trained in full and saved with the adapter: "lm_head", "embed_tokens", norms or linear layers. A
-        name selects all modules whose names end with it, as in PEFT. The base keeps its own weights.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
     use_dora : bool, default False
