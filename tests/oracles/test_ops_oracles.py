@@ -547,7 +547,7 @@ def test_load_model_reads_what_transformers_wrote(shape, tmp_path):
     assert_same_forward(ln.load_model(tmp_path, dtype=np.float64), theirs, *random_batch(seed=16))
 
 
-ELSEWHERE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ELSEWHERE = {"rope_type": "yarn", "factor": 8.0}
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])  # as transformers 4 wrote it, and as 5 does

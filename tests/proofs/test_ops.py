@@ -252,6 +252,7 @@ def test_a_window_shows_the_last_tokens_only_and_counts_no_padding():
     o, _ = ops.attention_forward(q, k, v, xp.asarray(mask), window=3)
     without, _ = ops.attention_forward(q, k, v, window=3)
     assert_allclose(without[0], o[0], rtol=1e-13)
+    q, k, v, o = host([q, k, v, o])
     for row, query in [(0, 0), (0, 2), (0, 6), (1, 4), (1, 6)]:
         seen = np.flatnonzero(mask[row, : query + 1])[-3:]  # the last three tokens up to the query
         p, _ = ops.softmax_forward(k[row, 0, seen] @ q[row, 0, query] / np.sqrt(6))
