@@ -142,7 +142,18 @@ class LoraConfig(TargetedConfig):
             raise ValueError("layers_pattern has an effect only together with layers_to_transform; set both or neither")
 
     def selects(self, name: str) -> bool:
-        """Return True if the linear layer `name` gets an adapter."""
+        """Return True if a linear layer gets an adapter.
+
+        Parameters
+        ----------
+        name : str
+            The name of the layer, for example "model.layers.0.self_attn.q_proj".
+
+        Returns
+        -------
+        bool
+            True if `target_modules` selects the layer and no other setting leaves it out.
+        """
         targets = self.target_modules
         if self.exclude_modules is not None and is_target(name, self.exclude_modules):
             return False
@@ -158,7 +169,18 @@ class LoraConfig(TargetedConfig):
         return blocks or ()
 
     def saves(self, name: str) -> bool:
-        """Return True if the module `name` is trained in full."""
+        """Return True if a copy of the module is trained in full.
+
+        Parameters
+        ----------
+        name : str
+            The name of the module, for example "lm_head".
+
+        Returns
+        -------
+        bool
+            True if `modules_to_save` contains the end of the name.
+        """
         return name.endswith(tuple(self.modules_to_save or ()))
 
     @property
