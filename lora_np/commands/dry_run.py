@@ -15,6 +15,7 @@ from ..files import Tokenizer
 from ..progress import duration
 from ..training import AdamW, evaluate, train
 from ..training.loop import Batch
+from ..training.rows import pieces, tokens_at_once
 from .help_page import counted
 
 SAMPLE = 100  # batches from which the number of tokens of all batches is estimated
@@ -41,10 +42,12 @@ class Plan:
 def step_memory(plan: Plan) -> Memory:
     """Return the memory of a step in which every record is as long as the longest record.
 
-    Each worker computes its share of the batch, and has its own gradients.
+    Each worker computes its rows of the batch in pieces, and has its own gradients.
     """
-    workers = min(plan.settings["workers"], plan.batches.batch_size)
-    share = memory(plan.model, batch=-(-plan.batches.batch_size // workers), seq=plan.longest)
+    model = plan.model
+    shards = pieces(plan.batches.batch_size, plan.longest, plan.settings["workers"], tokens_at_once(model))
+    largest = max(piece.stop - piece.start for shard in shards for piece in shard)
+    share, workers = memory(model, batch=largest, seq=plan.longest), len(shards)
     copies = workers + (plan.checked["accumulate"] > 1 and workers > 1)
     parts = {name: workers * getattr(share, name) for name in ("activations", "temporaries")}
     return replace(share, gradients=copies * share.gradients, **parts)

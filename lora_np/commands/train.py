@@ -205,22 +205,19 @@ def _planned(arguments: argparse.Namespace) -> Plan:
     from ..data import conversations
     from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
-    from ..quantization import quantize_model
     from ..training import AdamW, WarmupCosine
     from ..training.loop import check_run
 
     _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
-    base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    base, tokenizer = load_model(arguments.model, quantize=arguments.quantize), load_tokenizer(arguments.model)
     prefix = getattr(config, "num_virtual_tokens", 0)
     examples, heldout = read_records(arguments, tokenizer, base.config.max_position_embeddings, prefix)
     batches = conversations.ConversationBatches(examples, arguments.batch_size, arguments.seed)
     steps = _steps(arguments, len(examples))
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)
-    if config is not None and arguments.quantize:
-        quantize_model(base, arguments.quantize)
     model = base if config is None else get_peft_model(base, config, seed=arguments.seed)
     arguments.lr, arguments.workers = lr, _workers(arguments, model)  # for train.toml
     plan = Plan(

@@ -14,7 +14,6 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from ..optional import extra
 from .arrays import write_atomically
 
 # The ChatML format of a conversation. SmolLM2 and many other models were trained on it; "tiny" uses it too.
@@ -45,6 +44,7 @@ class Tokenizer:
     eos_token_id: int | None = None  # ends a text; generation stops there
     pad_token_id: int | None = None
     chat_template: str | None = None  # a Jinja template: messages → text
+    chat_template_file: str | None = None  # the file that contains the template, for error messages
 
     def __repr__(self) -> str:
         ids = ", ".join(f"{which}_token_id={getattr(self, f'{which}_token_id')}" for which in ("bos", "eos", "pad"))
@@ -161,31 +161,22 @@ class Tokenizer:
                 raise ValueError(f'message {i} is {message!r}; expected {{"role": "user", "content": "…"}}')
         if not messages:
             raise ValueError("got a conversation without messages; expected at least one message")
-        text = self._render(self.chat_template, messages, add_generation_prompt)
+        text = self._render(messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
-    def _render(self, template: str, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Run the template in Jinja's sandbox, as transformers does, because the template may come from an untrusted author."""
-        with extra("models", "a chat template"):
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """Run the template, as transformers does, with limits on work, memory and time: its author may be unknown."""
+        from .chat_template import render  # imports Jinja
 
-        def raise_exception(message: str) -> None:
-            raise ValueError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        environment.filters["tojson"] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)
         tokens = {
             f"{which}_token": self._spelling(getattr(self, f"{which}_token_id")) for which in ("bos", "eos", "pad")
         }
+        variables = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None, **tokens}
         try:
-            return environment.from_string(template).render(
-                messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
-            )
-        except Exception as error:  # the template is a program and may raise any error
-            raise ValueError(f"the chat template raised an error: {error}") from None
+            return render(self.chat_template or "", messages, **variables)
+        except ValueError as error:
+            origin = f" in {self.chat_template_file}" if self.chat_template_file else ""
+            raise ValueError(f"the chat template{origin} raised an error: {error}") from None
 
     def _spelling(self, i: int | None) -> str:
         return "" if i is None else self.convert_ids_to_tokens(i)
@@ -304,7 +295,8 @@ class VocabularyTokenizer(Tokenizer):
         text.encode(
             "utf-8"
         )  # half a surrogate pair raises UnicodeEncodeError here; tokenizers would only say "must be str"
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # encode_batch releases Python's lock (GIL) and encode does not, so other threads can run while a long text is encoded
+        return self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)

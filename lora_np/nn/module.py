@@ -142,7 +142,7 @@ class Module:
     @property
     def trainable(self) -> bool:
         """True if a parameter of this module, or of a module below it, is trainable."""
-        return any(p.trainable for _, p in self.named_parameters())
+        return any(child.trainable for _, child in self.children())
 
     def freeze(self) -> Self:
         """Freeze every parameter, and set its gradient to None.

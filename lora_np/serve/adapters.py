@@ -15,6 +15,8 @@ from ..nn import BASE
 from ..peft import PeftModel
 from ..peft.files import CONFIG, WEIGHTS
 
+MAX_NAME = 128  # characters of an adapter's name
+
 
 class UnknownAdapter(KeyError):
     """Raised if a request names an adapter that is not loaded.
@@ -29,6 +31,19 @@ class UnknownAdapter(KeyError):
     ...     print(error.args[0])
     unknown adapter 'poet'; this server has no adapters
     """
+
+
+def check_adapter_name(name: str, base: str = BASE) -> None:
+    """Raise ValueError unless `name` can be the name of a served adapter; `base` is the served name of the base model.
+
+    A name consists of printable characters, because names are sent in responses and written to a terminal: half a
+    surrogate pair cannot be encoded, and control characters change what a terminal shows.
+    """
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        shown = f"{name[:MAX_NAME]!r}" + "…" * (len(name) > MAX_NAME)
+        raise ValueError(f"the adapter name is {shown}; expected 1 to {MAX_NAME} printable characters")
+    if name in (BASE, base):
+        raise ValueError(f"{name!r} is the name of the base model; choose another name for the adapter")
 
 
 class AdapterStore:
@@ -72,9 +87,27 @@ class AdapterStore:
         self.roots = [Path(folder).resolve(strict=True) for folder in folders]
         self.permanent = list(model.peft_config)
         model.check_mixable(*self.permanent)
+        self.base = BASE  # the base model's name for clients: see `reserve`
         self.registered: dict[str, Path] = {}  # name → folder, in memory or not
         self.unloading: dict[str, Path] = {}  # unloaded adapters that accepted requests still use
         self.loaded: OrderedDict[str, None] = OrderedDict()  # names in memory, the most recently used last
+
+    def reserve(self, base: str) -> None:
+        """Set the name of the base model for clients. No adapter may have this name.
+
+        Parameters
+        ----------
+        base : str
+            The name of the base model.
+
+        Raises
+        ------
+        ValueError
+            If an adapter has this name, or if the name of an adapter cannot be sent to clients.
+        """
+        for name in self.names():
+            check_adapter_name(name, base)
+        self.base = base
 
     def names(self) -> list[str]:
         """Return the names of all adapters that a request may use.
@@ -125,6 +158,7 @@ class AdapterStore:
         FileNotFoundError
             If the folder or one of its files does not exist.
         """
+        check_adapter_name(name, self.base)
         if name in self.unloading:
             raise ValueError(f"adapter {name!r} was unloaded, but requests still use it; wait until they finish")
         if name in self.names():
@@ -210,7 +244,7 @@ class AdapterStore:
             self.loaded[name] = None
             try:
                 self.model.check_mixable(name)
-            except ValueError:
+            except Exception:
                 self._evict(name)
                 raise
         self.loaded.move_to_end(name)

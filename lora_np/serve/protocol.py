@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..files.tokenizer import TextStream, Tokenizer
-
 MAX_TOKENS = 16  # OpenAI's default for a completion; a chat completion may use the whole context length
-MAX_STOPS = 4
+MAX_STOPS = 4  # as in OpenAI's API
+MAX_STOP_LENGTH = 256  # characters; neither OpenAI nor vLLM documents a limit
+SHOWN, MAX_MESSAGE = 60, 1000  # characters of a value in an error message, and of the whole message
 GREEDY = 1e-5  # a lower temperature counts as 0, as in vLLM: logits divided by it can overflow
 
 # Fields of the API that this server does not support, each with the values that are accepted because they switch it off.
@@ -42,8 +41,23 @@ class ProtocolError(Exception):
         super().__init__(message)
         kinds = {404: "not_found_error", 429: "rate_limit_error"}
         self.status = status
+        message, param = encodable(message[:MAX_MESSAGE]), None if param is None else encodable(param)
         kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def encodable(text: str) -> str:
+    """Return `text` with each half of a surrogate pair written as an escape sequence, so that UTF-8 can encode it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown(value: Any) -> str:
+    """Return a short text for an error message: a value in a request can have millions of characters."""
+    if isinstance(value, list | dict):
+        return f"a JSON {JSON_TYPES[type(value)]} with {len(value)} entries"
+    if isinstance(value, str):
+        return repr(value[:SHOWN]) + "…" * (len(value) > SHOWN)
+    return f"{value!r:.{SHOWN}}"
 
 
 @dataclass(frozen=True)
@@ -83,11 +97,15 @@ def parse(body: dict[str, Any], chat: bool) -> CompletionRequest:
         if key in UNSUPPORTED:
             if value is not None and not any(value == off and type(value) is type(off) for off in UNSUPPORTED[key]):
                 raise ProtocolError(
-                    400, f"this server does not support {key} = {value!r}; leave it out", key, "unsupported_parameter"
+                    400,
+                    f"this server does not support {key} = {shown(value)}; leave it out",
+                    key,
+                    "unsupported_parameter",
                 )
         elif key not in supported | IGNORED:
             names = ", ".join(sorted(supported))
-            raise ProtocolError(400, f"unknown field {key!r}; supported fields are {names}", key, "unknown_parameter")
+            message = f"unknown field {shown(key)}; supported fields are {names}"
+            raise ProtocolError(400, message, key[:SHOWN], "unknown_parameter")
     limits = [integer(body, name, 1) for name in limit_names]
     temperature = number(body, "temperature", 0, 2)
     sampling = {
@@ -125,7 +143,7 @@ def typed(body: dict[str, Any], name: str, kind: type) -> Any:
     """
     value = body.get(name)
     if value is not None and type(value) is not kind:
-        raise ProtocolError(400, f"{name} = {value!r}; expected a JSON {JSON_TYPES[kind]}", name)
+        raise ProtocolError(400, f"{name} = {shown(value)}; expected a JSON {JSON_TYPES[kind]}", name)
     return value
 
 
@@ -134,7 +152,7 @@ def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) 
     value = typed(body, name, int)
     if value is not None and not (low <= value and (high is None or value <= high)):
         raise ProtocolError(
-            400, f"{name} = {value}; expected at least {low}" + (f", at most {high}" * (high is not None)), name
+            400, f"{name} = {shown(value)}; expected at least {low}" + (f", at most {high}" * (high is not None)), name
         )
     return value
 
@@ -148,7 +166,9 @@ def number(body: dict[str, Any], name: str, low: float, high: float, above: bool
     if value is None:
         return None
     if type(value) not in (int, float) or not (low < value if above else low <= value) or not value <= high:
-        raise ProtocolError(400, f"{name} = {value!r}; expected {low} {'<' if above else '≤'} {name} ≤ {high}", name)
+        raise ProtocolError(
+            400, f"{name} = {shown(value)}; expected {low} {'<' if above else '≤'} {name} ≤ {high}", name
+        )
     return float(value)
 
 
@@ -156,10 +176,13 @@ def stops(body: dict[str, Any]) -> tuple[str, ...]:
     """Return the stop strings, which end an answer."""
     value = body.get("stop")
     found = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or len(found) > MAX_STOPS or not all(isinstance(s, str) and s for s in found):
-        raise ProtocolError(
-            400, f"stop = {value!r}; expected one string or up to {MAX_STOPS}, and no empty string", "stop"
-        )
+    if (
+        not isinstance(found, list)
+        or len(found) > MAX_STOPS
+        or not all(isinstance(string, str) and 0 < len(string) <= MAX_STOP_LENGTH for string in found)
+    ):
+        expected = f"one string or up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_LENGTH} characters"
+        raise ProtocolError(400, f"stop = {shown(value)}; expected {expected}", "stop")
     return tuple(found)
 
 
@@ -192,33 +215,6 @@ def messages(body: dict[str, Any]) -> list[dict[str, str]]:
 
 
 # --------------------------------------------------------------------------------------------------------- the responses
-
-
-class StopStringStream:
-    """Decodes one token after another, and ends the text before the first stop string.
-
-    Text that could be the beginning of a stop string is returned later, if the next tokens do not complete the string.
-    `stopped` is True after a stop string. `after` contains the token ids of the prompt; the decoded text follows them.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stop: tuple[str, ...] = ()) -> None:
-        self._stream, self._stop, self._held = TextStream(tokenizer, after), stop, ""
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        """Add a token; return the new text that is certain to be part of the answer."""
-        text = self._held + self._stream.add(token)
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        hold = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
-
-    def end(self) -> str:
-        """Return the remaining text. Call this method after the last token."""
-        return "" if self.stopped else self._held + self._stream.end()
 
 
 @dataclass

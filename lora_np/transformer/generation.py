@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ from .model import Transformer
 # Number of prompt tokens per forward call. The layers' caches are freed after each chunk: a prompt of 2000 tokens takes
 # 0.3 GB with SmolLM2 instead of 3.7 GB, in the same time.
 CHUNK = 128
+# Number of attention scores per head and chunk. After a long text, a chunk has fewer tokens, so that the time and the memory
+# of a chunk stay bounded: 128 tokens after 2,000 tokens take as long as 32 tokens after 8,000 tokens.
+CHUNK_SCORES = 2**18
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,15 @@ class Sampling:
         return p
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        """Return the id of the next token."""
+        """Return the id of the next token. Raises FloatingPointError if the largest logit is NaN or infinity."""
+        best = int(logits.argmax())  # the first NaN, if a logit is NaN
+        if not math.isfinite(logits[best]):
+            raise FloatingPointError(
+                f"the largest logit of the next token is {logits[best]}; expected a finite number. Weights of the model or of "
+                f"its adapter are not finite, or are too large for {logits.dtype}: check the files and the training"
+            )
         if self.temperature == 0:
-            return int(logits.argmax())
+            return best
         return int(rng.choice(logits.size, p=self.probabilities(logits)))
 
 
@@ -133,6 +143,8 @@ def generate(
     ValueError
         If there are no prompts, if a prompt is empty, if ids are out of range, if the text would be too long for the
         model, or if an adapter does not exist.
+    FloatingPointError
+        If the largest logit of a next token is NaN or infinity.
 
     Examples
     --------
@@ -193,14 +205,37 @@ def last_logits(
     adapter: str | Rows | None,
     skip_padding: bool = False,
 ) -> np.ndarray:
-    """Read `tokens` (b, t) in chunks and extend the cache. Return the logits (b, v) of the last position, on the host.
+    """Read `tokens` (b, t) in chunks and extend the cache. Return the logits (b, v) of the last position, on the host."""
+    chunks = read_in_chunks(model, tokens, mask, past, adapter, skip_padding)
+    while True:
+        try:
+            next(chunks)
+        except StopIteration as finished:
+            return finished.value
+
+
+def read_in_chunks(
+    model: Transformer,
+    tokens: np.ndarray,
+    mask: np.ndarray | None,
+    past: KeyValueCache,
+    adapter: str | Rows | None,
+    skip_padding: bool = False,
+) -> Generator[None, None, np.ndarray]:
+    """Read one chunk of `tokens` (b, t) per `next`, and extend the cache.
+
+    The generator yields after each chunk but the last. After the last chunk the generator returns the logits (b, v) of
+    the last position, on the host. So a server can compute other requests between two chunks.
 
     With `skip_padding`, padding tokens are not counted in the positions of the other tokens. The option `skip_padding`
-    changes the result only if a prefix precedes the padding.
+    changes the result only if a prefix precedes the padding. Learned positions never count padding.
     """
+    skip_padding = skip_padding or not model.config.rotary_dim
     positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
-    for start in range(0, tokens.shape[1], CHUNK):
-        chunk = tokens[:, start : start + CHUNK]
+    start = 0
+    while True:
+        chunk = tokens[:, start : start + chunk_size(len(past))]
+        start += chunk.shape[1]
         seen = len(past) + chunk.shape[1]
         context = Context(
             adapter=adapter,
@@ -208,14 +243,21 @@ def last_logits(
             position_ids=None if positions is None else positions[:, len(past) : seen],
         )
         x = model.hidden(chunk, context, past)[0]
-    return to_host(model.logits(x[:, -1], context))
+        if start == tokens.shape[1]:
+            return to_host(model.logits(x[:, -1], context))
+        yield
+
+
+def chunk_size(seen: int) -> int:
+    """Return the number of tokens in a chunk that follows `seen` tokens."""
+    return min(CHUNK, max(1, CHUNK_SCORES // max(seen, 1)))
 
 
 def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
     Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the
-    padding. With a prefix, attention also depends on absolute positions: see `last_logits`.
+    padding. With a prefix or with learned positions, the result also depends on absolute positions: see `last_logits`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 
 import pytest
 
-from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model
+from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model, load_model
 from lora_np.__main__ import COMMANDS, main
 from lora_np.commands import methods, on_paper
 from lora_np.costs import MODELS
@@ -244,3 +245,13 @@ def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_
     assert costs.count(load_model(tmp_path)).total == costs.count(load_model("tiny")).total
     assert "| unigram (byte frequencies) |" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_params_and_memory_read_any_config_file(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(load_model("tiny").config.to_dict()))
+    assert main(["params", "--model", str(tmp_path / "config.json"), "--r", "4"]) == 0
+    assert "config.json: 1,017,216 parameters, LoRA of rank 4" in capsys.readouterr().out
+    assert main(["memory", "--model", str(tmp_path), "--method", "qlora"]) == 0
+    assert "24 GB: fits" in capsys.readouterr().out
+    assert main(["params", "--model", "qwen-3-0.6b"]) == 0
+    assert "qwen-3-0.6b: 596,049,920 parameters" in capsys.readouterr().out

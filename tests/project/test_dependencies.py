@@ -28,6 +28,7 @@ COMES_WITH = {
     "nbformat": "jupyter",
     "IPython": "jupyter",
     "PIL": "matplotlib",
+    "h11": "uvicorn",
 }  # what is imported → the package that is installed for it
 
 
@@ -163,7 +164,7 @@ MISSING = {  # what somebody does → the first package that is missing, and its
     "run_report.Report(folder, tensorboard=True)": ("--report-to tensorboard", "tensorboardX", "tensorboard"),
     "run_report._draw([], Path(folder))": ("loss.png", "matplotlib", "course"),
     "http.create_app(None, None, 'tiny')": ("the HTTP server", "starlette", "serve"),
-    "http.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
+    "server.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
     "student_edition(folder)": ("writing a notebook", "jupytext", "course"),
     "notebooks.execute(Path('a.py'), Path('a.ipynb'))": ("running a notebook", "jupytext", "course"),
 }
@@ -176,7 +177,7 @@ from lora_np.commands import run_report
 from lora_np.exercises.editions import student_edition
 from lora_np.files.tokenizer import CHATML
 from lora_np.report import notebooks
-from lora_np.serve import http
+from lora_np.serve import http, server
 from lora_np.studies.harness import workers
 
 os.environ.pop("LORA_NP_CACHE", None)

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,8 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.commands import serve as command
 from lora_np.files import ByteTokenizer
-from lora_np.serve.protocol import ProtocolError, StopStringStream, parse, parse_json
+from lora_np.serve.protocol import ProtocolError, parse, parse_json
+from lora_np.serve.stop_strings import StopStringStream
 
 WHY = 'not installed: pip install -e ".[serve,dev]"'
 starlette = pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
@@ -30,7 +32,9 @@ uvicorn = pytest.importorskip("uvicorn", reason=f"uvicorn is {WHY}")
 httpx = pytest.importorskip("httpx", reason=f"httpx is {WHY}")
 openai = pytest.importorskip("openai", reason=f"openai is {WHY}")
 
-from lora_np.serve.http import create_app, make_server  # noqa: E402
+from lora_np.serve.access import Access  # noqa: E402
+from lora_np.serve.http import MAX_BODY, create_app  # noqa: E402
+from lora_np.serve.server import make_server  # noqa: E402
 
 pytestmark = pytest.mark.serve
 
@@ -59,9 +63,9 @@ def folders(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(engine):
+def serving(engine, runtime_lora_updating=True, **access):
     """Run a server in a thread of this process; yield its address."""
-    app = create_app(engine, ByteTokenizer(), "base")
+    app = create_app(engine, ByteTokenizer(), "base", Access(**access), runtime_lora_updating)
     listening, urls = threading.Event(), []
     server = make_server(app, port=0, on_start=lambda url: urls.append(url) or listening.set())
     thread = threading.Thread(target=server.run)
@@ -337,6 +341,45 @@ def test_an_endless_body_is_a_413(url):
     with contextlib.suppress(httpx.WriteError):  # the server may hang up before all has been sent
         assert httpx.post(f"{url}/v1/completions", content=chunks, headers=JSON).status_code == 413
     assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_body_that_announces_too_many_bytes_is_a_413_before_it_is_read(url):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    connection.putrequest("POST", "/v1/completions")
+    for name, value in {**JSON, "Content-Length": str(MAX_BODY + 1)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    with contextlib.closing(connection):
+        assert connection.getresponse().status == 413
+
+
+def test_loading_and_unloading_adapters_is_refused_unless_it_was_asked_for(folders):
+    engine = AdapterServer(base_model(), folders=[folders])
+    engine.load_adapter("a0", "a0")
+    with serving(engine, runtime_lora_updating=False) as url:
+        for path, body in (("load", {"lora_name": "a1", "lora_path": "a1"}), ("unload", {"lora_name": "a0"})):
+            answer = httpx.post(f"{url}/v1/{path}_lora_adapter", json=body)
+            assert answer.status_code == 403 and "--adapters FOLDER" in answer.json()["error"]["message"]
+    assert engine.adapters.names() == ["a0"]
+
+
+def test_the_openai_client_sends_its_key(folders):
+    with serving(AdapterServer(base_model()), api_keys=("secret",)) as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+            assert [m.id for m in client.models.list().data] == ["base"]
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError) as error:
+                client.completions.create(model="base", prompt=PROMPT)
+            assert error.value.code == "invalid_api_key"
+
+
+def test_the_url_of_an_ipv6_address_has_brackets():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this computer has no IPv6")
+    with serving(AdapterServer(base_model()), host="::1") as url:
+        assert url.startswith("http://[::1]:") and httpx.get(f"{url}/health").status_code == 200
 
 
 def test_a_tiny_temperature_counts_as_0(client, alone):

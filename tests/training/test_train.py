@@ -573,6 +573,33 @@ def test_a_file_that_is_no_checkpoint_is_refused(make, batches, tmp_path):
         resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
 
 
+LIES = {
+    "a weight that is NaN": (lambda a, m: a[sorted(a)[-1]].fill(np.nan), r"run: \S+ contains NaN or infinity"),
+    "a state that is infinite": (
+        lambda a, m: a[sorted(a)[0]].fill(np.inf),
+        r"run: optimizer/\S+ contains NaN or infinity",
+    ),
+    "a step that is not a number": (lambda a, m: m.update(step="two"), "run is damaged: ValueError.*two"),
+    "a negative step": (lambda a, m: m.update(step="-1"), "run is damaged: ValueError.*step = -1"),
+    "no step": (lambda a, m: m.pop("step"), "run is damaged: KeyError"),
+    "a history that is not JSON": (lambda a, m: m.update(history="[{"), "run is damaged: JSONDecodeError"),
+    "deep settings": (lambda a, m: m.update(settings="[" * 100_000), "run is damaged: RecursionError"),
+    "settings that are a number": (lambda a, m: m.update(settings="3"), "run is damaged: TypeError"),
+    "another tensor": (lambda a, m: a.update({"optimizer/W/v": np.ones(3)}), "run: unexpected tensor optimizer/W/v"),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_checkpoint_whose_content_lies_is_named(case, make, batches, tmp_path):
+    change, message = LIES[case]
+    resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+    arrays, metadata = load_arrays(tmp_path / "run")
+    change(arrays, metadata)
+    save_arrays(tmp_path / "run", arrays, metadata)  # with a right digest
+    with pytest.raises(ValueError, match=message):
+        resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+
+
 # --------------------------------------------------------------------------------------------------------- not a number
 
 overflows = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # NumPy warns about overflow too

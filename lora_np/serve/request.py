@@ -1,0 +1,100 @@
+"""A request to the engine, the error for a full queue, and errors that end only one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..transformer.generation import Sampling
+
+
+class QueueFull(RuntimeError):
+    """Raised if `max_queue` requests are waiting already. Submit the request again later.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> server = ln.AdapterServer(ln.load_model("tiny"), max_queue=1)
+    >>> _ = server.submit([65])
+    >>> try:
+    ...     server.submit([66])
+    ... except ln.serve.QueueFull as error:
+    ...     print(error)
+    the queue is full (max_queue = 1); try again later
+    """
+
+
+@dataclass(eq=False)
+class Request:
+    """A submitted prompt and the tokens generated so far. `AdapterServer.submit` creates it.
+
+    Parameters
+    ----------
+    prompt : ndarray, shape (s,), int
+        Token ids of the prompt.
+    adapter : str
+        Name of the adapter, or `"__base__"`.
+    max_new_tokens : int
+        Largest number of tokens to generate.
+    sampling : Sampling
+        How the next token is chosen.
+    stop_tokens : frozenset of int
+        Token ids that end the answer. These ids are not part of `tokens`.
+    rng : numpy.random.Generator
+        Random numbers for sampling.
+    on_token : callable
+        Called with each new token. If `on_token` returns True, the answer ends.
+    on_finish : callable
+        Called with the request when the request is finished.
+    tokens : list of int
+        Generated token ids.
+    finish_reason : {"stop", "length", "cancelled", "error"} or None
+        Why the request is finished, or None if the request is not finished. "stop": after a stop token, or because
+        `on_token` returned True. "cancelled": by `cancel`, or because `on_token` raised an error.
+    error : BaseException or None
+        The error that ended the request, or that `on_finish` raised.
+
+    Examples
+    --------
+    >>> import lora_np as ln
+    >>> server = ln.AdapterServer(ln.load_model("tiny"))
+    >>> request = server.submit(ln.data.encode("The "), max_new_tokens=3)
+    >>> server.run()
+    >>> len(request.tokens), request.finish_reason
+    (3, 'length')
+    """
+
+    prompt: np.ndarray
+    adapter: str
+    max_new_tokens: int
+    sampling: Sampling
+    stop_tokens: frozenset[int]
+    rng: np.random.Generator
+    on_token: Callable[[int], Any]
+    on_finish: Callable[[Request], Any]
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: BaseException | None = None
+
+
+class RecordErrors:
+    """Record an error of the `with` block as the error of a request, and do not raise the error.
+
+    Not only subclasses of Exception are recorded: a panic in an extension written in Rust, such as the package
+    tokenizers, is a BaseException. KeyboardInterrupt and SystemExit are raised.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> bool:
+        if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
+            return False
+        self.request.error = self.request.error or error
+        return True
