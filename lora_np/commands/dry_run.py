@@ -47,7 +47,8 @@ def step_memory(plan: Plan) -> Memory:
     model = plan.model
     shards = pieces(plan.batches.batch_size, plan.longest, plan.settings["workers"], tokens_at_once(model))
     largest = max(piece.stop - piece.start for shard in shards for piece in shard)
-    share, workers = memory(model, batch=largest, seq=plan.longest), len(shards)
+    checkpointing = plan.settings.get("gradient_checkpointing", False)
+    share, workers = memory(model, batch=largest, seq=plan.longest, checkpointing=checkpointing), len(shards)
     copies = workers + (plan.checked["accumulate"] > 1 and workers > 1)
     parts = {name: workers * getattr(share, name) for name in ("activations", "temporaries")}
     return replace(share, gradients=copies * share.gradients, **parts)

@@ -164,6 +164,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="number of threads that share a batch (default: one per core; at most 2 with --full; 1 on a GPU)",
     )
     progress.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="save memory: compute the forward pass of each block a second time in the backward pass (slower)",
+    )
+    progress.add_argument(
         "--eval-every",
         type=int,
         metavar="N",
@@ -234,7 +239,8 @@ def _planned(arguments: argparse.Namespace) -> Plan:
             "eval_every": arguments.eval_every,
             "checkpoint_every": arguments.checkpoint_every,
         },
-        settings={"schedule": WarmupCosine(steps, warmup), "seed": arguments.seed, "workers": arguments.workers},
+        settings={"schedule": WarmupCosine(steps, warmup), "seed": arguments.seed, "workers": arguments.workers}
+        | {"gradient_checkpointing": arguments.gradient_checkpointing},
     )
     check_run(steps, **plan.checked)  # raises an error before any file is removed
     if warning := without_stop(examples, tokenizer, arguments.max_length):

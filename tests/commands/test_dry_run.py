@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,3 +180,12 @@ def test_every_run_prints_its_memory_first(tmp_path, capsys):
     given = ["--model", "tiny", "--data", str(data), "--steps", "1", "--output", str(tmp_path / "out")]
     assert main(["train", *given]) == 0
     assert capsys.readouterr().out.splitlines()[3].startswith("arrays of a step with 8 records of ")
+
+
+def test_with_gradient_checkpointing_the_estimate_is_lower(make_model):
+    model = make_model(np.float32).unfreeze()
+    settings = {"gradient_checkpointing": True}
+    assert (
+        step_memory(replace(plan(model), settings=plan(model).settings | settings)).total
+        < step_memory(plan(model)).total
+    )
