@@ -152,13 +152,9 @@ def _piped() -> list[str]:
 
 def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
     from ..pretrained import load_model
-    from ..quantization import QuantizedLinear, quantize_model
+    from ..quantization import QuantizedLinear
 
-    model = load_model(arguments.model)
-    if arguments.quantize:
-        if any(isinstance(m, QuantizedLinear) for _, m in model.named_modules()):
-            raise ValueError(f"{arguments.model} is already quantised; leave out --quantize")
-        quantize_model(model, arguments.quantize)
+    model = load_model(arguments.model, quantize=arguments.quantize)
     if arguments.adapter is None:
         return model
     try:

@@ -109,7 +109,12 @@ def open_folder(folder: Path) -> Iterator[StoredArrays]:
             yield stored
     else:
         pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        advice = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first" if pickled else ""
+        convert = f"python -m lora_np convert {folder / pickled[0]} --out {folder / WEIGHTS}" if pickled else ""
+        advice = (
+            f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first: {convert}"
+            if pickled
+            else ""
+        )
         raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{advice}")
 
 
