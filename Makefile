@@ -69,7 +69,7 @@ wheel:                                ## build the wheel, install it in clean en
 	@touch $@
 
 .venv/oracles: .venv/installed
-	$(PY) -m pip install --editable ".[oracles,serve,cluster,dev]"
+	$(PY) -m pip install --editable ".[oracles,serve,cluster,tensorboard,dev]"
 	@touch $@
 
 .venv/cuda$(CUDA): .venv/installed

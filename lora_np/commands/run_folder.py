@@ -1,7 +1,8 @@
 """The output folder of `python -m lora_np train`: which files a run writes, and whether the run is finished.
 
     checkpoint.safetensors   the state of an unfinished run, from which --resume continues
-    history.json             the losses
+    metrics.jsonl            the losses; loss.png shows them, if matplotlib is installed
+    train.toml               the options of the run
     adapter_… or model…      the result
     SHA256SUMS               written last: the digests of the other files of a finished run
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from ..files import open_arrays, read_json, write_text
 from ..files.durable import remove_unfinished
 
-CHECKPOINT, HISTORY, SUMS, LOCK = "checkpoint.safetensors", "history.json", "SHA256SUMS", "run.lock"
+CHECKPOINT, SETTINGS, SUMS, LOCK = "checkpoint.safetensors", "train.toml", "SHA256SUMS", "run.lock"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MODEL = ("config.json", "model.safetensors")
 

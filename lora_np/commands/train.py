@@ -1,31 +1,30 @@
 """python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
 During training the output folder contains checkpoint.safetensors, from which `--resume` continues. Ctrl-C and SIGTERM save
-the state after the last complete update. See run_folder.py for the files of a finished run.
+the state after the last complete update. See run_folder.py for the files of a finished run, run_report.py for the files
+that show the progress of a run, and dry_run.py for the estimate of memory and time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shlex
 import subprocess
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.conversations import Example
-from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, lock, write_text
+from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, lock
 from ..nn import Module
 from ..quantization import QUANT_TYPES
-from ..training import History
+from .dry_run import Plan, memory_line, print_estimate
 from .help_page import add_model, counted
+from .loss_curve import loss_curve, terminal_width
 from .methods import (
     DEFAULT,
     add_method,
@@ -35,7 +34,10 @@ from .methods import (
     default_rates,
     learning_rates,
 )
-from .run_folder import ADAPTER, CHECKPOINT, HISTORY, LOCK, MODEL, check_kind, clear, finish, is_finished, start
+from .run_folder import ADAPTER, CHECKPOINT, LOCK, MODEL, SETTINGS, check_kind, clear, finish, is_finished, start
+from .run_report import METRICS, Report, save_metrics, save_picture
+from .settings_file import add_config, save_settings
+from .train_data import MAX_LENGTH, described, heldout_name, read_records, without_stop
 
 HELP = "fine-tune a language model on your own questions and answers"
 USAGE = "--data FILE --output FOLDER [options]"
@@ -49,26 +51,30 @@ forms of a record (or the columns of the CSV file):
   {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
 Only the answers count in the loss. Ctrl-C saves the state and stops. To
-continue from there, add --resume to the same command.
+continue from there, add --resume to the same command. --dry-run estimates the
+memory and the time. The output folder also gets the losses (metrics.jsonl), a
+picture of the losses (loss.png) and the options of the run (train.toml).
 
 examples:
   python -m lora_np train --data lighthouse --output keeper/
-  python -m lora_np train --data my.jsonl --method dora --r 16 --output my/"""
-MAX_LENGTH = 1024
+  python -m lora_np train --data my.jsonl --method dora --r 16 --output my/
+  python -m lora_np train --config keeper/train.toml --lr 1e-4 --output slower/"""
+EPOCHS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model, data and output")
     add_model(add)
     add.add_argument(
-        "--data", required=True, metavar="FILE", help='training records, or "lighthouse", a data set in this package'
+        "--data", metavar="FILE", help='training records, or "lighthouse", a data set in this package (required)'
     )
     add.add_argument(
         "--heldout",
         metavar="FILE",
         help="held-out records; their loss is measured before and after training (default: none; lighthouse has its own)",
     )
-    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the adapter")
+    add.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the adapter (required)")
+    add_config(add)
     again = add.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the output folder, if there is one"
@@ -91,7 +97,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     batches = parser.add_argument_group("length and batches")
     length = batches.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=float, default=3, metavar="N", help="number of passes through the data (default %(default)s)"
+        "--epochs", type=float, metavar="N", help=f"number of passes through the data (default {EPOCHS})"
     )
     length.add_argument("--steps", type=int, metavar="N", help="number of optimizer steps, instead of --epochs")
     batches.add_argument(
@@ -142,10 +148,25 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     progress = parser.add_argument_group("speed and progress")
     progress.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the data, load the model, take two steps, and print an estimate of memory and time; write no file",
+    )
+    progress.add_argument(
+        "--report-to",
+        choices=["tensorboard"],
+        help="also write event files for TensorBoard, into the folder runs/ of the output folder (default: none)",
+    )
+    progress.add_argument(
         "--workers",
         type=int,
         metavar="N",
         help="number of threads that share a batch (default: one per core; at most 2 with --full; 1 on a GPU)",
+    )
+    progress.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="save memory: compute the forward pass of each block a second time in the backward pass (slower)",
     )
     progress.add_argument(
         "--eval-every",
@@ -165,7 +186,15 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..training.interrupts import sigterm_as_ctrl_c
 
+    for name in ("data",) if arguments.dry_run else ("data", "output"):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"--{name} is missing; give it on the command line, or {name} in the file of --config")
     arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
+    if arguments.epochs is None and arguments.steps is None:
+        arguments.epochs = EPOCHS
+    if arguments.dry_run:
+        print_estimate(_planned(arguments))
+        return
     check_kind(arguments.output, _full(arguments))
     with lock(arguments.output / LOCK), sigterm_as_ctrl_c():
         if arguments.overwrite or not is_finished(arguments.output, _full(arguments), arguments.resume):
@@ -175,71 +204,93 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output} is finished; to train again, use --overwrite")
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _planned(arguments: argparse.Namespace) -> Plan:
+    """Load the model and the data, print what will be trained, and return it."""
     from .. import costs
     from ..data import conversations
     from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
-    from ..quantization import quantize_model
-    from ..training import AdamW, WarmupCosine, train
+    from ..training import AdamW, WarmupCosine
     from ..training.loop import check_run
 
     _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
-    base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    base, tokenizer = load_model(arguments.model, quantize=arguments.quantize), load_tokenizer(arguments.model)
     prefix = getattr(config, "num_virtual_tokens", 0)
-    examples, heldout = _read(arguments, tokenizer, base.config.max_position_embeddings, prefix)
+    examples, heldout = read_records(arguments, tokenizer, base.config.max_position_embeddings, prefix)
     batches = conversations.ConversationBatches(examples, arguments.batch_size, arguments.seed)
     steps = _steps(arguments, len(examples))
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)
-    schedule = WarmupCosine(steps, warmup)
-    if config is not None and arguments.quantize:
-        quantize_model(base, arguments.quantize)
     model = base if config is None else get_peft_model(base, config, seed=arguments.seed)
-
+    arguments.lr, arguments.workers = lr, _workers(arguments, model)  # for train.toml
+    plan = Plan(
+        model,
+        tokenizer,
+        batches,
+        optimizer,
+        steps,
+        longest=max(len(e.tokens) for e in examples + heldout) - 1,
+        checked={
+            "max_grad_norm": arguments.max_grad_norm,
+            "accumulate": arguments.accumulate,
+            "heldout": conversations.heldout_batches(heldout, arguments.batch_size) if heldout else None,
+            "eval_every": arguments.eval_every,
+            "checkpoint_every": arguments.checkpoint_every,
+        },
+        settings={"schedule": WarmupCosine(steps, warmup), "seed": arguments.seed, "workers": arguments.workers}
+        | {"gradient_checkpointing": arguments.gradient_checkpointing},
+    )
+    check_run(steps, **plan.checked)  # raises an error before any file is removed
+    if warning := without_stop(examples, tokenizer, arguments.max_length):
+        print(f"warning: {arguments.data}: {warning}", file=sys.stderr)
     print(costs.count(model))
-    print(f"{arguments.data}: {_described(examples)}")
+    print(f"{arguments.data}: {described(examples)}")
     if heldout:
-        print(f"held out: {_described(heldout)}")
+        print(f"held out: {described(heldout)}")
     per_step = counted(arguments.batch_size, "record")
     if arguments.accumulate > 1:
         per_step = f"{counted(arguments.accumulate, 'batch', 'batches')} of {per_step}"
-    print(f"{counted(steps, 'step')} of {per_step}, {optimizer}, {_schedule(warmup)}", flush=True)
+    print(f"{counted(steps, 'step')} of {per_step}, {optimizer}, {_schedule(warmup)}")
+    print(memory_line(plan), flush=True)
+    return plan
 
-    checkpoint, workers = arguments.output / CHECKPOINT, _workers(arguments, model)
-    checked = {
-        "max_grad_norm": arguments.max_grad_norm,
-        "accumulate": arguments.accumulate,
-        "heldout": conversations.heldout_batches(heldout, arguments.batch_size) if heldout else None,
-        "eval_every": arguments.eval_every,
-        "checkpoint_every": arguments.checkpoint_every,
-    }
-    check_run(steps, **checked)  # raises an error before any file is removed
-    start(arguments.output, arguments.overwrite)
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ..training import train
+
+    output, checkpoint = arguments.output, arguments.output / CHECKPOINT
+    report = Report(output, tensorboard=arguments.report_to == "tensorboard")
+    plan = _planned(arguments)
+    start(output, arguments.overwrite)
     try:
-        history = train(
-            model,
-            batches,
-            optimizer,
-            steps,
-            schedule=schedule,
-            checkpoint=checkpoint,
-            resume=arguments.resume,
-            seed=arguments.seed,
-            workers=workers,
-            progress="lines",
-            **checked,
-        )
-        finish(arguments.output, _save(model, tokenizer, history, arguments))
+        with report:
+            history = train(
+                plan.model,
+                plan.batches,
+                plan.optimizer,
+                plan.steps,
+                checkpoint=checkpoint,
+                resume=arguments.resume,
+                progress="lines",
+                on_step=report,
+                **plan.checked,
+                **plan.settings,
+            )
+        save_metrics(output, history.rows)
+        save_settings(output / SETTINGS, arguments.parser, arguments)
+        result = _save(plan.model, plan.tokenizer, arguments)
+        finish(output, [METRICS, SETTINGS, *result, *save_picture(output, history.rows)])
     except (KeyboardInterrupt, OSError):
         if checkpoint.exists():
             print(f"to continue from {checkpoint}, add --resume to the same command", file=sys.stderr)
         raise
+    if curve := loss_curve(history.rows, terminal_width()):
+        print(f"\n{curve}\n")
     print(history)
-    print(f"The {'model' if _full(arguments) else 'adapter'} is in {arguments.output}. Try it:")
-    print(f"    {_command(arguments, tokenizer)}")
+    print(f"The {'model' if _full(arguments) else 'adapter'} is in {output}. Try it:")
+    print(f"    {_command(arguments, plan.tokenizer)}")
 
 
 # -------------------------------------------------------------------------------------------------------------- input
@@ -259,11 +310,11 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < low:
             raise ValueError(f"--{name.replace('_', '-')} {value}; expected at least {low}")
-    if not 0 < arguments.epochs < math.inf:
+    if arguments.epochs is not None and not 0 < arguments.epochs < math.inf:
         raise ValueError(f"--epochs {arguments.epochs}; expected a number above 0")
     if arguments.warmup is not None and arguments.steps is not None and arguments.warmup > arguments.steps:
         raise ValueError(f"--warmup {arguments.warmup}; expected at most --steps {arguments.steps}")
-    if arguments.eval_every is not None and not _heldout(arguments):
+    if arguments.eval_every is not None and not heldout_name(arguments):
         raise ValueError(f"--eval-every {arguments.eval_every} needs held-out records; add --heldout FILE")
 
 
@@ -288,55 +339,15 @@ def _workers(arguments: argparse.Namespace, model: Module) -> int:
     return min(cores, 2) if _full(arguments) else cores  # every thread has a copy of all gradients
 
 
-def _read(
-    arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int, prefix: int
-) -> tuple[list[Example], list[Example]]:
-    """Return the training records and the held-out records (a list, possibly empty).
-
-    Warnings go to stderr, one per line.
-    """
-    from ..data.conversations import read
-
-    room = limit - prefix
-    if room < 2:
-        raise ValueError(f"--virtual-tokens {prefix} leaves no room for text; this model's limit is {limit} tokens")
-    max_length = min(MAX_LENGTH, room) if arguments.max_length is None else arguments.max_length
-    if max_length > room:
-        after = f" minus {counted(prefix, 'virtual token')}" if prefix else ""
-        raise ValueError(
-            f"--max-length {max_length}; expected at most {room}: this model's limit of {limit} tokens{after}"
-        )
-    heldout = _heldout(arguments)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        examples = read(arguments.data, tokenizer, max_length)
-        others = read(heldout, tokenizer, max_length, split="heldout") if heldout else []
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    return examples, others
-
-
-def _heldout(arguments: argparse.Namespace) -> str | None:
-    """Return the file or the data set of the held-out records: --heldout, or --data if --data names a data set."""
-    from ..data.conversations import dataset_names
-
-    return arguments.heldout or (arguments.data if arguments.data in dataset_names() else None)
-
-
 # ------------------------------------------------------------------------------------------------------------- output
-
-
-def _described(examples: list[Example]) -> str:
-    tokens, answers = sum(len(e.tokens) for e in examples), sum(int(e.counts.sum()) for e in examples)
-    return f"{counted(len(examples), 'record')}, {tokens:,} tokens, {answers:,} of them in answers"
 
 
 def _schedule(warmup: int) -> str:
     return f"learning rate rises for {counted(warmup, 'step')}, then falls to 0 as a cosine"
 
 
-def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> list[str]:
-    """Write the losses and the adapter or model, and return the names of the files.
+def _save(model: Any, tokenizer: Tokenizer, arguments: argparse.Namespace) -> list[str]:
+    """Write the adapter or model, and return the names of the files.
 
     If the program is interrupted during this function, the checkpoint still exists, and `--resume` writes the files
     again.
@@ -344,25 +355,24 @@ def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argpars
     from ..pretrained import save_model
 
     output = arguments.output
-    write_text(output / HISTORY, json.dumps(history.rows, indent=1) + "\n")
     if not _full(arguments):
         model.save_pretrained(output)
-        return [HISTORY, *ADAPTER]
+        return [*ADAPTER]
     save_model(model, output)
     if not isinstance(tokenizer, VocabularyTokenizer):  # a ByteTokenizer has no files
-        return [HISTORY, *MODEL]
+        return [*MODEL]
     tokenizer.save_pretrained(output)
-    return [HISTORY, *MODEL, "tokenizer.json", "tokenizer_config.json"]
+    return [*MODEL, "tokenizer.json", "tokenizer_config.json"]
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     """Return a command that asks the new model the first held-out question, or else the first training question."""
     from ..data.conversations import dataset
+    from ..data.formats import records, standard
 
-    heldout = _heldout(arguments)
-    path = dataset(heldout, "heldout") if heldout else dataset(arguments.data)
-    with path.open(encoding="utf-8-sig") as file:
-        record = json.loads(next(line for line in file if line.strip()))
+    heldout = heldout_name(arguments)
+    _, record = next(records(dataset(heldout, "heldout") if heldout else dataset(arguments.data)))
+    record, _, _ = standard(record)
     model = [str(arguments.output)] if _full(arguments) else [arguments.model, "--adapter", str(arguments.output)]
     model += ["--quantize", arguments.quantize] if arguments.quantize else []
     words = ["python", "-m", "lora_np", "generate", "--model", *model]

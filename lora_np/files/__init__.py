@@ -6,7 +6,9 @@ from .finite import check_finite
 from .gguf_reader import open_gguf
 from .huggingface import open_folder, read_json
 from .locks import lock
-from .tokenizer import ByteTokenizer, TextStream, Tokenizer, VocabularyTokenizer
+from .pickled import read_pickled
+from .text_stream import TextStream
+from .tokenizer import ByteTokenizer, Tokenizer, VocabularyTokenizer
 from .tokenizer_files import tokenizer_from_folder, tokenizer_from_gguf
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "open_folder",
     "open_gguf",
     "read_json",
+    "read_pickled",
     "save_arrays",
     "tokenizer_from_folder",
     "tokenizer_from_gguf",

@@ -14,13 +14,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .durable import write_atomically
 
+FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the name of a dtype in safetensors → in ml_dtypes
+DIRECT = {"F32": np.float32, "F16": np.float16} | dict.fromkeys(("BF16", *FLOAT8), np.float32)  # what a reader gets
+CHUNK = 2**20  # numbers that are converted at a time
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 DTYPES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
@@ -154,7 +158,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     Returns
     -------
     arrays : dict of str to ndarray
-        The arrays by name. bfloat16 arrays are converted to float32, without loss.
+        The arrays by name. bfloat16 and float8 arrays are converted to float32, without loss.
     metadata : dict of str to str
         The strings that are stored in the header of the file.
 
@@ -229,23 +233,56 @@ def _open(path: Path) -> Iterator[StoredArrays]:
         raise ValueError(
             f"{path} is damaged or not a safetensors file ({error!s:.300}); download or write it again"
         ) from None
-    with file:
+    with file, path.open("rb") as raw:
+        begin = _begin_of_data(raw)
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         dtypes = {name: slice_.get_dtype() for name, slice_ in slices.items()}
-        if "BF16" in dtypes.values():
-            import ml_dtypes  # noqa: F401, the import registers bfloat16 with NumPy, and so with safetensors
 
         def read(name: str) -> np.ndarray:
+            if dtypes[name] in DIRECT:
+                return _read_direct(raw, begin[name], tuple(slices[name].get_shape()), dtypes[name])
             try:
                 x = file.get_tensor(name)
-            except TypeError:
+            except (TypeError, AttributeError):
                 raise ValueError(
                     f"{path}: {name} has dtype {dtypes[name]}, which NumPy does not support; convert the file to float32"
                 ) from None
-            return x.astype(np.float32) if dtypes[name] == "BF16" else x  # exact: bfloat16 is the upper half of float32
+            return x
 
         shapes = {name: tuple(slice_.get_shape()) for name, slice_ in slices.items()}
         yield StoredArrays(shapes, read, dict(file.metadata() or {}))
+
+
+def _begin_of_data(raw: BinaryIO) -> dict[str, int]:
+    """Return the first byte of each array. safe_open has checked the header."""
+    size = int.from_bytes(raw.read(8), "little")
+    header = json.loads(raw.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _read_direct(raw: BinaryIO, begin: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Read one array of floats from the file. bfloat16 and 8-bit numbers become float32, without loss.
+
+    safetensors maps the whole file into memory and copies each array twice; this function needs memory for the array only.
+    safetensors does not read 8-bit floats into NumPy arrays.
+    """
+    x = np.empty(prod(shape), DIRECT[dtype])
+    raw.seek(begin)
+    if dtype in ("F32", "F16"):
+        raw.readinto(x.data.cast("B"))  # type: ignore[attr-defined]
+    for start in range(0, x.size if dtype not in ("F32", "F16") else 0, CHUNK):
+        part = slice(start, min(start + CHUNK, x.size))
+        if dtype == "BF16":  # the upper half of float32
+            np.left_shift(np.fromfile(raw, "<u2", part.stop - start), 16, out=x.view(np.uint32)[part], dtype=np.uint32)
+        else:
+            x[part] = np.frombuffer(raw.read(part.stop - start), _float8(dtype))
+    return x.reshape(shape)
+
+
+def _float8(dtype: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, FLOAT8[dtype]))
 
 
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

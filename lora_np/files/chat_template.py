@@ -1,44 +1,33 @@
 """Render a chat template with limits on work, memory and time. A template comes with a model and is a Jinja program.
 
 Jinja's sandbox keeps a template away from Python's internals, but a template can still loop for years, or write
-`'x' * 10**9`. Here each step of a template is paid from a budget of work units:
+`'x' * 10**9`. Here each step of a template is paid from a budget of work units (template_budget.py).
 
-    one iteration, call, filter          STEP units
-    a new string                         1 unit per character
-    a new list, tuple or dictionary      STEP units per element, and 1/16 unit per character of its strings, where an
-                                         object that occurs twice counts twice
-
-If the result of an operation can be much larger than its operands (`*`, `replace`, `join`, widths of formats), the
-result is paid before the operation runs. So the budget also limits memory, and no single operation takes long. Each
-payment compares the processor time of this thread with the time limit. Processor time does not depend on the load of
-the machine, and it is available in every thread.
+`{% generation %}` and `{% endgeneration %}` enclose the text of an answer, as in transformers: `render_with_answers` returns
+the positions of this text.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import time
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cache, lru_cache, wraps
 from typing import Any
 
 from ..optional import extra
+from .template_budget import BUDGET, STEP, Budget, LimitExceeded, as_text, method_cost, percent_cost, size_of, spend
 
 with extra("models", "a chat template"):
     from jinja2.compiler import CodeGenerator
-    from jinja2.nodes import Call, Concat, EnvironmentAttribute, For, Getitem, Node, Slice, Tuple
+    from jinja2.ext import Extension
+    from jinja2.nodes import Call, CallBlock, Concat, EnvironmentAttribute, For, Getitem, Node, Slice, Tuple
+    from jinja2.parser import Parser
     from jinja2.runtime import Namespace
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST = 50_000  # characters of a template; published templates have up to 20,000
-WORK = 10_000_000  # units, and INPUT_WORK more for each unit of the conversation
-INPUT_WORK = 32
-SECONDS = 1.0  # of processor time, and one more for each million units of the conversation
-STEP = 16
 BITS = 10_000  # of the two operands of an integer operation
-LONGEST_FORMAT = 10_000  # characters of the left operand of `%` and of `format`
 
 STRING_METHODS = """
     capitalize casefold count endswith find format index isalnum isalpha isdecimal isdigit islower isnumeric isspace istitle
@@ -54,54 +43,50 @@ NOT_AS_TEXT = EXISTING | set(STRUCTURAL.split())
 WIDE = {"batch", "center", "indent", "round", "slice", "tojson", "truncate"}
 
 
-class LimitExceeded(Exception):
-    """The template needs more than its budget."""
-
-
-class Budget:
-    """The work units and the processor time that are left to one rendering."""
-
-    def __init__(self, conversation: int) -> None:
-        self.left = WORK + INPUT_WORK * conversation
-        self.seconds = SECONDS + conversation / 1e6
-        self.end = time.thread_time() + self.seconds
-
-    def spend(self, units: int) -> None:
-        self.left -= units
-        if self.left < 0:
-            raise LimitExceeded("the template needs more work or memory than allowed: it loops, or it writes too much")
-        if time.thread_time() > self.end:
-            raise LimitExceeded(f"the template needs more than {self.seconds:.1f} s of processor time")
-
-
-_budget: ContextVar[Budget] = ContextVar("budget")
-
-
-def spend(units: int) -> None:
-    _budget.get().spend(units)
-
-
-def render(template: str, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """Return the text of a conversation.
 
     `variables` are available to the template beside `messages`. Raises ValueError if the template is too long, exceeds
     its budget, or raises an error: a template is a program and may raise any error.
     """
+    return render_with_answers(template, messages, **variables)[0]
+
+
+def render_with_answers(
+    template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and the begin and the end of each part that the template marks as an answer.
+
+    The parts are sorted and do not overlap. Otherwise, as `render`.
+    """
     if len(template) > LONGEST:
         raise ValueError(f"the chat template has {len(template)} characters; at most {LONGEST} are supported")
-    token = _budget.set(Budget(_size(messages, 1, limit=None)))
+    budget = Budget(size_of(messages, 1, limit=None))
+    token = BUDGET.set(budget)
     try:
         parts = []
         for part in _compiled(template).generate(messages=messages, **variables):
             spend(len(part))
             parts.append(part)
+            budget.written += len(part)
         text = "".join(parts)
         text.encode("utf-8")  # half a surrogate pair raises UnicodeEncodeError
-        return text
+        return text, _united(budget.answers, len(text))
     except Exception as error:
         raise ValueError(f"{str(error) or type(error).__name__:.400}") from None
     finally:
-        _budget.reset(token)
+        BUDGET.reset(token)
+
+
+def _united(spans: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    """Unite spans that overlap or touch. Macros and blocks may mark text that is written later, or not at all."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1]:
+            begin, before = found.pop()
+            first, last = begin, max(last, before)
+        found.append((first, last))
+    return [(first, min(last, end)) for first, last in found if first < end]
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +96,8 @@ def _compiled(template: str) -> Any:
 
 @cache
 def _environment() -> Environment:
-    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=_text)
+    extensions = ["jinja2.ext.loopcontrols", AnswerMarks]
+    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=as_text)
 
 
 def raise_exception(message: str) -> None:
@@ -119,69 +105,37 @@ def raise_exception(message: str) -> None:
     raise ValueError(message)
 
 
-def to_json(x: Any, **options: Any) -> str:
+def strftime_now(form: str) -> str:
+    """The function of this name in a template: the local date and time, as `datetime.strftime` writes it."""
+    spend(256 * len(form))  # the largest length of a result in CPython
+    return datetime.now().strftime(form)
+
+
+def to_json(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """The filter `tojson` of transformers, which does not escape HTML."""
-    return json.dumps(x, ensure_ascii=False, **options)
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class AnswerMarks(Extension):
+    """The tags `{% generation %}` and `{% endgeneration %}`: write the text between them, and mark it as an answer."""
+
+    tags = {"generation"}  # noqa: RUF012, Jinja's attribute
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        text, budget = caller(), BUDGET.get()
+        if text:
+            budget.answers.append((budget.written, budget.written + len(text)))
+        return text
 
 
 # --------------------------------------------------------------------------------------------------------------- costs
-
-
-def _size(value: Any, share: int = STEP, limit: int | None = -1) -> int:
-    """Return the cost of a value; a character of a string in a container costs 1/share. Raises LimitExceeded at `limit`,
-    by default the units that are left, so that a value with many references to one list is not walked to its end."""
-    if isinstance(value, str):
-        return len(value)
-    found, todo = 0, [value]
-    limit = _budget.get().left if limit == -1 else limit
-    while todo:
-        x = todo.pop()
-        found += STEP + (len(x) // share if isinstance(x, str) else 0)
-        if isinstance(x, Mapping):
-            todo += [*x.keys(), *x.values()]
-        elif isinstance(x, list | tuple | KeysView | ValuesView | ItemsView):
-            todo += x
-        if limit is not None and found + STEP * len(todo) > limit:
-            raise LimitExceeded("the template needs more memory than allowed")
-    return found
-
-
-def _text(value: Any) -> str:
-    """Return str(value), paid before a container is written as text."""
-    if not isinstance(value, str):
-        spend(_size(value, share=1))
-    return str(value)
-
-
-def _method_cost(method: Any, args: Sequence[Any]) -> int:
-    """Return the cost of a call of a string's method, as far as the result may be larger than the string."""
-    method = getattr(method, "__wrapped__", method)  # the sandbox wraps `format`
-    text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-    if not isinstance(text, str):
-        return 0
-    lengths = [len(x) for x in args if isinstance(x, str)]
-    if name in ("format", "format_map"):
-        return _format_cost(text, "{", r":[^}]*(\{|\d{4})", args)
-    if name == "replace" and len(lengths) == 2:
-        return len(text) + text.count(args[0]) * lengths[1]
-    if name == "join" and args:
-        return _size(args[0], share=1) + len(text) * len(args[0])
-    if name in ("split", "rsplit", "splitlines"):
-        pieces = text.count(next(x for x in args if isinstance(x, str))) if lengths and all(lengths) else len(text) // 2
-        return STEP * pieces + (len(text) * sum(lengths) // 64 if name == "rsplit" else 0)
-    if name.startswith("r") or "strip" in name:  # these compare in up to len · len steps
-        return len(text) * sum(lengths) // 64
-    return len(text)
-
-
-def _format_cost(form: str, field: str, wide: str, args: Any) -> int:
-    if len(form) > LONGEST_FORMAT or re.search(wide, form):
-        raise LimitExceeded(f"the format {form!r:.40} is too long, or has a width above 999")
-    return len(form) + (1 + form.count(field)) * (1000 + _size([args], share=1))
-
-
-def _percent_cost(form: str, args: Any) -> int:
-    return _format_cost(form, "%", r"\*|\d{4}", args)
 
 
 def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,21 +148,21 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         if name in ("join", "list"):
             spend(2 * STEP * len(value) if isinstance(value, str) else 0)
             value = list(value)
-        spend(STEP + (0 if name in NOT_AS_TEXT else _size(value, share=1)))
+        spend(STEP + (0 if name in NOT_AS_TEXT else size_of(value, share=1)))
         if name == "join":
-            spend(len(value) * _size([*rest], share=1))
+            spend(len(value) * size_of([*rest], share=1))
         elif name in WIDE:
-            spend((_size(value, share=1) + 1) * sum(abs(x) if isinstance(x, int) else _size([x], 1) for x in rest))
+            spend((size_of(value, share=1) + 1) * sum(abs(x) if isinstance(x, int) else size_of([x], 1) for x in rest))
         elif name == "replace":
-            old, new, *_ = map(_text, [*rest, "", ""])
-            spend(_text(value).count(old) * len(new))
+            old, new, *_ = map(as_text, [*rest, "", ""])
+            spend(as_text(value).count(old) * len(new))
         elif name == "format":
-            spend(_percent_cost(_text(value), rest))
+            spend(percent_cost(as_text(value), rest))
         elif name == "sum" and not all(isinstance(x, int | float | str | None) for x in rest):
             raise LimitExceeded("sum adds numbers only")
         result = function(*before, value, *args[first + 1 :], **kwargs)
         if name not in EXISTING:
-            spend(_size(result))
+            spend(size_of(result))
         return result
 
     return limited
@@ -295,7 +249,8 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         del self.globals["lipsum"]
-        self.globals |= {"raise_exception": raise_exception, "namespace": OpaqueNamespace}
+        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        self.globals["namespace"] = OpaqueNamespace
         self.filters["tojson"] = to_json
         for name in REMOVED_FILTERS:
             del self.filters[name]
@@ -312,14 +267,14 @@ class Environment(ImmutableSandboxedEnvironment):
     @staticmethod
     def joined(values: Sequence[Any]) -> str:
         """The operator `~`."""
-        texts = [_text(x) for x in values]
+        texts = [as_text(x) for x in values]
         spend(sum(map(len, texts)))
         return "".join(texts)
 
     @staticmethod
     def made(value: Any) -> Any:
         """Pay for a new string or container."""
-        spend(STEP + _size(value))
+        spend(STEP + size_of(value))
         return value
 
     @staticmethod
@@ -340,10 +295,10 @@ class Environment(ImmutableSandboxedEnvironment):
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str) and __obj.__name__ == "join" and args:
             args = (list(args[0]), *args[1:])
-        spend(STEP + _method_cost(__obj, [*args, *kwargs.values()]))
+        spend(STEP + method_cost(__obj, [*args, *kwargs.values()]))
         result = super().call(__context, __obj, *args, **kwargs)
         if not isinstance(owner, Mapping):  # these methods return an existing object
-            spend(_size(result))
+            spend(size_of(result))
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -354,9 +309,9 @@ class Environment(ImmutableSandboxedEnvironment):
                 raise LimitExceeded(f"an integer operation with more than {BITS} bits")
         elif operator == "*":
             for x, times in ((left, right), (right, left)):
-                spend(_size(x) * max(0, times) if isinstance(times, int) else 0)
+                spend(size_of(x) * max(0, times) if isinstance(times, int) else 0)
         elif operator == "%" and isinstance(left, str):
-            spend(_percent_cost(left, right))
+            spend(percent_cost(left, right))
         result = super().call_binop(context, operator, left, right)
-        spend(_size(result))
+        spend(size_of(result))
         return result

@@ -51,9 +51,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:  # not JSON, or nested too deeply, such as "[[[[…"
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of 5000 digits, or nested too deeply: "[[[[…"
         raise ValueError(f"{path} is damaged or not JSON: {error}; download or write it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
@@ -108,7 +109,12 @@ def open_folder(folder: Path) -> Iterator[StoredArrays]:
             yield stored
     else:
         pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        advice = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first" if pickled else ""
+        convert = f"python -m lora_np convert {folder / pickled[0]} --out {folder / WEIGHTS}" if pickled else ""
+        advice = (
+            f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first: {convert}"
+            if pickled
+            else ""
+        )
         raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{advice}")
 
 

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..optional import extra
+from .gguf_tokenizer import byte_level_bpe, sentencepiece
 from .huggingface import read_json, read_text
+from .stop_tokens import stop_tokens_from_folder, stop_tokens_from_gguf
 from .tokenizer import VocabularyTokenizer
 
 NAMES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # special tokens: name at Hugging Face → name in GGUF
+SENTENCEPIECE = "llama"  # the value of tokenizer.ggml.model
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is not text, and a token that is never split
 
 
 def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
-    """Read a tokenizer from tokenizer.json. The special tokens and the chat template are read from the other files in
-    the folder.
+    """Read a tokenizer from tokenizer.json. The special tokens, the stop tokens and the chat template are read from the
+    other files in the folder.
 
     Parameters
     ----------
@@ -95,11 +98,12 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
         raise ValueError(f"{file}: chat_template is a {type(template).__name__}; expected a string")
     tokenizer = VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
     tokenizer.chat_template_file = str(file)
+    tokenizer.more_stop_token_ids = stop_tokens_from_folder(folder, tokenizer.vocab_size)
     return tokenizer
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
-    """Build a byte-level BPE tokenizer from the tokens and merges in the metadata of a GGUF file.
+    """Build a tokenizer from the metadata of a GGUF file: byte-level BPE, or SentencePiece.
 
     Parameters
     ----------
@@ -124,44 +128,30 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
     [2, 1, 0]
     """
     tokens = _entry(metadata, "tokenizer.ggml.tokens", list)
-    backend = _byte_level_bpe(tokens, metadata)
+    backend = _backend(tokens, metadata)
     special = {which: _entry(metadata, f"tokenizer.ggml.{key}_token_id", int, None) for which, key in NAMES.items()}
     for which, i in special.items():
         if i is not None and not 0 <= i < len(tokens):
             raise ValueError(f"the id of the {which} token is {i}; expected 0 to {len(tokens) - 1}")
     _add_special_tokens(backend, tokens, special, metadata)
-    return VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
+    tokenizer = VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
+    tokenizer.more_stop_token_ids = stop_tokens_from_gguf(metadata, tokens)
+    return tokenizer
 
 
-def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
-    """Build a tokenizers.Tokenizer that splits a text into words, writes bytes as characters, and merges pairs of tokens.
-
-    The merges keep the order in which the file lists them. The entry `tokenizer.ggml.pre` names the rule for splitting.
-    The rule of SmolLM2 splits off each digit: "  1" becomes "  " and "1". The program llama.cpp follows this rule
-    (unicode_regex_split, "\\p{N}"). The library transformers ignores `tokenizer.ggml.pre` in a Llama file,
-    and splits "  1" into " " and " 1".
-    """
-    with extra("models", "a tokenizer"):
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers
-
-    if (model := _entry(metadata, "tokenizer.ggml.model", str)) != "gpt2":
-        raise ValueError(f"tokenizer.ggml.model is {model!r}; only byte-level BPE, 'gpt2', is supported")
-    merges = [tuple(merge.split(" ")) for merge in _entry(metadata, "tokenizer.ggml.merges", list)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise ValueError("tokenizer.ggml.tokens contains a token twice")
-    try:
-        backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # a merge that is not a pair, or has unknown tokens; the package raises plain Exceptions
-        raise ValueError(f"tokenizer.ggml.merges: {error}") from None
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's regular expression
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    cuts = {"gpt-2": words, "smollm": pre_tokenizers.Sequence([digits, words])}
-    if (pre := _entry(metadata, "tokenizer.ggml.pre", str)) not in cuts:
-        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; only {sorted(cuts)} are supported")
-    backend.pre_tokenizer, backend.decoder = cuts[pre], decoders.ByteLevel()
-    return backend
+def _backend(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
+    """Build the tokenizers.Tokenizer that `tokenizer.ggml.model` names: "gpt2" or "llama"."""
+    model = _entry(metadata, "tokenizer.ggml.model", str)
+    if model == "gpt2":
+        merges = _entry(metadata, "tokenizer.ggml.merges", list)
+        return byte_level_bpe(tokens, merges, _entry(metadata, "tokenizer.ggml.pre", str))
+    if model == SENTENCEPIECE:
+        scores = _entry(metadata, "tokenizer.ggml.scores", np.ndarray)
+        prefix = _entry(metadata, "tokenizer.ggml.add_space_prefix", bool, True)
+        return sentencepiece(tokens, scores, _entry(metadata, "general.architecture", str, None), prefix)
+    raise ValueError(
+        f"tokenizer.ggml.model is {model!r}; only byte-level BPE, 'gpt2', and SentencePiece, 'llama', are supported"
+    )
 
 
 def _add_special_tokens(
@@ -177,7 +167,9 @@ def _add_special_tokens(
         raise ValueError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
     for kind, add in {CONTROL: backend.add_special_tokens, USER_DEFINED: backend.add_tokens}.items():
         add([AddedToken(tokens[i], normalized=False) for i in np.flatnonzero(kinds == kind)])
-    added = [which for which in ("bos", "eos") if _entry(metadata, f"tokenizer.ggml.add_{which}_token", bool, False)]
+    # llama.cpp adds the first token to a SentencePiece vocabulary that does not say otherwise
+    defaults = {"bos": metadata.get("tokenizer.ggml.model") == SENTENCEPIECE, "eos": False}
+    added = [w for w, default in defaults.items() if _entry(metadata, f"tokenizer.ggml.add_{w}_token", bool, default)]
     ids = {which: i for which in added if (i := special[which]) is not None}
     around = {which: tokens[i] for which, i in ids.items()}
     single = [around.get("bos"), "$A", around.get("eos")]

@@ -295,6 +295,7 @@ class VeraMethod(LayerMethod):
         check_arrays(
             {},
             {key: () for key in PROJECTIONS if key not in arrays},
+            host.storage_dtype,
             "; save the adapter with `save_projection=True`, so that the file contains A and B",
         )
         super().restore(host, name, config, arrays)

@@ -99,10 +99,12 @@ class CompletionService:
         if (largest := max(completion.stop_token_ids, default=0)) >= vocabulary:
             message = f"stop_token_ids contains {largest}; expected token ids from 0 to {vocabulary - 1}"
             raise ProtocolError(400, message, "stop_token_ids")
-        eos = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
         echoed = completion.echo and (completion.logprobs is not None or completion.max_tokens == 0)
         return completion.sampling | {
-            "stop_tokens": {*completion.stop_token_ids, *(() if completion.ignore_eos else eos)},
+            "stop_tokens": {
+                *completion.stop_token_ids,
+                *(() if completion.ignore_eos else self.tokenizer.stop_token_ids),
+            },
             "logprobs": completion.logprobs,
             "prompt_logprobs": (completion.logprobs or 0) if echoed else None,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..files.tokenizer import TextStream, Tokenizer
+from ..files import TextStream, Tokenizer
 
 
 class StopString:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ..backend import Array, scalars_to_host
+from ..memory import keep_freed_memory
 from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 from ..progress import Progress
@@ -111,8 +113,10 @@ def train(
     resume: bool = False,
     seed: int = 0,
     workers: int = 1,
+    gradient_checkpointing: bool = False,
     label: str = "train",
     progress: bool | Literal["lines"] = True,
+    on_step: Callable[[History], object] | None = None,
 ) -> History:
     """Train the trainable parameters of a model: the adapter of a PeftModel, or all weights of a Transformer.
 
@@ -148,11 +152,16 @@ def train(
     seed : int
         Seed of the dropout masks.
     workers : int
-        Number of threads among which the rows of each batch are divided. The dropout masks depend on this number.
+        Number of threads among which the rows of each batch are divided.
+    gradient_checkpointing : bool
+        True saves memory: each block keeps only its input, and runs its forward pass again in the backward pass. The
+        gradients are equal to the bit.
     label : str
         Text in front of the progress bar.
     progress : bool or "lines"
         True shows a progress bar on a terminal; "lines" prints a line from time to time if there is no terminal.
+    on_step : callable, optional
+        A function that is called after each step with the history so far, for example to write the losses to a file.
 
     Returns
     -------
@@ -195,6 +204,8 @@ def train(
     if not trainable:
         raise ValueError("nothing is trainable: call unfreeze() on the model, or add an adapter with get_peft_model")
     optimizer.check(name for name, _ in trainable)
+    if gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+        raise TypeError(f"{type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
     history, start = History(), 0
     unseen = {name: list(text) if isinstance(text, Iterator) else text for name, text in _by_name(heldout).items()}
     settings = run_settings(model, optimizer, steps, schedule, max_grad_norm, accumulate, seed, workers)
@@ -232,7 +243,8 @@ def train(
             if due and not unseen.keys() <= history.rows[-1].keys():
                 history.rows[-1] |= heldout_losses(step)
 
-        with Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start) as bar:
+        shown_as = Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start)
+        with keep_freed_memory(), _checkpointing(model, gradient_checkpointing), shown_as as bar:
             shown = bar.bar is not None or bar.lines
             if start and shown:
                 bar.say(f"{label}: resumed at step {start} of {steps}")
@@ -258,6 +270,8 @@ def train(
                     evaluate_if_due(step + 1)
                     rate = round(tokens_seen / max(history.rows[-1]["seconds"], 1e-9))
                     bar.update(1, loss=loss, **{"tokens/s": rate})
+                    if on_step is not None:
+                        on_step(history)
                 with interrupts.held():
                     saved.save(steps, history.rows)
             except KeyboardInterrupt:
@@ -342,6 +356,18 @@ def _gradients(
             rng = np.random.default_rng([seed, i, DROPOUT])
             losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
     return sum(losses[1:], losses[0]), sum(tokens.size for tokens, _ in together)
+
+
+@contextmanager
+def _checkpointing(model: Any, on: bool) -> Iterator[None]:
+    """Turn gradient checkpointing on while the context is open."""
+    if on:
+        model.gradient_checkpointing_enable()
+    try:
+        yield
+    finally:
+        if on:
+            model.gradient_checkpointing_disable()
 
 
 def _by_name(heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None) -> dict[str, Sequence[Batch]]:

@@ -188,7 +188,8 @@ def generate(
     frequency_penalty : float
         Subtract this number from the logit of each token in the answer, once for each time that the token occurs.
     stop_tokens : collection of int
-        A row ends when the model generates one of these tokens. The stop token is not part of the result.
+        A row ends when the model generates one of these tokens, for example one of `tokenizer.stop_token_ids`. The stop
+        token is not part of the result.
     seed : int
         Row i has its own random generator with the seed [seed, i], so the other rows of the batch do not affect row i.
     adapter_names : list of str, optional
@@ -295,8 +296,9 @@ def read_in_chunks(
     last position are computed.
 
     With `skip_padding`, padding tokens are not counted in the positions of the other tokens. The option `skip_padding`
-    changes the result only if a prefix precedes the padding.
+    changes the result only if a prefix precedes the padding. Learned positions never count padding.
     """
+    skip_padding = skip_padding or not model.config.rotary_dim
     positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
     start = 0
     while True:
@@ -325,7 +327,7 @@ def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tup
     """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
     Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the
-    padding. With a prefix, attention also depends on absolute positions: see `last_logits`.
+    padding. With a prefix or with learned positions, the result also depends on absolute positions: see `last_logits`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)

@@ -30,6 +30,11 @@ KILLS, CTRL_CS, CUTS = (50, 50, 10) if LONG else (6, 6, 2)  # power cuts per fil
 STEPS = 8
 
 
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # so that no time is needed for a picture
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
@@ -48,7 +53,8 @@ def undisturbed(data, tmp_path_factory):
         "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
-        "history.json",
+        "metrics.jsonl",
+        "train.toml",
     ]
     return result(folder), child.calls
 
@@ -278,7 +284,7 @@ def test_at_no_moment_a_power_cut_could_do_harm(data, undisturbed, tmp_path, mon
     assert main(training(data, folder, 3, 1)) == 0
     journal.check()
     save = [("flush", "checkpoint.safetensors"), ("rename", "checkpoint.safetensors"), ("flush", "the folder")]
-    names = ["history.json", "adapter_model.safetensors", "adapter_config.json", "SHA256SUMS"]
+    names = ["metrics.jsonl", "train.toml", "adapter_model.safetensors", "adapter_config.json", "SHA256SUMS"]
     written = [step for name in names for step in [("flush", name), ("rename", name), ("flush", "the folder")]]
     assert [step for step in journal.trace if step[1] != "run.lock" and ".lock" not in step[1]] == [
         *(4 * save),

@@ -13,8 +13,8 @@ def folder(tmp_path):
     """A folder with a finished adapter."""
     write_text(tmp_path / "adapter_config.json", "{}")
     save_arrays(tmp_path / "adapter_model.safetensors", {})
-    write_text(tmp_path / "history.json", "[]")
-    finish(tmp_path, ["history.json", *ADAPTER])
+    write_text(tmp_path / "metrics.jsonl", "{}")
+    finish(tmp_path, ["metrics.jsonl", *ADAPTER])
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def test_a_checkpoint_that_a_power_cut_brought_back_changes_nothing(folder):
     assert finished(folder)
 
 
-@pytest.mark.parametrize("name", ["history.json", *ADAPTER])
+@pytest.mark.parametrize("name", ["metrics.jsonl", *ADAPTER])
 @pytest.mark.parametrize("content", [None, b"", b"{ }"], ids=["removed", "empty", "changed"])
 def test_a_damaged_file_is_named_and_not_finished(name, content, folder):
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
@@ -50,7 +50,7 @@ def test_a_damaged_file_is_named_and_not_finished(name, content, folder):
 
 
 def test_digests_of_other_files_do_not_make_a_run_finished(folder):
-    finish(folder, ["history.json"])
+    finish(folder, ["metrics.jsonl"])
     with pytest.raises(ValueError, match=r"adapter_config\.json was changed or damaged"):
         finished(folder)
 
@@ -69,7 +69,7 @@ def test_the_digests_are_those_of_sha256sum(folder):
 
     lines = (folder / SUMS).read_text().splitlines()
     assert lines == [
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in ["history.json", *ADAPTER]
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in ["metrics.jsonl", *ADAPTER]
     ]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from datetime import datetime
 
 import pytest
 from hostile_templates import HOSTILE
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lora_np.files import chat_template
-from lora_np.files.chat_template import render
+from lora_np.files import chat_template, template_budget
+from lora_np.files.chat_template import render, render_with_answers
 
 CHAT = [
     {"role": "system", "content": "Be brief.\nAlways.", "tags": ["b", "a", "b"]},
@@ -111,3 +113,77 @@ def test_half_a_surrogate_pair_is_an_error_of_the_template():
 def test_a_template_that_is_too_long_is_refused_before_it_is_read():
     with pytest.raises(ValueError, match=f"has 200000 characters; at most {chat_template.LONGEST}"):
         render("x" * 200_000, CHAT)
+
+
+MARKS = {
+    "no marks": ("a{{ 1 }}b", []),
+    "between texts": ("a{% generation %}b{{ 'cd' }}{% endgeneration %}e", ["bcd"]),
+    "in a loop": ("{% for x in 'abc' %}-{% generation %}{{ x }}{% endgeneration %}{% endfor %}", ["a", "b", "c"]),
+    "with spaces removed": ("a {%- generation -%} b {%- endgeneration -%} c", ["b"]),
+    "touching": ("{% generation %}a{% endgeneration %}{% generation %}b{% endgeneration %}c", ["ab"]),
+    "nested": ("{% generation %}a{% generation %}b{% endgeneration %}c{% endgeneration %}d", ["abc"]),
+    "around nothing": ("a{% generation %}{% endgeneration %}b", []),
+    "around half of the conversation": ("{% generation %}a{% if 1 %}b{% endif %}{% endgeneration %}", ["ab"]),
+    "in text that is cut": (
+        "{% filter truncate(1, true, '', 0) %}{% generation %}abc{% endgeneration %}{% endfilter %}",
+        ["a"],
+    ),
+    "in text that is not written": ("a{% set x %}{% generation %}bcd{% endgeneration %}{% endset %}", []),
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_marks_are_the_positions_of_the_answers(name):
+    template, expected = MARKS[name]
+    text, answers = render_with_answers(template, CHAT)
+    assert [text[first:last] for first, last in answers] == expected
+    assert text == render(template, CHAT)
+    edges = [edge for answer in answers for edge in answer]
+    assert edges == sorted(set(edges)) and all(0 <= edge <= len(text) for edge in edges)
+
+
+def test_the_marks_of_one_rendering_are_not_those_of_the_next():
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}"
+    two = [(0, 17), (18, 36)]
+    assert [render_with_answers(template, CHAT[:n])[1] for n in (2, 1, 2)] == [two, two[:1], two]
+
+
+def test_the_time_of_a_template_is_the_local_time(monkeypatch):
+    class Fixed(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 2, 3, 4, 5, 6)
+
+    monkeypatch.setattr(chat_template, "datetime", Fixed)
+    assert render("{{ strftime_now('%d %b %Y, %H:%M') }}", CHAT) == "03 Feb 2026, 04:05"
+    with pytest.raises(ValueError, match="strftime"):
+        render("{{ strftime_now() }}", CHAT)
+
+
+def test_a_filter_does_not_take_the_arguments_of_json_that_transformers_refuses():
+    with pytest.raises(ValueError, match="unexpected keyword argument 'cls'"):
+        render("{{ messages|tojson(cls=1) }}", CHAT)
+
+
+@pytest.mark.parametrize("in_main_thread", [True, False])
+def test_a_long_rendering_pauses_outside_the_main_thread(in_main_thread, monkeypatch):
+    """A template holds Python's lock, so the server's engine would wait up to 5 ms each time it needs the lock."""
+    pauses = []
+    monkeypatch.setattr(template_budget, "sleep", pauses.append)
+    monkeypatch.setattr(template_budget, "WORK", 2_000_000)
+
+    def loop():
+        with pytest.raises(ValueError, match="the template needs more"):
+            render(HOSTILE["nested loops"], CHAT)
+        long = len(pauses)
+        render(ORDINARY["ChatML"], CHAT)
+        pauses.append(long)
+
+    if in_main_thread:
+        loop()
+        assert pauses == [0]
+        return
+    thread = threading.Thread(target=loop)
+    thread.start()
+    thread.join(60)
+    assert pauses.pop() > 10 and set(pauses) == {template_budget.PAUSE}

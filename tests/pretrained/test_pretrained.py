@@ -120,8 +120,8 @@ def test_a_folder_without_weights_is_refused(folder):
 
 
 CONFIGS = {
-    "another architecture": ({"model_type": "gpt2"}, "model_type is 'gpt2'; only the Llama family"),
-    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only silu is supported"),
+    "another architecture": ({"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected one of silu"),
     "a missing size": ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers = 0; expected at least 1"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "4 query heads cannot share 3 key/value heads evenly"),
@@ -142,7 +142,10 @@ CONFIGS = {
     "a word as rope_scaling": ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; expected null or an object"),
     "a list as rope_parameters": ({"rope_parameters": []}, r"rope_parameters is \[\]; expected null or an object"),
     "θ of 0 inside": ({"rope_parameters": {"rope_theta": 0}}, "rope_theta = 0; expected a finite number"),
-    "another kind inside": ({"rope_scaling": {"type": ["linear"]}}, r"rope_type is \['linear'\]; only the plain"),
+    "another kind inside": (
+        {"rope_scaling": {"type": ["linear"]}},
+        r"rope_type is \['linear'\]; expected 'default', 'linear'",
+    ),
 }
 
 

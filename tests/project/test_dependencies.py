@@ -89,6 +89,7 @@ IMPORTS = {
     if path.parent.name != "sources"
 }
 WITHOUT = {  # folder or file → packages that it may import without an extra around them, and why
+    "commands/settings_file.py": {"yaml"},  # without it a message says so, and that TOML needs no package
     "progress.py": {"tqdm"},  # without it progress is printed as lines
     "report/pictures.py": {"matplotlib"},  # it imports plots first, which has the extra around it
     "studies/": {"matplotlib", "mpl_toolkits"}  # plots imports the pictures
@@ -160,6 +161,8 @@ MISSING = {  # what somebody does → the first package that is missing, and its
     "ln.train(model, [batch], ln.AdamW(1e-3), 1, workers=2)": ("training with workers > 1", "threadpoolctl", "studies"),
     "list(workers.each(print, [1], 1))": ("a study of several runs", "joblib", "studies"),
     "list(workers.each(print, [1], 'tcp://127.0.0.1:1'))": ("a Dask cluster", "distributed", "cluster"),
+    "run_report.Report(folder, tensorboard=True)": ("--report-to tensorboard", "tensorboardX", "tensorboard"),
+    "run_report._draw([], Path(folder))": ("loss.png", "matplotlib", "course"),
     "http.create_app(None, None, 'tiny')": ("the HTTP server", "starlette", "serve"),
     "server.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
     "student_edition(folder)": ("writing a notebook", "jupytext", "course"),
@@ -170,6 +173,7 @@ TRY = f"""
 import json, os, struct, tempfile
 from pathlib import Path
 import lora_np as ln
+from lora_np.commands import run_report
 from lora_np.exercises.editions import student_edition
 from lora_np.files.tokenizer import CHATML
 from lora_np.report import notebooks

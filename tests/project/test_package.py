@@ -21,7 +21,8 @@ PACKAGE = ROOT / "lora_np"
 
 # From the ground up; a folder's files stand together on its floor. `__init__` is `import lora_np as ln`.
 FLOORS = [
-    *("current_folder", "micro", "optional", "backend", "ops", "nn", "gradient_check", "files", "terminal", "progress"),
+    *("current_folder", "micro", "optional", "backend", "ops", "nn", "gradient_check", "files", "memory", "terminal"),
+    "progress",
     *("transformer", "quantization", "data"),
     *("pretrained", "training", "peft", "costs", "serve", "__init__"),
     *("studies", "plots", "report", "exercises", "commands", "__main__"),
@@ -122,6 +123,8 @@ def test_no_core_module_needs_more_than_numpy():
     borrowed = {
         "files.arrays": {"safetensors", "ml_dtypes"},
         "files.gguf_reader": {"gguf"},
+        "files.gguf_tokenizer": {"tokenizers"},
+        "files.pickled": {"ml_dtypes"},
         "files.chat_template": {"jinja2"},
         "files.tokenizer_files": {"tokenizers"},
         "training.parallel": {"threadpoolctl"},

@@ -440,24 +440,55 @@ MUTANTS = {
     "softmax as if it were elementwise": op(ops.softmax_backward, "p * (dp - dot)", "p * dp * (1 - p)", "softmax"),
     "attention's softmax sum forgotten": op(
         ops.attention_backward,
-        'dz -= xp.einsum("...i,...i->...", _stack(o[..., start:stop, :]), do_block)[..., None]',
+        'dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]',
         "pass",
         "attention",
     ),
     "a block's dk overwrites the others'": op(
-        ops.attention_backward, "dk[:, :, :seen] +=", "dk[:, :, :seen] =", "attention in blocks"
+        ops.attention_backward, "dk[:, :, keys] +=", "dk[:, :, keys] =", "attention in blocks"
     ),
     "a block's dv overwrites the others'": op(
-        ops.attention_backward, "dv[:, :, :seen] +=", "dv[:, :, :seen] =", "attention in blocks"
+        ops.attention_backward, "dv[:, :, keys] +=", "dv[:, :, keys] =", "attention in blocks"
     ),
-    "dq without 1/√d": op(ops.attention_backward, "dq *= 1 / math.sqrt(d)", "pass", "attention"),
+    "dq without 1/√d": op(ops.attention_backward, "dq *= scale", "pass", "attention"),
     "a mask that ignores the past": Mutant(
         ops.attention_forward,
-        "s - t + start :",
+        "s - t + start - first :",
         ": stop - start",
         test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
         {},
     ),
+    "a window of one token more": Mutant(
+        ops.attention._outside_window,
+        "distance >= window",
+        "distance > window",
+        test_ops.test_a_window_shows_the_last_tokens_only_and_counts_no_padding,
+        {},
+    ),
+    "a window that counts padding": Mutant(
+        ops.attention._outside_window,
+        "if mask is None else",
+        "if True else",
+        test_ops.test_a_window_shows_the_last_tokens_only_and_counts_no_padding,
+        {},
+    ),
+    "a soft cap without its slope": op(
+        ops.attention_backward,
+        "dz *= tanh_slope(tanh)",
+        "pass",
+        "attention with a window, a mask, a soft cap and a scale",
+    ),
+    "layer_norm's mean held constant": op(
+        ops.layer_norm_backward, "g -= g.sum(axis=-1, keepdims=True) / d", "pass", "layer_norm"
+    ),
+    "layer_norm's variance held constant": op(ops.layer_norm_backward, "g -= centred * dot", "pass", "layer_norm"),
+    "geglu's gate and up exchanged": op(
+        ops.geglu_backward,
+        "gelu_backward(dy * up, gelu_cache), dy * y",
+        "dy * y, gelu_backward(dy * up, gelu_cache)",
+        "geglu",
+    ),
+    "the cap's slope squared away": op(ops.softcap.tanh_slope, "t * t", "t * 1", "softcap"),
     "silu's slope as σ": op(ops.silu_backward, "dy * _silu_slope(x, s)", "dy * s", "silu"),
     "gate and up exchanged": op(ops.swiglu_backward, "return dgate, dup", "return dup, dgate", "swiglu"),
     "the mean over tokens forgotten": op(
@@ -484,7 +515,7 @@ MUTANTS = {
         Parameter.add_grad, "self.grad += grad", "self.grad = grad", MODEL, {"tied": True}
     ),
     "the residual's gradient lost": Mutant(Block.backward, "dy += dy_mlp", "dy = dy_mlp", MODEL, {"tied": False}),
-    "values left out of dx": Mutant(Attention.backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
+    "values left out of dx": Mutant(Attention.project_backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
     "keys not turned back": Mutant(
         Attention.backward, "ops.rotary_backward(dk, rotary_cache)", "dk", MODEL, {"tied": False}
     ),

@@ -60,6 +60,20 @@ HOSTILE = {
     "many comparisons": "{% set l = [[0]] * 200000 %}{% set m = [[0]] * 200000 %}"
     + "{% if l == m %}{% endif %}" * 1800,
     "many searches": "{% set l = [[0]] * 200000 %}" + "{% if 1 in l %}{% endif %}" * 1800,
+    "marks in nested loops": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% generation %}x{% endgeneration %}{% endfor %}{% endfor %}"
+    ),
+    "marks in marks": (
+        "{% macro m() %}{% generation %}x{{ m() }}{{ m() }}{% endgeneration %}{% endmacro %}"
+        "{% for a in range(99999) %}{{ m() }}{% endfor %}"
+    ),
+    "a mark around a long text": _LONG
+    + "{% for a in range(99) %}{% generation %}{{ s }}{% endgeneration %}{% endfor %}",
+    "a mark in a mark in a mark": "{% generation %}" * 900 + "x" + "{% endgeneration %}" * 900,
+    "a long format of the time": _LONG + "{{ strftime_now(s) }}",
+    "many times": "{% for a in range(99999) %}{{ strftime_now('%c' * 100) }}{% endfor %}",
+    "a wide time": "{{ strftime_now('%1000000000d' * 100)|length }}{% for a in range(999999999) %}{% endfor %}",
+    "a dictionary of a long list": "{% for a in range(99999) %}{{ dict.fromkeys(range(99999)) }}{% endfor %}",
     "lorem ipsum": "{{ lipsum(n=1000000) }}",
     "a precision": "{{ 1.5|round(1000000000, 'floor') }}",
     "a URL": "{{ ('a@' * 1000000)|urlize }}",

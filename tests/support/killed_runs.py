@@ -84,6 +84,7 @@ def _run(arguments, prepare, output, report):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.stdout = sys.stderr = output
+        sys.modules["matplotlib"] = None  # so that no time is needed for a picture
         save, step = Checkpoint.save, AdamW.step
 
         def reported_save(self, number, rows):

@@ -226,6 +226,28 @@ def test_evaluate_uses_no_dropout_and_leaves_no_gradient(make, batches):
 # -------------------------------------------------------------------------------------------------------------- history
 
 
+def test_on_step_gets_the_history_after_each_step_with_the_evaluations(make, batches):
+    seen = []
+    given = {"heldout": batches[:1], "eval_every": 2, "progress": False}
+    history = train(make("lora"), batches, AdamW(1e-3), 3, **given, on_step=lambda h: seen.append([*map(dict, h.rows)]))
+    assert [len(rows) for rows in seen] == [2, 3, 4], "the row of step 0 has the held-out loss before training"
+    assert [[row["step"] for row in rows if "heldout" in row] for rows in seen] == [[0], [0, 2], [0, 2, 3]]
+    assert seen[-1] == history.rows
+
+
+def test_on_step_of_a_resumed_run_gets_the_rows_of_the_checkpoint_too(make, batches, tmp_path):
+    seen, given = [], {"checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 1, "progress": False}
+
+    def stop(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make("lora"), batches, AdamW(1e-3), 4, **given, on_step=stop)
+    train(make("lora"), batches, AdamW(1e-3), 4, **given, resume=True, on_step=lambda h: seen.append(len(h)))
+    assert seen == [3, 4], "the two finished steps are not repeated"
+
+
 def test_history_has_a_row_a_step_with_what_was_measured(make, batches):
     model = make("lora")
     history = train(model, batches, AdamW(0.01), 4, heldout=batches[:1], eval_every=2, accumulate=3)
