@@ -9,7 +9,7 @@ PY := $(BIN)/python
 ARGS ?=
 CUDA ?= 13
 
-.PHONY: help reproduce lab course exercises test test-all test-oracles test-gpu notebooks lint wheel clean
+.PHONY: help reproduce lab course exercises test test-all test-oracles test-gpu attack notebooks lint wheel clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */: /'
@@ -46,6 +46,11 @@ test-oracles: .venv/oracles           ## the comparisons with PyTorch, PEFT and 
 test-gpu: .venv/cuda$(CUDA)           ## the core's tests on a GPU, and what CuPy can say without one (CUDA=12 for that driver)
 	$(PY) -m pytest -m "$(DEVICES)" $(ARGS)
 
+SECONDS ?= 3600
+attack: export LORA_NP_ATTACK_SECONDS = $(SECONDS)
+attack: .venv/installed               ## damaged files and hostile input, with new random ones for an hour (SECONDS=3600)
+	$(PYTEST) tests/attacks -m "not ($(PEERS) or $(DEVICES))" $(ARGS)
+
 notebooks: .venv/installed            ## after editing notebooks/*.py or an exercise: execute them into the .ipynb, write the teachers' key
 	$(PY) -m lora_np.report.notebooks notebooks
 	$(PY) -m lora_np.exercises.editions notebooks/exercises
@@ -64,7 +69,7 @@ wheel:                                ## build the wheel, install it in clean en
 	@touch $@
 
 .venv/oracles: .venv/installed
-	$(PY) -m pip install --editable ".[oracles,serve,cluster,dev]"
+	$(PY) -m pip install --editable ".[oracles,serve,cluster,tensorboard,dev]"
 	@touch $@
 
 .venv/cuda$(CUDA): .venv/installed

@@ -54,6 +54,7 @@ BARE = [  # with the core's dependencies alone: a command, its exit status, and 
 EXTRAS = "models,course,studies,test,serve"
 FULL = [
     ("train --model tiny --data lighthouse --steps 2 --max-length 128 --workers 2 --output keeper", 0, "2 steps in"),
+    ("train --config keeper/train.toml --dry-run", 0, "time: about"),
     ("generate --model tiny --adapter keeper --raw Hello --max-new-tokens 5", 0, "5 tokens"),
     ("bench --only tiny --quick --no-compile --threads 1 --json tables --figures pictures", 0, "tokens/s"),
     ("exercises write notebooks", 0, "14 files written"),

@@ -9,6 +9,7 @@ To read the library from the bottom up: backend, ops, nn, gradient_check, transf
 training, peft, costs, serve.
 """
 
+from . import current_folder  # isort: skip  # noqa: F401 (before the imports below, which import NumPy)
 from . import costs, data, ops, quantization
 from .data import conversations
 from .gradient_check import GradcheckResult, gradcheck, gradcheck_model

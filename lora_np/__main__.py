@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import Any
 
 from .commands.help_page import HelpPage, add_help
+from .commands.settings_file import use_file
 from .optional import MissingExtra
 from .terminal import visible_output
 
 COMMANDS = {  # the sections of the help page, and their commands
     "learn": ("notebooks", "exercises"),
-    "get and train models": ("fetch", "train", "pretrain"),
+    "get and train models": ("fetch", "convert", "train", "pretrain"),
     "use a model": ("generate", "serve"),
     "calculate before training": ("params", "memory"),
     "measure": ("study", "bench", "reproduce"),
@@ -30,8 +31,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(argv)
     try:
+        if getattr(arguments, "config", None):
+            use_file(arguments.parser, arguments)
+            arguments = parser.parse_args(argv)  # with the values of the file as defaults
         return arguments.run(arguments) or 0
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError, MissingExtra) as error:
         print(f"lora_np {arguments.command}: {_message(error)}", file=sys.stderr)
@@ -72,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(one)
         add_help(one)
-        one.set_defaults(run=command.run)
+        one.set_defaults(run=command.run, parser=one)
     add_help(parser)
     return parser
 

@@ -13,6 +13,7 @@ os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -35,11 +36,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked gpu needs one, and one marked smollm2 the model; elsewhere it is skipped, and says why."""
     if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
         pytest.skip(reason)
-    if item.get_closest_marker("smollm2"):
-        try:
-            fetched("smollm2-135m")
-        except FileNotFoundError as reason:
-            pytest.skip(str(reason))
+    if item.get_closest_marker("smollm2") and (reason := why_no_smollm2()):
+        pytest.skip(reason)
+
+
+@cache
+def why_no_smollm2() -> str:
+    """Why the fetched model cannot be read, or "": asked once, as each answer reads its 98 MB."""
+    try:
+        fetched("smollm2-135m")
+    except FileNotFoundError as reason:
+        return str(reason)
+    return ""
 
 
 @pytest.fixture

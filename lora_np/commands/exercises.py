@@ -40,11 +40,16 @@ GRADE = """Grade a folder of submissions.
 
 The table has one row per student and exercise.
 
-Each answer runs in its own process with your user's permissions. To grade
-answers of people you do not know, run this command in a container.
+Each answer runs in its own process. On Linux this process cannot read the
+solutions, other submissions or your files, use the network or start processes.
+The command says if your system lacks one of these protections; then grade
+answers of people you do not know in a container.
+
+If the command is stopped, run it again: it continues. The option -P keeps
+Python from importing files of the current folder.
 
 example:
-  python -m lora_np exercises grade submissions --csv grades.csv"""
+  python -P -m lora_np exercises grade submissions --csv grades.csv"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,22 +112,24 @@ def check(arguments: argparse.Namespace) -> int:
             known = ", ".join(exercise.function for exercise in exercises())
             raise ValueError(f"{path} defines no function that an exercise asks for; the functions are {known}")
         for exercise in asked:
-            verdicts.append(find_answer([path], exercise))
+            verdicts.append(find_answer([path.resolve()], exercise))
             print(verdicts[-1])
     return int(not all(verdict.passed for verdict in verdicts))
 
 
 def grade(arguments: argparse.Namespace) -> None:
-    from ..exercises.grade import grade_class, summary, write_csv
+    from ..exercises.contain import missing_protection
+    from ..exercises.grade import grade_class, summary
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     if arguments.csv.is_dir():
         raise ValueError(f"--csv {arguments.csv} is a folder; expected the name of a file")
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)  # an error comes now, not after the grading
+    if words := missing_protection():
+        print(words, file=sys.stderr)
     began = time.perf_counter()
-    graded = grade_class(arguments.submissions, workers=arguments.workers)
-    write_csv(graded, arguments.csv)
+    graded = grade_class(arguments.submissions, workers=arguments.workers, table=arguments.csv)
     print(summary(graded))
     seconds = time.perf_counter() - began
     print(f"{counted(len(graded), 'answer')} in {seconds:.0f} s; the table is {arguments.csv}", file=sys.stderr)

@@ -152,13 +152,9 @@ def _piped() -> list[str]:
 
 def _load(arguments: argparse.Namespace) -> Transformer | PeftModel:
     from ..pretrained import load_model
-    from ..quantization import QuantizedLinear, quantize_model
+    from ..quantization import QuantizedLinear
 
-    model = load_model(arguments.model)
-    if arguments.quantize:
-        if any(isinstance(m, QuantizedLinear) for _, m in model.named_modules()):
-            raise ValueError(f"{arguments.model} is already quantised; leave out --quantize")
-        quantize_model(model, arguments.quantize)
+    model = load_model(arguments.model, quantize=arguments.quantize)
     if arguments.adapter is None:
         return model
     try:
@@ -195,7 +191,7 @@ class TextGenerator:
 
     def run(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
         """Return the text that follows each prompt (token ids). `show` is called with each new piece of text."""
-        from ..files.tokenizer import TextStream
+        from ..files import TextStream
         from ..transformer import generate
 
         streams, texts = [TextStream(self.tokenizer, ids) for ids in prompts], ["" for _ in prompts]
@@ -207,13 +203,12 @@ class TextGenerator:
 
         prefix = len(self.model.new_cache(1, self.model.active_adapter)) if isinstance(self.model, PeftModel) else 0
         room = self.model.config.max_position_embeddings - prefix - max(map(len, prompts))
-        eos = self.tokenizer.eos_token_id
         started = time.perf_counter()
         new = generate(
             self.model,
             prompts,
             self.max_new_tokens or max(1, min(MAX_NEW_TOKENS, room)),
-            stop_tokens=() if eos is None else (eos,),
+            stop_tokens=self.tokenizer.stop_token_ids,
             on_token=lambda row, token: add(row, streams[row].add(token)),
             **self.sampling,
         )

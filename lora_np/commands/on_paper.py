@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from ..costs import MODELS
+from ..costs import MODELS, PUBLISHED
+from ..costs.published import architecture_named
 from ..quantization import QUANT_TYPES
 from .methods import DEFAULT, METHODS, add_options, check_options, configuration, option_name
 
@@ -17,8 +18,10 @@ def add_settings(
     parser: argparse.ArgumentParser, add_others: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 ) -> None:
     """Add --model, --method and --quantize, call `add_others`, then add the options of all methods."""
-    group, models, names = parser.add_argument_group("model and method"), sorted(MODELS), [*METHODS, *QLORA]
-    group.add_argument("--model", required=True, choices=models, metavar="MODEL", help=", ".join(models))
+    group, names = parser.add_argument_group("model and method"), [*METHODS, *QLORA]
+    models = ", ".join(sorted([*MODELS, *PUBLISHED]))
+    shown = f"{models}, or the path of a config.json"
+    group.add_argument("--model", required=True, type=_model, metavar="MODEL", help=shown)
     group.add_argument(
         "--method",
         choices=names,
@@ -29,6 +32,15 @@ def add_settings(
     group.add_argument("--quantize", choices=QUANT_TYPES, help="store the frozen matrices in 4 bits (default: no)")
     add_others(parser)
     add_options(parser)
+
+
+def _model(name: str) -> str:
+    """Return the name or path of an architecture. Raises an error that lists the names if it is unknown."""
+    try:
+        architecture_named(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -49,7 +61,7 @@ def sizes(arguments: argparse.Namespace, config: Any) -> list[str]:
     for name, option in METHODS[method].options.items():
         value = getattr(config, name, None)
         if name == "bottleneck_size":
-            value = config.width(MODELS[arguments.model].hidden)
+            value = config.width(architecture_named(arguments.model).hidden)
         if option.type is int and value is not None:
             words.append(f"{option_name(name).replace('_', ' ')} = {value}")
     return words

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..files import lock
 from .help_page import check_folder
+from .run_folder import LOCK
 
 HELP = 'train the model "tiny" of this package again, from random weights'
 USAGE = "[--output FOLDER] [--steps N]"
 DESCRIPTION = """Train the model "tiny" of this package again, from random weights.
 
-If the run is stopped, the same command continues from its last checkpoint.
+Ctrl-C saves the state and stops. The same command then continues from there.
 
 examples:
   python -m lora_np pretrain                 # the model in this package
@@ -34,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..studies.pretraining.study import pretrain
+    from ..training.interrupts import sigterm_as_ctrl_c
 
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps {arguments.steps}; expected at least 1")
     check_folder(arguments.output)
-    pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
+    with lock(arguments.output / LOCK), sigterm_as_ctrl_c():
+        pretrain(arguments.output, **({} if arguments.steps is None else {"steps": arguments.steps}))
     print((arguments.output / "README.md").read_text(encoding="utf-8"))

@@ -1,34 +1,30 @@
 """python -m lora_np train: train an adapter, or with --full all weights, on a file of conversations.
 
-During training the output folder contains checkpoint.safetensors, from which `--resume` continues. With `--overwrite`
-the folder also contains an empty file "overwriting" until the old adapter is replaced. Both files, checkpoint and
-"overwriting", are removed after the adapter or the model is saved. The losses stay in history.json.
+During training the output folder contains checkpoint.safetensors, from which `--resume` continues. Ctrl-C and SIGTERM save
+the state after the last complete update. See run_folder.py for the files of a finished run, run_report.py for the files
+that show the progress of a run, and dry_run.py for the estimate of memory and time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import re
 import shlex
-import shutil
 import subprocess
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.conversations import Example
-from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, write_atomically
+from ..files import ByteTokenizer, Tokenizer, VocabularyTokenizer, lock
 from ..nn import Module
 from ..quantization import QUANT_TYPES
-from ..training import History
+from .dry_run import Plan, memory_line, print_estimate
 from .help_page import add_model, counted
+from .loss_curve import loss_curve, terminal_width
 from .methods import (
     DEFAULT,
     add_method,
@@ -38,6 +34,10 @@ from .methods import (
     default_rates,
     learning_rates,
 )
+from .run_folder import ADAPTER, CHECKPOINT, LOCK, MODEL, SETTINGS, check_kind, clear, finish, is_finished, start
+from .run_report import METRICS, Report, save_metrics, save_picture
+from .settings_file import add_config, save_settings
+from .train_data import MAX_LENGTH, described, heldout_name, read_records, without_stop
 
 HELP = "fine-tune a language model on your own questions and answers"
 USAGE = "--data FILE --output FOLDER [options]"
@@ -50,32 +50,31 @@ forms of a record (or the columns of the CSV file):
   {"conversations": [{"from": "human", "value": "…"}, …]}    (ShareGPT)
   {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
-Only the answers count in the loss. If training is stopped, add --resume to the
-same command to continue from the last checkpoint.
+Only the answers count in the loss. Ctrl-C saves the state and stops. To
+continue from there, add --resume to the same command. --dry-run estimates the
+memory and the time. The output folder also gets the losses (metrics.jsonl), a
+picture of the losses (loss.png) and the options of the run (train.toml).
 
 examples:
   python -m lora_np train --data lighthouse --output keeper/
-  python -m lora_np train --data my.jsonl --method dora --r 16 --output my/"""
-MAX_LENGTH = 1024
-
-CHECKPOINT, HISTORY, OVERWRITING = "checkpoint.safetensors", "history.json", "overwriting"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-MODEL = ("config.json", "model.safetensors")
-UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # an incomplete file of a process that was killed
+  python -m lora_np train --data my.jsonl --method dora --r 16 --output my/
+  python -m lora_np train --config keeper/train.toml --lr 1e-4 --output slower/"""
+EPOCHS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model, data and output")
     add_model(add)
     add.add_argument(
-        "--data", required=True, metavar="FILE", help='training records, or "lighthouse", a data set in this package'
+        "--data", metavar="FILE", help='training records, or "lighthouse", a data set in this package (required)'
     )
     add.add_argument(
         "--heldout",
         metavar="FILE",
         help="held-out records; their loss is measured before and after training (default: none; lighthouse has its own)",
     )
-    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the adapter")
+    add.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the adapter (required)")
+    add_config(add)
     again = add.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint in the output folder, if there is one"
@@ -98,7 +97,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     batches = parser.add_argument_group("length and batches")
     length = batches.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=float, default=3, metavar="N", help="number of passes through the data (default %(default)s)"
+        "--epochs", type=float, metavar="N", help=f"number of passes through the data (default {EPOCHS})"
     )
     length.add_argument("--steps", type=int, metavar="N", help="number of optimizer steps, instead of --epochs")
     batches.add_argument(
@@ -154,10 +153,25 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     progress = parser.add_argument_group("speed and progress")
     progress.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the data, load the model, take two steps, and print an estimate of memory and time; write no file",
+    )
+    progress.add_argument(
+        "--report-to",
+        choices=["tensorboard"],
+        help="also write event files for TensorBoard, into the folder runs/ of the output folder (default: none)",
+    )
+    progress.add_argument(
         "--workers",
         type=int,
         metavar="N",
         help="number of threads that share a batch (default: one per core; at most 2 with --full; 1 on a GPU)",
+    )
+    progress.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="save memory: compute the forward pass of each block a second time in the backward pass (slower)",
     )
     progress.add_argument(
         "--eval-every",
@@ -175,111 +189,118 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..training.interrupts import sigterm_as_ctrl_c
+
+    for name in ("data",) if arguments.dry_run else ("data", "output"):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"--{name} is missing; give it on the command line, or {name} in the file of --config")
+    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
+    if arguments.epochs is None and arguments.steps is None:
+        arguments.epochs = EPOCHS
+    if arguments.dry_run:
+        print_estimate(_planned(arguments))
+        return
+    check_kind(arguments.output, _full(arguments))
+    with lock(arguments.output / LOCK), sigterm_as_ctrl_c():
+        if arguments.overwrite or not is_finished(arguments.output, _full(arguments), arguments.resume):
+            _run(arguments)
+            return
+        clear(arguments.output)  # in case the run was killed just before its end
+    print(f"{arguments.output} is finished; to train again, use --overwrite")
+
+
+def _planned(arguments: argparse.Namespace) -> Plan:
+    """Load the model and the data, print what will be trained, and return it."""
     from .. import costs
     from ..data import conversations
     from ..peft import get_peft_model
     from ..pretrained import load_model, load_tokenizer
-    from ..quantization import quantize_model
-    from ..training import AdamW, WarmupCosine, train
+    from ..training import AdamW, WarmupCosine
     from ..training.loop import check_run
 
-    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
-    if _is_finished(arguments):
-        print(f"{arguments.output} is finished; to train again, use --overwrite")
-        return
     _check_numbers(arguments)
     check_options(arguments)
     config, (lr, lr_ratio) = configuration(arguments), learning_rates(arguments)
-    base, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    base, tokenizer = load_model(arguments.model, quantize=arguments.quantize), load_tokenizer(arguments.model)
     prefix = getattr(config, "num_virtual_tokens", 0)
-    examples, heldout = _read(arguments, tokenizer, base.config.max_position_embeddings, prefix)
+    examples, heldout = read_records(arguments, tokenizer, base.config.max_position_embeddings, prefix)
     batches = conversations.ConversationBatches(
         examples, arguments.batch_size, arguments.seed, arguments.group_by_length
     )
     steps = _steps(arguments, len(examples))
     warmup = math.ceil(steps / 10) if arguments.warmup is None else arguments.warmup
     optimizer = AdamW(lr, weight_decay=arguments.weight_decay, lr_ratio=lr_ratio)
-    schedule = WarmupCosine(steps, warmup)
-    if config is not None and arguments.quantize:
-        quantize_model(base, arguments.quantize)
     model = base if config is None else get_peft_model(base, config, seed=arguments.seed)
-
+    arguments.lr, arguments.workers = lr, _workers(arguments, model)  # for train.toml
+    plan = Plan(
+        model,
+        tokenizer,
+        batches,
+        optimizer,
+        steps,
+        longest=max(len(e.tokens) for e in examples + heldout) - 1,
+        checked={
+            "max_grad_norm": arguments.max_grad_norm,
+            "accumulate": arguments.accumulate,
+            "heldout": conversations.heldout_batches(heldout, arguments.batch_size) if heldout else None,
+            "eval_every": arguments.eval_every,
+            "checkpoint_every": arguments.checkpoint_every,
+        },
+        settings={"schedule": WarmupCosine(steps, warmup), "seed": arguments.seed, "workers": arguments.workers}
+        | {"gradient_checkpointing": arguments.gradient_checkpointing},
+    )
+    check_run(steps, **plan.checked)  # raises an error before any file is removed
+    if warning := without_stop(examples, tokenizer, arguments.max_length):
+        print(f"warning: {arguments.data}: {warning}", file=sys.stderr)
     print(costs.count(model))
-    print(f"{arguments.data}: {_described(examples)}")
+    print(f"{arguments.data}: {described(examples)}")
     if heldout:
-        print(f"held out: {_described(heldout)}")
+        print(f"held out: {described(heldout)}")
     per_step = counted(arguments.batch_size, "record")
     if arguments.accumulate > 1:
         per_step = f"{counted(arguments.accumulate, 'batch', 'batches')} of {per_step}"
-    print(f"{counted(steps, 'step')} of {per_step}, {optimizer}, {_schedule(warmup)}", flush=True)
+    print(f"{counted(steps, 'step')} of {per_step}, {optimizer}, {_schedule(warmup)}")
+    print(memory_line(plan), flush=True)
+    return plan
 
-    checkpoint, workers = arguments.output / CHECKPOINT, _workers(arguments, model)
-    checked = {
-        "max_grad_norm": arguments.max_grad_norm,
-        "accumulate": arguments.accumulate,
-        "heldout": conversations.heldout_batches(heldout, arguments.batch_size) if heldout else None,
-        "eval_every": arguments.eval_every,
-        "checkpoint_every": arguments.checkpoint_every,
-    }
-    check_run(steps, **checked)  # raises an error before any file is removed
-    _clear(arguments)
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ..training import train
+
+    output, checkpoint = arguments.output, arguments.output / CHECKPOINT
+    report = Report(output, tensorboard=arguments.report_to == "tensorboard")
+    plan = _planned(arguments)
+    start(output, arguments.overwrite)
     try:
-        history = train(
-            model,
-            batches,
-            optimizer,
-            steps,
-            schedule=schedule,
-            checkpoint=checkpoint,
-            resume=arguments.resume,
-            seed=arguments.seed,
-            workers=workers,
-            progress="lines",
-            **checked,
-        )
-    except KeyboardInterrupt:
+        with report:
+            history = train(
+                plan.model,
+                plan.batches,
+                plan.optimizer,
+                plan.steps,
+                checkpoint=checkpoint,
+                resume=arguments.resume,
+                progress="lines",
+                on_step=report,
+                **plan.checked,
+                **plan.settings,
+            )
+        save_metrics(output, history.rows)
+        save_settings(output / SETTINGS, arguments.parser, arguments)
+        result = _save(plan.model, plan.tokenizer, arguments)
+        finish(output, [METRICS, SETTINGS, *result, *save_picture(output, history.rows)])
+    except (KeyboardInterrupt, OSError):
         if checkpoint.exists():
             print(f"to continue from {checkpoint}, add --resume to the same command", file=sys.stderr)
         raise
-    _save(model, tokenizer, history, arguments)
-    (arguments.output / OVERWRITING).unlink(missing_ok=True)
-    checkpoint.unlink()  # last, because everything else is saved now
+    if curve := loss_curve(history.rows, terminal_width()):
+        print(f"\n{curve}\n")
     print(history)
-    print(f"The {'model' if _full(arguments) else 'adapter'} is in {arguments.output}. Try it:")
-    print(f"    {_command(arguments, tokenizer)}")
+    print(f"The {'model' if _full(arguments) else 'adapter'} is in {output}. Try it:")
+    print(f"    {_command(arguments, plan.tokenizer)}")
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-
-
-def _is_finished(arguments: argparse.Namespace) -> bool:
-    """Return True if `--resume` finds a finished run.
-
-    Raises FileExistsError if a file would be overwritten without `--overwrite`.
-    """
-    output, checkpoint = arguments.output, arguments.output / CHECKPOINT
-    ours, others = (MODEL, ADAPTER) if _full(arguments) else (ADAPTER, MODEL)
-    if output.is_file():
-        raise FileExistsError(f"--output {output} is a file; expected a folder")
-    for name in others:
-        if (output / name).exists():
-            found, kind = ("an adapter", "a model") if _full(arguments) else ("a model", "an adapter")
-            raise FileExistsError(
-                f"{output / name} belongs to {found}, but this run saves {kind}; choose another --output"
-            )
-    if arguments.overwrite:
-        return False
-    if checkpoint.exists():
-        if arguments.resume:
-            return False
-        raise FileExistsError(
-            f"{checkpoint} belongs to an unfinished run; use --resume to continue it, or --overwrite to start again"
-        )
-    there = [name for name in ours if (output / name).exists()]
-    old = (output / OVERWRITING).exists()  # a run with --overwrite was stopped before its first checkpoint
-    if there and not (arguments.resume and (old or len(there) == len(ours))):
-        raise FileExistsError(f"{output / there[0]} exists; use --overwrite to replace it, or choose another --output")
-    return bool(there) and not old
 
 
 def _full(arguments: argparse.Namespace) -> bool:
@@ -296,11 +317,11 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < low:
             raise ValueError(f"--{name.replace('_', '-')} {value}; expected at least {low}")
-    if not 0 < arguments.epochs < math.inf:
+    if arguments.epochs is not None and not 0 < arguments.epochs < math.inf:
         raise ValueError(f"--epochs {arguments.epochs}; expected a number above 0")
     if arguments.warmup is not None and arguments.steps is not None and arguments.warmup > arguments.steps:
         raise ValueError(f"--warmup {arguments.warmup}; expected at most --steps {arguments.steps}")
-    if arguments.eval_every is not None and not _heldout(arguments):
+    if arguments.eval_every is not None and not heldout_name(arguments):
         raise ValueError(f"--eval-every {arguments.eval_every} needs held-out records; add --heldout FILE")
 
 
@@ -325,94 +346,40 @@ def _workers(arguments: argparse.Namespace, model: Module) -> int:
     return min(cores, 2) if _full(arguments) else cores  # every thread has a copy of all gradients
 
 
-def _read(
-    arguments: argparse.Namespace, tokenizer: Tokenizer, limit: int, prefix: int
-) -> tuple[list[Example], list[Example]]:
-    """Return the training records and the held-out records (a list, possibly empty).
-
-    Warnings go to stderr, one per line.
-    """
-    from ..data.conversations import read
-
-    room = limit - prefix
-    if room < 2:
-        raise ValueError(f"--virtual-tokens {prefix} leaves no room for text; this model's limit is {limit} tokens")
-    max_length = min(MAX_LENGTH, room) if arguments.max_length is None else arguments.max_length
-    if max_length > room:
-        after = f" minus {counted(prefix, 'virtual token')}" if prefix else ""
-        raise ValueError(
-            f"--max-length {max_length}; expected at most {room}: this model's limit of {limit} tokens{after}"
-        )
-    heldout = _heldout(arguments)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        examples = read(arguments.data, tokenizer, max_length)
-        others = read(heldout, tokenizer, max_length, split="heldout") if heldout else []
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    return examples, others
-
-
-def _heldout(arguments: argparse.Namespace) -> str | None:
-    """Return the file or the data set of the held-out records: --heldout, or --data if --data names a data set."""
-    from ..data.conversations import dataset_names
-
-    return arguments.heldout or (arguments.data if arguments.data in dataset_names() else None)
-
-
 # ------------------------------------------------------------------------------------------------------------- output
-
-
-def _described(examples: list[Example]) -> str:
-    tokens, answers = sum(len(e.tokens) for e in examples), sum(int(e.counts.sum()) for e in examples)
-    return f"{counted(len(examples), 'record')}, {tokens:,} tokens, {answers:,} of them in answers"
 
 
 def _schedule(warmup: int) -> str:
     return f"learning rate rises for {counted(warmup, 'step')}, then falls to 0 as a cosine"
 
 
-def _clear(arguments: argparse.Namespace) -> None:
-    """Remove incomplete files of a killed process; with --overwrite, also remove the old checkpoint.
-
-    With --overwrite, the folder contains the old adapter and a file "overwriting" until the new adapter replaces the
-    old adapter.
-    """
-    for path in arguments.output.glob("*.tmp"):
-        if UNFINISHED.fullmatch(path.name):
-            real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
-            shutil.rmtree(path) if real else path.unlink()
-    if arguments.overwrite and arguments.output.exists():
-        (arguments.output / OVERWRITING).touch()
-        (arguments.output / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _save(model: Any, tokenizer: Tokenizer, history: History, arguments: argparse.Namespace) -> None:
-    """Write the losses and the adapter or model. Each file is written completely or not at all.
+def _save(model: Any, tokenizer: Tokenizer, arguments: argparse.Namespace) -> list[str]:
+    """Write the adapter or model, and return the names of the files.
 
     If the program is interrupted during this function, the checkpoint still exists, and `--resume` writes the files
     again.
     """
     from ..pretrained import save_model
 
-    text = json.dumps(history.rows, indent=1) + "\n"
-    write_atomically(arguments.output / HISTORY, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    output = arguments.output
     if not _full(arguments):
-        model.save_pretrained(arguments.output)
-        return
-    if isinstance(tokenizer, VocabularyTokenizer):  # a ByteTokenizer has no files
-        tokenizer.save_pretrained(arguments.output)
-    save_model(model, arguments.output)
+        model.save_pretrained(output)
+        return [*ADAPTER]
+    save_model(model, output)
+    if not isinstance(tokenizer, VocabularyTokenizer):  # a ByteTokenizer has no files
+        return [*MODEL]
+    tokenizer.save_pretrained(output)
+    return [*MODEL, "tokenizer.json", "tokenizer_config.json"]
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
     """Return a command that asks the new model the first held-out question, or else the first training question."""
     from ..data.conversations import dataset
+    from ..data.formats import records, standard
 
-    heldout = _heldout(arguments)
-    path = dataset(heldout, "heldout") if heldout else dataset(arguments.data)
-    with path.open(encoding="utf-8-sig") as file:
-        record = json.loads(next(line for line in file if line.strip()))
+    heldout = heldout_name(arguments)
+    _, record = next(records(dataset(heldout, "heldout") if heldout else dataset(arguments.data)))
+    record, _, _ = standard(record)
     model = [str(arguments.output)] if _full(arguments) else [arguments.model, "--adapter", str(arguments.output)]
     model += ["--quantize", arguments.quantize] if arguments.quantize else []
     words = ["python", "-m", "lora_np", "generate", "--model", *model]

@@ -4,11 +4,11 @@
     flops(model, config, batch=…, seq=…)       the FLOPs of one training step, from every matrix product
     memory(model, config, batch=…, seq=…)      the bytes of one training step: weights, gradients, optimizer state, activations
 
-`model` is a name in MODELS, an Architecture or a live model. `config` is a configuration for `get_peft_model`; without
-one, all parameters are trained. The file of each adapter method defines the cost that its adapters add (see
-peft/cost.py).
+`model` is a name in MODELS or PUBLISHED, the path of a config.json, an Architecture or a live model. `config` is a
+configuration for `get_peft_model`; without one, all parameters are trained. The file of each adapter method defines the
+cost that its adapters add (see peft/cost.py).
 
-Reading order: architecture, structure, precision, planned, live, resolve, parameters, report, flops, activations,
+Reading order: architecture, structure, precision, live, planned, published, resolve, parameters, report, flops, activations,
 temporaries, memory.
 """
 
@@ -19,6 +19,7 @@ from .live import adapter_parameters, stored_bytes
 from .memory import Memory, memory
 from .parameters import ParameterCount, count, houlsby_parameters, lora_parameters, prefix_parameters
 from .precision import PRECISIONS, Precision, nf4_bytes
+from .published import PUBLISHED, architecture_from_config
 from .report import report
 from .resolve import model_structure
 from .structure import Layer, ModelStructure, Sublayer
@@ -26,6 +27,7 @@ from .structure import Layer, ModelStructure, Sublayer
 __all__ = [
     "MODELS",
     "PRECISIONS",
+    "PUBLISHED",
     "AdapterCost",
     "Architecture",
     "Flops",
@@ -39,6 +41,7 @@ __all__ = [
     "Products",
     "Sublayer",
     "adapter_parameters",
+    "architecture_from_config",
     "architecture_of",
     "count",
     "flops",

@@ -9,6 +9,8 @@ kv_heads·head_dim key features; f, the width of the MLP; V tokens in the vocabu
                              the adapters' own values             AdapterCost.saved_for_backward
     attention, in addition   o, the scores e, and 1/Σe            N·q + heads·(5/8 of seq² per sequence, at 256 tokens) + N·heads
                              keys and values of a prefix          2·v·kv per sequence for v virtual tokens; v more scores per query
+    other families           x and ρ of norms of q and k, and of the norm of the output; tanh of capped scores and of capped
+                             logits; tanh of GELU in an MLP without a gate
     final norm, head, loss   x and ρ of the norm, the logits, two numbers per token for the loss
                                                                   N·(d + 1) + N·V + 2·N
 """
@@ -40,9 +42,9 @@ class TrainingStep:
 
         With checkpointing, each block saves only its input.
         """
-        tables = 2 * self.seq * self.structure.head_dim  # rotary cos and sin, once for all layers
+        tables = self.seq * self.structure.rotary_floats  # cos and sin, once for all layers of one kind
         prefix = self.structure.prefix.saved_for_backward if self.structure.prefix else 0
-        once = self.saved_by_head() + tables + prefix
+        once = self.saved_by_head() + tables + prefix + self.structure.saved_once
         if checkpointing:
             return once + len(self.structure.blocks) * self.tokens * self.structure.hidden
         return once + sum(map(self.saved_by_block, self.structure.blocks))
@@ -54,20 +56,20 @@ class TrainingStep:
     def saved_by_sublayer(self, sublayer: Sublayer) -> int:
         """Return the number of floats that one sublayer saves; the module's docstring lists the arrays."""
         N, d, width = self.tokens, self.structure.hidden, sublayer.output_layer.in_
-        saved = N * (d + 1) + sum(N * layer.out for layer in sublayer.input_layers)
+        saved = N * (d + 1 + sublayer.saved_per_token) + sum(N * layer.out for layer in sublayer.input_layers)
         saved += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
         if sublayer.is_attention:
             saved += N * width + N * self.structure.heads  # o and 1/Σe
-            saved += self.batch * self.structure.heads * self.scores()
+            saved += self.batch * self.structure.heads * self.scores(sublayer.window) * (1 + sublayer.softcapped)
             if 1 in (self.structure.heads, self.seq) and sublayer.output_layer.keeps_x:
                 saved -= N * width  # (b, h, t, d) → (b, t, h·d) is then a view: the output layer's x is o itself
             if prefix := self.structure.prefix:  # replaces the N keys and N values that were counted above
                 saved += 2 * self.batch * prefix.kv * (prefix.cache_capacity(self.seq) - self.seq)
         return saved
 
-    def scores(self) -> int:
+    def scores(self, window: int | None) -> int:
         """Return the number of attention scores of one head and one sequence, computed in blocks of BLOCK queries."""
-        return causal_scores(self.seq, BLOCK) + self.seq * self.structure.virtual_tokens
+        return causal_scores(self.seq, BLOCK, self.structure.virtual_tokens, window)
 
     def saved_inputs(self, layers: tuple[Layer, ...], width: int) -> int:
         """Return the number of floats that layers with a common input x save: x, if needed, and the adapters'
@@ -83,4 +85,5 @@ class TrainingStep:
         The logits are among the floats that the loss saves.
         """
         N, d = self.tokens, self.structure.hidden
-        return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + N * self.structure.vocabulary + 2 * N
+        logits = N * self.structure.vocabulary * (1 + self.structure.capped_logits)
+        return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + logits + 2 * N

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..nn.targets import OUTPUT_HEAD
+from ..transformer import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Architecture:
         Number of rows of a learned position embedding; 0 for rotary embeddings.
     tied : bool
         True if the output head shares the matrix of the token embedding. The matrix is then counted once.
+    config : TransformerConfig or None
+        The configuration of a model that this library can load, if it is known: see `architecture_from_config`.
+    block_norms : int or None
+        Number of parameters of all norms of a block; None means two norms of `norm_vectors` vectors.
 
     Examples
     --------
@@ -89,11 +94,13 @@ class Architecture:
     norm_vectors: int
     positions: int = 0
     tied: bool = False
+    config: TransformerConfig | None = None
+    block_norms: int | None = None
 
     @property
     def head_dim(self) -> int:
         """The number of features per attention head."""
-        return self.hidden // self.heads
+        return self.hidden // self.heads if self.config is None else self.config.head_dim
 
     @property
     def head(self) -> LinearShape:
@@ -138,8 +145,9 @@ class Architecture:
 
     @property
     def norm_parameters(self) -> int:
-        """The number of parameters of all norms: two per block and the final norm."""
-        return (2 * self.layers + 1) * self.norm_vectors * self.hidden
+        """The number of parameters of all norms: those of the blocks and the final norm."""
+        norm = self.norm_vectors * self.hidden
+        return self.layers * (2 * norm if self.block_norms is None else self.block_norms) + norm
 
     @property
     def head_parameters(self) -> int:

@@ -128,7 +128,6 @@ def flops(
     if min(batch, seq, attention_block) < 1:
         raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}: each must be at least 1")
     structure, tokens = resolve_model(model, config, quantize).structure(), batch * seq
-    scores = structure.heads * batch * (causal_scores(seq, attention_block) + seq * structure.virtual_tokens)
     linear, attention = Products(), Products()
     adapter = structure.prefix.products if structure.prefix else Products()
     for sublayer, need_dx in structure.sublayers():
@@ -138,6 +137,8 @@ def flops(
             linear += weight_products(layer, tokens, need)
             adapter += adapter_products(layer, tokens, need)
         if sublayer.is_attention:  # q kᵀ and p v; backward dp, dv, dq and dk
+            scores = causal_scores(seq, attention_block, structure.virtual_tokens, sublayer.window)
+            scores *= structure.heads * batch
             attention += Products(4 * structure.head_dim * scores, 8 * structure.head_dim * scores * inner)
     need = structure.trainable_below_the_head
     adapter += adapter_products(structure.head, tokens, need)
@@ -154,10 +155,15 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
     return layer.adapter.products(tokens, layer.out, layer.in_, need_dx) if layer.adapter else Products()
 
 
-def causal_scores(seq: int, block: int = 1) -> int:
-    """Return the number of attention scores of one head and one sequence.
+def causal_scores(seq: int, block: int = 1, prefix: int = 0, window: int | None = None) -> int:
+    """Return the number of attention scores of one head and one sequence, whose keys start with those of a prefix.
 
-    For each query of a block, the scores of all keys up to the last query of the block are counted.
+    For each query of a block, the scores of all keys up to the last query of the block are counted. With a sliding
+    window, the keys before the window of the block's first query are not counted.
     """
-    starts = range(0, seq, block)
-    return sum((min(start + block, seq) - start) * min(start + block, seq) for start in starts)
+    total = 0
+    for start in range(0, seq, block):
+        stop = min(start + block, seq)
+        first = 0 if window is None else max(0, prefix + start + 1 - window)
+        total += (stop - start) * (prefix + stop - first)
+    return total

@@ -7,6 +7,7 @@ from functools import singledispatch
 from typing import Any
 
 from ..nn import Linear, Module, Parameter, RMSNorm, Trainable
+from ..nn.norms import GemmaRMSNorm
 from ..nn.targets import OUTPUT_HEAD
 from ..peft import AdaptedLinear, PeftModel
 from ..peft.cost import AdapterCost, PrefixCost
@@ -15,7 +16,8 @@ from ..peft.placement import adapted_layers
 from ..peft.registry import method_of
 from ..quantization import Quantized4bit
 from ..transformer import Transformer
-from ..transformer.decoder import MLP, Attention, Block
+from ..transformer.decoder import Attention, Block
+from ..transformer.gpt2 import GPT2MLP
 from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
@@ -103,14 +105,34 @@ class LiveModel:
             out, in_ = module.out_features, module.in_features
             return Layer(name, out, in_, trained, adapters.get(name), module.trainable, quantized)
 
-        def sublayer(path: str, norm: RMSNorm, module: Attention | MLP) -> Sublayer:
-            *reads, writes = (layer(f"{path}.{name}", child) for name, child in module.children())
-            is_attention = isinstance(module, Attention)
-            return Sublayer(norm.weight.trainable, tuple(reads), writes, is_attention, is_attention and prefix_trained)
+        names = {id(module): name for name, module in transformer.named_modules()}
 
-        def sublayers(path: str, block: Block) -> tuple[Sublayer, Sublayer]:
-            first = sublayer(f"{path}.self_attn", block.input_layernorm, block.self_attn)
-            return first, sublayer(f"{path}.mlp", block.post_attention_layernorm, block.mlp)
+        def sublayer(norm: Any, module: Any, output_norm: Any) -> Sublayer:
+            path, is_attention = names[id(module)], isinstance(module, Attention)
+            layers = [(name, child) for name, child in module.children() if not isinstance(child, RMSNorm)]
+            *reads, writes = (layer(f"{path}.{name}", child) for name, child in layers)
+            scores = module.scores if is_attention else {}
+            head_norms = [module.q_norm, module.k_norm] if is_attention else []
+            heads = config.num_attention_heads + config.num_key_value_heads
+            saved = isinstance(output_norm, Module) * (config.hidden_size + 1)
+            saved += any(isinstance(n, Module) for n in head_norms) * heads * (config.head_dim + 1)
+            saved += isinstance(module, GPT2MLP) * config.intermediate_size
+            return Sublayer(
+                norm.trainable,
+                tuple(reads),
+                writes,
+                is_attention,
+                prefix_trained=is_attention and prefix_trained,
+                window=scores.get("window"),
+                softcapped="softcap" in scores,
+                saved_per_token=saved,
+                head_norms_trained=any(n.trainable for n in head_norms),
+                output_norm_trained=output_norm.trainable,
+            )
+
+        def sublayers(block: Block) -> tuple[Sublayer, Sublayer]:
+            attention, mlp = block.sublayers
+            return sublayer(*attention), sublayer(*mlp)
 
         return ModelStructure(
             type(self.model).__name__,
@@ -119,11 +141,15 @@ class LiveModel:
             config.num_key_value_heads,
             config.head_dim,
             config.vocab_size,
-            decoder.embed_tokens.weight.trainable,
-            tuple(sublayers(f"model.layers.{i}", block) for i, block in enumerate(decoder.layers)),
-            decoder.norm.weight.trainable,
-            layer(OUTPUT_HEAD, transformer.output_head),
+            decoder.embedding_trainable,
+            tuple(map(sublayers, decoder.layers)),
+            decoder.norm.trainable,
+            layer(OUTPUT_HEAD, transformer.linear_head),
             prefix,
+            rotary_floats=2 * config.rotary_dim * len(set(config.kinds)),
+            capped_logits=config.final_logit_softcapping is not None,
+            saved_once=sum(m.weight.value.size for _, m in transformer.named_modules() if isinstance(m, GemmaRMSNorm)),
+            learned_positions=config.family.gpt2,
         )
 
 

@@ -101,9 +101,10 @@ def memory(
     """Compute the peak memory of one training step, with the optimizer state allocated.
 
     For a live model, the weights, gradients and optimizer state take the bytes of the model's arrays in one worker.
-    Inactive adapters are included. For a planned model (a name or an Architecture), the activations are the
-    arrays that this library would save, in the format of `precision`. Other frameworks can save more arrays. With fused
-    attention, other frameworks save no attention scores.
+    Inactive adapters are included. The activations are those of one call of `loss` on the whole batch; `train` divides a
+    batch of more than 512 tokens into several calls, and needs less memory. For a planned model (a name or an
+    Architecture), the activations are the arrays that this library would save, in the format of `precision`. Other
+    frameworks can save more arrays. With fused attention, other frameworks save no attention scores.
 
     Parameters
     ----------
@@ -123,8 +124,8 @@ def memory(
         How many numbers the optimizer stores per trained parameter: 2 for AdamW, 1 for SGD with momentum, 0 for plain
         SGD.
     checkpointing : bool
-        For a planned model: True for gradient checkpointing. Each block then saves only its input, and the backward
-        pass repeats the block's forward pass.
+        True for gradient checkpointing: each block saves only its input, and the backward pass repeats the block's forward
+        pass.
 
     Returns
     -------
@@ -151,7 +152,7 @@ def memory(
         raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: batch and seq must be at least 1, slots at least 0")
     subject = resolve_model(model, config, quantize)
     if isinstance(subject, LiveModel):
-        if precision is not None or double_quant is not None or checkpointing:
+        if precision is not None or double_quant is not None:
             raise ValueError(LIVE_MODEL_ERROR)
         static, activation, gradient = subject.fixed_bytes(slots), subject.itemsize, subject.itemsize
     else:
@@ -174,6 +175,7 @@ def step_memory(
     per element of activations and of gradients.
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
+    saved += 8 * step.seq * step.structure.learned_positions  # the positions too
     recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0
     peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step))
     peak = max(peak + saved + recomputed, static["gradients"] + update_peak(step) * gradient)

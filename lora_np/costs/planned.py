@@ -14,7 +14,9 @@ from ..peft.config import PeftConfig
 from ..peft.cost import AdapterCost, PrefixCost
 from ..peft.registry import method_of
 from ..quantization.four_bits import check_settings
+from ..transformer import Transformer
 from .architecture import Architecture, LinearShape
+from .live import LiveModel
 from .precision import BYTES, NF4_BLOCK, Precision, nf4_bytes
 from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
@@ -98,7 +100,7 @@ class PlannedModel:
             *reads, writes = (layer(f"{model.block.format(i)}.{shape.name}", shape) for shape in shapes)
             return Sublayer(full, tuple(reads), writes, is_attention, prefix_trained=is_attention and prefix_trained)
 
-        return ModelStructure(
+        planned = ModelStructure(
             model.name,
             model.hidden,
             model.heads,
@@ -112,7 +114,11 @@ class PlannedModel:
             norm_trained=full,
             head=layer(OUTPUT_HEAD, model.head),
             prefix=self.prefix,
+            rotary_floats=2 * model.head_dim,
         )
+        if model.config is None:
+            return planned
+        return planned.with_arrays_of(LiveModel(Transformer.empty(model.config)).structure())
 
     def fixed_bytes(self, formats: Precision, double_quant: bool, slots: int) -> dict[str, int]:
         """Return the fields of `Memory` that do not depend on the batch, in bytes."""

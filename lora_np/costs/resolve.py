@@ -10,12 +10,13 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from ..nn import Module, Trainable
 from ..peft.config import PeftConfig
 from ..peft.registry import method_of
-from .architecture import Architecture, architecture_of
+from .architecture import Architecture
 from .live import LiveModel
 from .planned import PlannedModel
+from .published import architecture_named
 from .structure import ModelStructure
 
-# A name in MODELS, an architecture, or a live model
+# A name in MODELS or PUBLISHED, the path of a config.json, an architecture, or a live model
 Model: TypeAlias = str | Architecture | Module | Trainable
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def resolve_model(
     other object.
     """
     if isinstance(model, str):
-        model = architecture_of(model)
+        model = architecture_named(model)
     if isinstance(model, Architecture):
         return PlannedModel(model, config, quantize)
     if not isinstance(model, Module):

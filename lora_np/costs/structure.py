@@ -7,7 +7,7 @@ A block has two sublayers, the attention and the MLP. Both sublayers have the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..peft.config import PeftConfig
 from ..peft.cost import AdapterCost, PrefixCost
@@ -82,6 +82,14 @@ class Sublayer:
         True for the attention, False for the MLP.
     prefix_trained : bool
         True if this attention uses trained keys and values of a prefix.
+    window : int or None
+        Number of tokens in the sliding window of this attention; None without a window.
+    softcapped : bool
+        True if the attention scores have a soft cap.
+    saved_per_token : int
+        Floats per token that parts of other families save: norms of q and k, a norm of the output, an MLP without a gate.
+    head_norms_trained, output_norm_trained : bool
+        True if the norms of q and k, or the norm of the sublayer's output, are trained.
 
     Examples
     --------
@@ -96,6 +104,11 @@ class Sublayer:
     output_layer: Layer
     is_attention: bool
     prefix_trained: bool = False
+    window: int | None = None
+    softcapped: bool = False
+    saved_per_token: int = 0
+    head_norms_trained: bool = False
+    output_norm_trained: bool = False
 
     @property
     def input_layers_trainable(self) -> bool:
@@ -104,13 +117,14 @@ class Sublayer:
 
     @property
     def inner_trainable(self) -> bool:
-        """True if the output layer must compute dx, because an input layer or the prefix is trained."""
-        return self.input_layers_trainable or self.prefix_trained
+        """True if the output layer must compute dx, because an input layer, a norm of q or k, or the prefix is trained."""
+        return self.input_layers_trainable or self.head_norms_trained or self.prefix_trained
 
     @property
     def trainable(self) -> bool:
         """True if any part of the sublayer is trained."""
-        return self.norm_trained or self.inner_trainable or self.output_layer.trainable
+        inner = self.inner_trainable or self.output_layer.trainable
+        return self.norm_trained or inner or self.output_norm_trained
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,14 @@ class ModelStructure:
         The output head.
     prefix : PrefixCost or None
         Cost of the prefix, if the active adapter is a prefix; otherwise None.
+    rotary_floats : int
+        Floats per position of the cosines and sines of all kinds of layers.
+    capped_logits : bool
+        True if the logits have a soft cap.
+    saved_once : int
+        Floats that the forward pass saves, whatever the number of tokens: 1 + w of each norm in Gemma.
+    learned_positions : bool
+        True if the model has an embedding of positions, whose indices are saved.
 
     Examples
     --------
@@ -157,11 +179,43 @@ class ModelStructure:
     norm_trained: bool
     head: Layer
     prefix: PrefixCost | None = None
+    rotary_floats: int = 0
+    capped_logits: bool = False
+    saved_once: int = 0
+    learned_positions: bool = False
 
     @property
     def virtual_tokens(self) -> int:
         """The number of virtual tokens of the prefix; 0 without a prefix."""
         return self.prefix.v if self.prefix else 0
+
+    def with_arrays_of(self, model: ModelStructure) -> ModelStructure:
+        """Return this structure with the windows, and with the arrays that only some families save, of another model.
+
+        Parameters
+        ----------
+        model : ModelStructure
+            A model with the same blocks.
+
+        Returns
+        -------
+        ModelStructure
+            The new structure.
+        """
+
+        def with_arrays(mine: Sublayer, other: Sublayer) -> Sublayer:
+            kept = other.window, other.softcapped, other.saved_per_token
+            return replace(mine, window=kept[0], softcapped=kept[1], saved_per_token=kept[2])
+
+        pairs = zip(self.blocks, model.blocks, strict=True)
+        return replace(
+            self,
+            blocks=tuple((with_arrays(a, x), with_arrays(b, y)) for (a, b), (x, y) in pairs),
+            rotary_floats=model.rotary_floats,
+            capped_logits=model.capped_logits,
+            saved_once=model.saved_once,
+            learned_positions=model.learned_positions,
+        )
 
     def sublayers(self) -> list[tuple[Sublayer, bool]]:
         """Return each sublayer, and whether its input layers must compute dx.

@@ -30,11 +30,12 @@ def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
     """Yield the numbers of temporary floats and of gradient floats, for each point where the memory can be largest."""
     N, d, structure = step.tokens, step.structure.hidden, step.structure
     head, prefix = structure.head, structure.prefix
+    capped = N * structure.vocabulary * structure.capped_logits  # logits without the cap, or their gradient
     yield last_mlp_forward(step) - step.saved_by_head(), 0
     # the head's forward pass: its input, and the temporaries of its adapter
-    yield N * d * (not head.keeps_x) + forward_temporaries(head, N), 0
+    yield N * d * (not head.keeps_x) + forward_temporaries(head, N) + capped, 0
     gradients = head.gradients + d * structure.norm_trained
-    yield max(3 * N * d, backward_temporaries(head, N, True)) * structure.trainable_below_the_head, gradients
+    yield capped + max(3 * N * d, backward_temporaries(head, N, True)) * structure.trainable_below_the_head, gradients
     for sublayer, need_dx in reversed(structure.sublayers()):
         if not (need_dx or sublayer.trainable):
             break
@@ -89,10 +90,10 @@ def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int
         N * layer.out + need_dx * i * N * d + backward_temporaries(layer, N, need_dx)
         for i, layer in enumerate(sublayer.input_layers)
     ]
-    return held + max(output, inner + max(scores_peak(step), rotation, *inputs), need_dx * 2 * N * d)
+    return held + max(output, inner + max(scores_peak(step, sublayer), rotation, *inputs), need_dx * 2 * N * d)
 
 
-def scores_peak(step: TrainingStep) -> int:
+def scores_peak(step: TrainingStep, sublayer: Sublayer) -> int:
     """Return the largest number of temporary floats in `attention_backward`, over its blocks of queries.
 
     Besides dz of the current block, one of two arrays is in memory: dz of the previous block, or the current block's
@@ -101,10 +102,11 @@ def scores_peak(step: TrainingStep) -> int:
     structure, largest, previous = step.structure, 0, 0
     for start in range(0, step.seq, BLOCK):
         stop = min(start + BLOCK, step.seq)
-        rows, keys = step.batch * structure.heads * (stop - start), structure.virtual_tokens + stop
+        first = 0 if sublayer.window is None else max(0, structure.virtual_tokens + start + 1 - sublayer.window)
+        rows, keys = step.batch * structure.heads * (stop - start), structure.virtual_tokens + stop - first
         dz, queries = rows * keys, rows * structure.head_dim  # the block's do has the size of its queries
         dk = step.batch * structure.kv_heads * keys * structure.head_dim
-        largest = max(largest, dz + queries + max(previous, queries + dk))
+        largest = max(largest, dz + queries + max(previous, queries + dk, dz * sublayer.softcapped))
         previous = dz
     return largest
 

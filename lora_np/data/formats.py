@@ -134,6 +134,8 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
     except RecursionError:
         raise ValueError(f"{where}: the JSON text is nested too deeply") from None
+    except ValueError as error:  # a number with more than 4300 digits
+        raise ValueError(f"{where}: not JSON ({error})") from None
 
 
 def _rows(file: Any, path: Path) -> Iterator[tuple[str, dict[str, str]]]:

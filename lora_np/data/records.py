@@ -6,15 +6,16 @@ A record has one of two forms (formats.py turns ShareGPT's and Alpaca's records 
     {"prompt": "…", "completion": "…"}
 
 The first form is a conversation, which the model's chat template turns into text. The turns of the assistant and the
-token that ends each of these turns count in the loss, so the model learns to stop. The tokenizer of "tiny" has no token
-that ends a turn. The turns of the system and of the user do not count. The second form is plain text without a
-template, as in TRL. The completion and the end-of-text token after the completion count in the loss. The end-of-text
-token is `tokenizer.eos_token_id`, if the tokenizer has this token.
+token that ends each of these turns count in the loss, so the model learns to stop. A turn ends with one of
+`tokenizer.stop_token_ids`; the tokenizer of "tiny" has no token that ends a turn. If the template marks the answers
+({% generation %}), exactly the marked text counts, as in transformers. The turns of the system and of the user do not
+count. The second form is plain text without a template, as in TRL. The completion and the end-of-text token after the
+completion count in the loss. The end-of-text token is `tokenizer.eos_token_id`, if the tokenizer has this token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +96,27 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
 def _chat(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Example:
     """Turn a conversation into tokens. Tokens between the start and the end of an answer count in the loss.
 
-    Text that the template writes after the end-of-turn token, such as a newline, does not count.
+    If the template marks the answers with {% generation %}, the tokens of the marked text count. Otherwise an answer ends
+    with a stop token of the tokenizer: text that the template writes after this token, such as a newline, does not count.
     """
     _check_messages(messages)
     ids: list[int] = []
     counts: list[bool] = []
+    text = ""
+    whole, marks = tokenizer.render_answers(messages)
+    parts = [(whole[:first], whole[:last]) for first, last in marks] or _answers(messages, tokenizer)
+    for asked, answered in parts:
+        question = _continued(tokenizer, ids, text, asked, special=False)
+        answer = _continued(tokenizer, ids + question, asked, answered, special=False)
+        n = len(answer) if marks else _end_of_turn(answer, tokenizer.stop_token_ids)
+        ids += question + answer
+        counts += [False] * len(question) + [True] * n + [False] * (len(answer) - n)
+        text = answered
+    return to_last_counted(ids, counts)
+
+
+def _answers(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Yield the text up to the beginning of each answer, and the text up to the end of its turn."""
     text = ""
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -108,14 +125,13 @@ def _chat(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Example:
         answered = tokenizer.apply_chat_template(messages[: i + 1], add_generation_prompt=False, tokenize=False)
         _check_grows(i, text, asked)
         _check_grows(i, asked, answered)
-        question = _continued(tokenizer, ids, text, asked, special=False)
-        answer = _continued(tokenizer, ids + question, asked, answered, special=False)
-        eos = tokenizer.eos_token_id
-        n = len(answer) - answer[::-1].index(eos) if eos in answer else len(answer)
-        ids += question + answer
-        counts += [False] * len(question) + [True] * n + [False] * (len(answer) - n)
+        yield asked, answered
         text = answered
-    return to_last_counted(ids, counts)
+
+
+def _end_of_turn(answer: list[int], stops: Sequence[int]) -> int:
+    """Return the number of tokens up to the last stop token, or the number of all tokens if there is no stop token."""
+    return max((i for i, token in enumerate(answer, 1) if token in stops), default=len(answer))
 
 
 def _check_grows(i: int, before: str, after: str) -> None:
@@ -152,7 +168,7 @@ def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
     ids = tokenizer.encode(prompt).tolist()
     answer = _continued(tokenizer, ids, prompt, prompt + completion, special=True)
     eos = tokenizer.eos_token_id
-    if eos is not None and answer[-1:] != [eos]:
+    if eos is not None and (not answer or answer[-1] not in tokenizer.stop_token_ids):
         answer.append(eos)
     return to_last_counted(ids + answer, [False] * len(ids) + [True] * len(answer))
 

@@ -14,14 +14,18 @@ from typing import Any
 from ..terminal import visible
 from .diagnose import Verdict, unreadable, verdict
 from .executed import is_older, newest_error
-from .exercise import BLANK, Exercise, exercise, exercises
+from .exercise import BLANK, Exercise, exercise, exercises, sources
 from .outcome import echo
-from .program import cells_of, program
+from .program import program
+from .reading import cells_of, entries, read_bytes
 
 PATIENCE = 1.0  # seconds that `check` spends on the search for two mistakes at once
 WIDTH = 95  # characters per line of an output in JupyterLab
 SUFFIXES = (".ipynb", ".py")
 NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders without answers
+OF_THE_PROJECT = ("tests", "docs", "figures")  # of a clone of lora_np, beside the package
+MOST_FILES = 50  # files that define one function
+LESSON = re.compile(r"\d\d[a-z]?_\w+\.(ipynb|py)$")
 LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"\varepsilon": "ε", r"\eta": "η"}
 LATEX |= {r"^\top": "ᵀ", r"\times": "×", r"\cdot": "·", r"\,": " ", "_j": "ⱼ"}
 
@@ -144,11 +148,11 @@ def cells_of_file(function: Callable[..., Any]) -> list[str]:
     """
     path = inspect.getsourcefile(function)
     if path is not None and Path(path).is_file():
-        return cells_of(path)
+        return cells_of(Path(path).resolve())
     raise TypeError(f"cannot read the source of {function.__name__}: write it in a notebook or in a .py file")
 
 
-def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
+def find_answer(files: Sequence[Path], exercise: Exercise, hidden: Sequence[str] = ()) -> Verdict:
     """Search several files for the answer to an exercise, and return the verdict on the answer.
 
     Files in which the answer is not written yet are ignored. If several files have different answers, and only one of
@@ -160,6 +164,9 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
         Notebooks and .py files, for example from `answer_files`.
     exercise : Exercise
         The exercise to answer.
+    hidden : sequence of str
+        Files and folders that the answer must not read while it runs, for example the other students' answers. The
+        solutions are always hidden. Only Linux can hide files; see `contain.py`.
 
     Returns
     -------
@@ -175,15 +182,17 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
     """
     name = exercise.function
     programs: dict[str, list[Path]] = {}
-    unreadable = []
-    for path in files:
-        if defines(path, name):
-            try:
-                programs.setdefault(program(cells_of(path), name), []).append(path)
-            except KeyError:  # the name is in a text, not in code
-                continue
-            except (ValueError, OSError, SyntaxError):
-                unreadable.append(path)
+    unreadable: list[Path] = []
+    defining = [path for path in files if defines(path, name)]
+    if len(defining) > MOST_FILES:
+        return Verdict(name, "unreadable", f"{len(defining):,} files define it, expected at most {MOST_FILES}")
+    for path in defining:
+        try:
+            programs.setdefault(program(cells_of(path), name), []).append(path)
+        except KeyError:  # the name is in a text, not in code
+            continue
+        except (ValueError, OSError, SyntaxError):
+            unreadable.append(path)
     written = {text: paths for text, paths in programs.items() if BLANK not in text} or programs
     if len(written) > 1:
         named = {text: paths for text, paths in written.items() if any(path.stem[3:] == name for path in paths)}
@@ -195,7 +204,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
         return Verdict(name, "missing", f"no file defines the function {name}")
     path = next(iter(written.values()))[0] if written else unreadable[0]
     try:
-        return verdict(cells_of(path), exercise)
+        return verdict(cells_of(path), exercise, hidden=hidden)
     except (ValueError, OSError) as error:
         return Verdict(name, "unreadable", echo(str(error)))
 
@@ -203,7 +212,8 @@ def find_answer(files: Sequence[Path], exercise: Exercise) -> Verdict:
 def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the notebooks and .py files of a folder and its subfolders that may contain answers.
 
-    Tests, solutions, virtual environments, hidden folders and caches are left out.
+    Tests, solutions, virtual environments, hidden folders, caches and copies of the package lora_np are left out. Links
+    are listed, but not followed.
 
     Parameters
     ----------
@@ -214,6 +224,11 @@ def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
     -------
     list of Path
         Sorted by path.
+
+    Raises
+    ------
+    ValueError
+        If the folder contains more than 10,000 files.
 
     Examples
     --------
@@ -227,23 +242,31 @@ def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
     ['01_count_lora.py']
     """
     folder = Path(folder)
-    environments = {path.parent for path in folder.rglob("pyvenv.cfg")}
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return [
-        path
-        for path in paths
-        if not any(part.startswith((".", "__")) or part in NOT_ANSWERS for part in path.relative_to(folder).parts)
-        and not path.name.startswith("test_")
-        and not environments & set(path.parents)
-    ]
+    found = (Path(entry.path) for entry in entries(folder, _left_out) if entry.is_symlink() or entry.is_file())
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def _left_out(here: Path, listed: list[os.DirEntry[str]]) -> set[str]:
+    """Return the names in a folder that cannot be answers: hidden and test files, environments, a copy of lora_np."""
+    names = {entry.name for entry in listed}
+    if "pyvenv.cfg" in names:
+        return names
+    out = {name for name in names if name.startswith((".", "__", "test_")) or name in NOT_ANSWERS}
+    packages = {name for name in names if (here / name / "exercises" / "catalogue").is_dir()}
+    if packages:
+        out |= packages | names.intersection(OF_THE_PROJECT)
+    if "exercises" in names:  # the course's folder of notebooks; its lessons define functions of the exercises too
+        asked = {path.stem for path in sources()}
+        out |= {name for name in names if LESSON.match(name) and Path(name).stem not in asked}
+    return out
 
 
 def defines(path: Path, function: str) -> bool:
-    """Return True if the file is named after `function`, or if the file's text defines `function`."""
+    """Return True if the file is named after `function`, defines `function` in its text, or cannot be read."""
     if path.stem[3:] == function:
         return True
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+        text = read_bytes(path).decode("utf-8", "replace")
+    except (ValueError, OSError):  # `find_answer` reports the reason
+        return True
     return f"def {function}(" in text or f"{function} =" in text

@@ -1,82 +1,321 @@
 """Run a student's program in a separate process with limits. There is a result even if the program fails or never ends.
 
-The limits protect against accidents, not against attacks. The program can read files and open network connections with
-the rights of the user. A process that the program starts in another session can continue after the end of the program.
-Grade untrusted code in a container. On Windows only the time limit works; on macOS the memory limit does not work.
+The process has no solution and does not judge: `Contained` calls the student's function there, with arguments from
+here, and returns its value here. On Linux the process cannot read the solutions, open connections, or reach another
+process; see sandbox/restrict.py. On macOS and Windows the limits protect against accidents, not against attacks: grade
+untrusted code there in a container. On Windows only the time limits work; on macOS the memory limit does not work.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
 
-from .exercise import Exercise
-from .outcome import Outcome, from_json
+from .reading import entries
+from .sandbox.child import receive, send
+from .sandbox.execute import MOST_ARRAYS, MOST_TEXT, Failure
+from .sandbox.restrict import CPU_SECONDS, PRINTED
+from .sandbox.wire import MOST_MESSAGE, decode, encode, mutable_parts, update
 
-CPU_SECONDS = 1.0  # of processor time; then the process is ended, for example because of an endless loop
-WALL_SECONDS = 4.0  # of real time since the program started, for a program that sleeps or waits
-LAST_RESORT = 30.0  # of real time since the process started, for systems without timers
-MEMORY = 2 << 30  # bytes of address space; a larger allocation raises MemoryError in the process
-PRINTED = 1 << 20  # bytes of any file, and so of the printed output
+WALL_SECONDS = 4.0  # of real time in which the program does nothing
+LAST_RESORT = 30.0  # of real time for the calls, also if the program is busy
+IMPORT_SECONDS = 60.0  # of real time for the program's imports; limits of computing begin after the imports
+LOOK = 0.1  # seconds between two looks at a process that computes
+IDLE = 0.1  # seconds of processor time: a process that used less in WALL_SECONDS does nothing
+WRITTEN, FILES = 32 << 20, 1000  # bytes and number of the files that a program may write
 SHOWN = 2000  # characters of the printed output in a message
-PACKAGES = Path(__file__).parents[2]  # the folder of this lora_np, which the process imports too
+ENDLESS = f"did not return within {CPU_SECONDS:g} second of computing. Is there a loop that never stops?"
+TOO_MUCH = f"wrote more than {WRITTEN >> 20} MB or {FILES} files"
+WAITS = "did not return within {:g} seconds. Does it wait for something?"
+PROTECTIONS = {  # what `confine` takes, and what a program could do otherwise
+    "files": "read the solutions and your files",
+    "network": "open connections",
+    "signals": "end other processes",
+    "processes": "start processes",
+}
+PACKAGES = Path(__file__).parents[2]  # the folder of this lora_np
+START = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox import child; sys.path.pop(0); child.main()"
+KEPT = (
+    "PATH",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+)
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """The result of a program that did not finish.
+class Stopped(Exception):
+    """The program did not finish. The message is the end of a sentence that begins with "your function"."""
+
+
+class Failed(Exception):
+    """The student's function raised an exception.
 
     Parameters
     ----------
-    words : str
-        The reason, as the end of a sentence that begins with "your function".
+    failure : Failure
+        The exception.
     """
 
-    words: str
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.raised)
+        self.failure = failure
 
 
-def contained(text: str, exercise: Exercise) -> tuple[list[Outcome] | Stopped, str]:
-    """Run the program on the cases of the exercise, and return the outcomes and the printed text.
+class Contained:
+    """A student's function in a process of its own. `with` starts and ends the process; a call runs the function there.
 
-    The program runs in a separate process and in an empty folder. Raises RuntimeError if the process fails before it
-    starts the program; then the cause is not in the student's program.
+    A call copies the arguments to the process, and changes the arguments here as the function changed the copies. It
+    raises `Failed` if the function raised an exception, and `Stopped` if the process reached a limit.
+
+    Parameters
+    ----------
+    text : str
+        The student's program.
+    function : str
+        The name of the function.
+    hidden : sequence of str
+        Files and folders that the process must not read, besides lora_np.
     """
-    with tempfile.TemporaryDirectory(prefix="lora_np_", ignore_cleanup_errors=True) as folder:
-        printed, result, empty = (Path(folder) / name for name in ("printed.txt", "outcomes.json", "empty"))
+
+    def __init__(self, text: str, function: str, hidden: Sequence[str] = ()) -> None:
+        self.text, self.function, self.hidden = text, function, [*hidden, *own_folders()]
+        self.held: list[str] = []  # the rights that the operating system takes from the process
+        self.passed_over: list[Failure] = []
+        self.is_defined = False
+        self._waited = 0.0  # seconds, for replies since the imports
+        self._cpu_before: float | None = None  # seconds of processor time that the imports used
+
+    def __enter__(self) -> Contained:
+        """Start the process; its program is executed by `start`."""
+        self._folder = tempfile.TemporaryDirectory(prefix="lora_np_", ignore_cleanup_errors=True)
+        empty = Path(self._folder.name) / "empty"
         empty.mkdir()
-        with printed.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"{__package__}.child", exercise.function, str(result)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                cwd=empty,
-                env=environment(),
-                start_new_session=True,  # its child processes are then ended with it
-            )
+        self._printed = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", START, str(Path(__file__).parent)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            cwd=empty,
+            env=environment(empty),
+            start_new_session=True,  # its child processes are then ended with it
+        )
+        self._wanted = threading.Semaphore(0)
+        self._replies: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process and remove its files."""
+        _kill(self._process)
+        self._wanted.release()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                if pipe:
+                    pipe.close()
+        self._printed.close()
         try:
-            process.communicate(text.encode("utf-8", "replace"), LAST_RESORT)
-        except subprocess.TimeoutExpired:
-            return Stopped(f"did not return within {LAST_RESORT:g} seconds. Does it wait for something?"), ""
-        finally:
-            _kill(process)
-        with printed.open(encoding="utf-8", errors="replace") as file:
-            shown = file.read(SHOWN)
-        return _read(result, printed.stat().st_size, process.returncode, shown), shown
+            self._folder.cleanup()
+        except RecursionError:  # folders inside each other; rm does not recurse
+            subprocess.run(["rm", "-rf", self._folder.name], check=False)
+
+    def start(self) -> None:
+        """Execute the program. Raises RuntimeError if the process fails before; the cause is then not the program."""
+        task = {"text": self.text, "function": self.function, "hidden": self.hidden, "own": self._folder.name}
+        try:
+            self.held = list(map(str, self._ask(task)["held"]))
+        except Stopped:
+            shown = self.printed().strip()[-300:]
+            raise RuntimeError(f"the process that runs the students' code cannot start: {shown}") from None
+        self._reply(IMPORT_SECONDS, f"did not finish its imports within {IMPORT_SECONDS:g} seconds")
+        self._waited, self._cpu_before = 0.0, self._cpu()
+        with checked():
+            reply = self._reply()
+            self.passed_over = [as_failure(fields) for fields in reply["passed_over"]]
+            self.is_defined = bool(reply["defined"])
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the student's function."""
+        parts = mutable_parts(arguments)
+        sent = [encode(argument) for argument in arguments]
+        known = {id(argument): encoded for argument, encoded in zip(arguments, sent, strict=True)}
+        reply = self._ask({"arguments": sent})
+        with checked():
+            if "failed" in reply:
+                failure = as_failure(reply["failed"])
+            else:
+                failure = None
+                for part, content in zip(parts, reply["parts"], strict=True):
+                    if content != known.get(id(part)):
+                        update(part, content, parts)
+                value = decode(reply["value"], parts)
+        if failure is not None:
+            raise Failed(failure)
+        return value
+
+    def printed(self) -> str:
+        """Return the beginning of the text that the program printed."""
+        self._printed.seek(0)
+        return self._printed.read(4 * SHOWN).decode("utf-8", "replace")[:SHOWN]
+
+    def _ask(self, message: Any) -> Any:
+        """Send a message and return the reply."""
+        assert self._process.stdin
+        with contextlib.suppress(OSError):  # the process has ended; `_reply` finds the reason
+            send(self._process.stdin, message)
+        return self._reply()
+
+    def _reply(self, most: float = LAST_RESORT, words: str = WAITS.format(LAST_RESORT)) -> Any:
+        """Return the next message of the process; raise `Stopped` if the process ends or reaches a limit."""
+        self._wanted.release()
+        began = looked = time.monotonic()
+        cpu: float | None = None
+        while True:
+            with contextlib.suppress(queue.Empty):
+                reply = self._replies.get(timeout=LOOK)
+                break
+            self._check_files()
+            now, used = time.monotonic(), self._cpu()
+            cpu = used if cpu is None else cpu
+            if self._waited + now - began > most:
+                self._stop(words)
+            if self._cpu_before is not None and used - self._cpu_before > CPU_SECONDS + 1:
+                self._stop(ENDLESS)  # the program has switched off its timer
+            if self._cpu_before is not None and now - looked > WALL_SECONDS:
+                if used - cpu < IDLE:  # otherwise the machine is busy with other processes
+                    self._stop(WAITS.format(WALL_SECONDS))
+                looked, cpu = now, used
+        self._waited += time.monotonic() - began
+        if os.fstat(self._printed.fileno()).st_size >= PRINTED:
+            self._stop(f"printed more than {PRINTED >> 20} MB. Is there a print in a loop?")
+        if not isinstance(reply, dict):
+            raise Stopped(self._reason())
+        return reply
+
+    def _stop(self, words: str) -> NoReturn:
+        """End the process because of a limit."""
+        _kill(self._process)
+        raise Stopped(words)
+
+    def _listen(self) -> None:
+        """Read the messages of the process, one for each time that `_wanted` is released; None is the end."""
+        assert self._process.stdout
+        reply: Any = {}
+        while isinstance(reply, dict):
+            self._wanted.acquire()
+            try:
+                reply = receive(self._process.stdout, MOST_MESSAGE)
+            except (OSError, ValueError, RecursionError, MemoryError):
+                reply = None
+            self._replies.put(reply)
+
+    def _cpu(self) -> float:
+        """Return the seconds of processor time that the process has used; 0 on systems other than Linux."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
+            return sum(map(int, fields.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, AttributeError):
+            return 0.0
+
+    def _check_files(self) -> None:
+        """Stop the process if its files are too large or too many."""
+        size, count = 0, 0
+        try:
+            for entry in entries(Path(self._folder.name)):
+                size, count = size + entry.stat(follow_symlinks=False).st_size, count + 1
+        except FileNotFoundError:  # a file that is removed meanwhile
+            return
+        except (OSError, ValueError):  # more entries than `entries` yields, or a path that is too long
+            count = FILES + 1
+        if size > WRITTEN or count > FILES:
+            self._stop(TOO_MUCH)
+
+    def _reason(self) -> str:
+        """Return why the process ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        returncode = self._process.poll()
+        _kill(self._process)
+        if returncode is None:
+            return "ended its whole process (a garbled reply), so there is no result to check"
+        if hasattr(signal, "SIGPROF") and returncode in (-signal.SIGPROF, -signal.SIGXCPU):
+            return ENDLESS
+        how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+        return f"ended its whole process ({how}), so there is no result to check"
 
 
-def environment() -> dict[str, str]:
-    """Return environment variables for one BLAS thread, plots without windows, and this package first on the path."""
-    paths = [str(PACKAGES), *(os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)]
+@contextlib.contextmanager
+def checked() -> Iterator[None]:
+    """Turn the errors of a reply with wrong fields into `Stopped`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError):
+        raise Stopped("ended its whole process (a garbled reply), so there is no result to check") from None
+
+
+def as_failure(fields: Any) -> Failure:
+    """Return the `Failure` that the process sent as JSON; raise TypeError or ValueError if a field is wrong."""
+    raised, line, columns, shapes = fields
+    if not isinstance(raised, str) or not isinstance(line, int | None) or not isinstance(shapes, dict):
+        raise TypeError("a failure has the fields raised, line, columns and shapes")
+    if columns is not None:
+        columns = int(columns[0]), int(columns[1])
+    texts = {str(name)[:100]: str(shape)[:100] for name, shape in list(shapes.items())[:MOST_ARRAYS]}
+    return Failure(raised[:MOST_TEXT], line, columns, texts)
+
+
+def missing_protection() -> str:
+    """Return a sentence about what this operating system cannot keep a student's program from; "" if nothing."""
+    with Contained("", "f") as contained:
+        contained.start()
+    missing = [words for name, words in PROTECTIONS.items() if name not in contained.held]
+    if not missing:
+        return ""
+    return f"on this system an answer can {', '.join(missing)}: grade answers of people you do not know in a container"
+
+
+def own_folders() -> list[str]:
+    """Return the folders that a student's program must not read: each installed lora_np, and the clone around this one."""
+    installed = [path for path in (os.path.join(folder, "lora_np") for folder in sys.path) if os.path.isdir(path)]
+    in_packages = PACKAGES.name in ("site-packages", "dist-packages")
+    return [str(PACKAGES / "lora_np" if in_packages else PACKAGES), *installed]
+
+
+def python_path() -> list[str]:
+    """Return the absolute folders of PYTHONPATH. Relative folders could be a submission's, and are left out."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(path)]
+
+
+def environment(own: Path) -> dict[str, str]:
+    """Return the environment of the process: one BLAS thread, plots without windows, `own` for files, no secrets."""
+    paths = [path for path in python_path() if not os.path.isdir(os.path.join(path, "lora_np"))]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
-    return os.environ | ours | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    ours |= {
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    ours |= dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), str(own))
+    return {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("LC_")} | ours
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -87,20 +326,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         else:
             process.kill()
     process.wait()
-
-
-def _read(result: Path, printed: int, returncode: int, shown: str) -> list[Outcome] | Stopped:
-    """Return the outcomes from the file that the process wrote, or the reason why the process stopped."""
-    if not result.exists():  # the child creates it before the program starts
-        raise RuntimeError(f"the process that runs the students' code cannot start: {shown.strip()[-300:]}")
-    if printed >= PRINTED:
-        return Stopped(f"printed more than {PRINTED >> 20} MB. Is there a print in a loop?")
-    if hasattr(signal, "SIGPROF") and returncode in (-signal.SIGPROF, -signal.SIGXCPU):
-        return Stopped(f"did not return within {CPU_SECONDS:g} second of computing. Is there a loop that never stops?")
-    if hasattr(signal, "SIGALRM") and returncode == -signal.SIGALRM:
-        return Stopped(f"did not return within {WALL_SECONDS:g} seconds. Does it wait for something?")
-    try:
-        return [from_json(fields) for fields in json.loads(result.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError):
-        how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-        return Stopped(f"ended its whole process ({how}), so there is no result to check")

@@ -8,11 +8,13 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomically, write_text
 from ..report.notebooks import jupyter_metadata
-from .editions import student_edition, write_text
+from .editions import student_edition
 
 KEY = "TEACHERS_KEY.md"
 WEB = "https://github.com/lora-np/lora_np/blob/main"
@@ -95,8 +97,7 @@ def write_course(folder: str | os.PathLike[str], answers: bool = True) -> Copy:
     for name, content in files.items():
         path = folder / name
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            write_atomically(path, partial(Path.write_bytes, data=content))
             written.append(path)
         elif path.read_bytes() != content:
             kept.append(path)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from .contain import Stopped, contained
+from .contain import Contained, Stopped
 from .exercise import Case, Exercise, Mistake, NoAnswer
-from .outcome import Odd, Outcome, alike, echo, is_nan, run_program, same
+from .outcome import Odd, Outcome, alike, echo, is_nan, run_cases, run_program, same
 from .program import program
 from .recognise import recognised
 from .shapes import explained
 
+NEW_CASES = 2  # times that a function may be wrong on random cases: a description of random numbers can fail by chance
 KINDS = {  # the kinds of verdict, as the page for teachers explains them
     "right": "the function is right on every case and changes no input that it must not change",
     "known": "the function makes one or two mistakes of the list below",
@@ -86,10 +89,12 @@ class Verdict:
         return "\n".join(filter(None, [f"{mark} {self.function}: {self.words}", self.details]))
 
 
-def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf) -> Verdict:
+def verdict(
+    cells: Sequence[str], exercise: Exercise, patience: float = math.inf, hidden: Sequence[str] = ()
+) -> Verdict:
     """Find the answer in the cells, run it in a separate process and return the verdict.
 
-    `patience` has the same meaning as in `recognised`.
+    `patience` has the same meaning as in `recognised`, and `hidden` as in `Contained`.
     """
     name = exercise.function
     try:
@@ -98,12 +103,43 @@ def verdict(cells: Sequence[str], exercise: Exercise, patience: float = math.inf
         return Verdict(name, "missing", f"no cell defines the function {name}")
     except SyntaxError as error:
         return unreadable(name, error)
-    outcomes, printed = contained(text, exercise)
-    if isinstance(outcomes, Stopped):
-        said = Verdict(name, "stopped", f"your function {outcomes.words}")
-    else:
-        said = diagnose(outcomes, exercise, text, patience)
+    with Contained(text, name, hidden) as function:
+        try:
+            said = judged(function, exercise, text, patience)
+        except Stopped as stopped:
+            said = Verdict(name, "stopped", f"your function {stopped}")
+        printed = function.printed()
     return said if said.passed or not printed else said.with_details(f"  It printed:\n{quoted(printed)}")
+
+
+def judged(function: Contained, exercise: Exercise, text: str, patience: float) -> Verdict:
+    """Run the contained function on the cases and return the verdict.
+
+    A function that is right on the cases also gets new cases with random numbers, because the cases and their results
+    are public. It fails if it is wrong on the new cases twice.
+    """
+    function.start()
+
+    def outcomes(cases: Sequence[Case]) -> list[Outcome]:
+        called = function if function.is_defined else None
+        return list(run_cases(called, function.passed_over, exercise, cases))
+
+    said = diagnose(outcomes(exercise.cases()), exercise, text, patience)
+    if not said.passed:
+        return said
+    for _ in range(NEW_CASES):
+        cases = exercise.cases(secrets.randbits(64))
+        expected = run_program(exercise.solution, exercise, cases)
+        if all(alike(*pair) and not pair[0].changed for pair in zip(outcomes(cases), expected, strict=True)):
+            return said
+    words = f"right on the {len(exercise.cases())} known cases, but wrong on new cases with random numbers"
+    return Verdict(exercise.function, "unknown", f"{words}. Does the function use all its arguments?")
+
+
+@cache
+def right_outcomes(exercise: Exercise) -> tuple[Outcome, ...]:
+    """Return the solution's outcomes on the cases."""
+    return tuple(run_program(exercise.solution, exercise))
 
 
 def unreadable(name: str, error: SyntaxError) -> Verdict:
@@ -115,7 +151,7 @@ def unreadable(name: str, error: SyntaxError) -> Verdict:
 def diagnose(outcomes: Sequence[Outcome], exercise: Exercise, text: str = "", patience: float = math.inf) -> Verdict:
     """Return the verdict for a function's outcomes, one per case; messages quote lines of the program `text`."""
     name, cases = exercise.function, exercise.cases()
-    expected = list(run_program(exercise.solution, exercise))
+    expected = right_outcomes(exercise)
     right = len(outcomes) == len(expected) and all(map(alike, outcomes, expected))
     changed = sorted({argument for outcome in outcomes for argument in outcome.changed})
     if right and not changed:

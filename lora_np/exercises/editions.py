@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import write_atomically
+from ..files import write_text
 from ..optional import extra
 from ..report.notebooks import execute, notebook_json
 from .diagnose import KINDS
@@ -108,11 +108,6 @@ def build(folder: str | os.PathLike[str]) -> None:
     student_edition(folder)
     teacher_edition(folder / "solutions")
     write_text(folder / TEACHERS, teachers_page())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file with "\\n" at the end of each line; the file is written completely or not at all."""
-    write_atomically(path, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _text(exercise: Exercise, edition: Callable[[str], str]) -> str:

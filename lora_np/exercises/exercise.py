@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .program import percent_cells, program
+from .program import program
+from .reading import percent_cells
 
 SOURCES = Path(__file__).parent / "sources"
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
@@ -123,8 +124,8 @@ class Exercise:
     needs : str
         What a student should read or do before the exercise.
     cases : callable
-        A function that returns the cases; all calls return equal cases. Each known mistake must
-        give a wrong result in at least one case.
+        A function that returns the cases; all calls without an argument return equal cases. Each known mistake must
+        give a wrong result in at least one of these cases. `cases(seed)` returns cases with other numbers.
     mistakes : tuple of Mistake
         The known mistakes.
     returns : tuple of str
@@ -149,7 +150,7 @@ class Exercise:
     title: str
     minutes: int
     needs: str
-    cases: Callable[[], list[Case]]
+    cases: Callable[..., list[Case]]
     mistakes: tuple[Mistake, ...]
     returns: tuple[str, ...] = ()
     observe: Callable[..., Any] = call

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import queue
+import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import write_atomically
 from ..progress import Progress
-from .answers import SUFFIXES, answer_files, find_answer
+from .answers import SUFFIXES
 from .diagnose import Verdict
 from .exercise import Exercise, exercises
+from .journal import MOST_ATTEMPTS, SUFFIX, Journal, key_of
+from .judge import Judge
 from .outcome import echo
+
+TABLE_SECONDS = 2.0  # between two tables that are written while the class is graded
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,10 @@ def processors() -> int:
 
 
 def grade_class(
-    submissions: str | os.PathLike[str], asked: Sequence[Exercise] | None = None, workers: int | None = None
+    submissions: str | os.PathLike[str],
+    asked: Sequence[Exercise] | None = None,
+    workers: int | None = None,
+    table: str | os.PathLike[str] | None = None,
 ) -> list[Graded]:
     """Grade every submission in a folder: one folder per student, or one file per student.
 
@@ -56,6 +66,9 @@ def grade_class(
         The exercises to grade; by default all exercises.
     workers : int, optional
         Number of answers that run at the same time; by default the number of processors, at most 8.
+    table : path, optional
+        The file for the table (see `write_csv`). It is written every few seconds. If the grader is stopped, the next
+        call with the same `table` continues: verdicts on submissions that have not changed are kept.
 
     Returns
     -------
@@ -72,17 +85,130 @@ def grade_class(
     folder, asked = Path(submissions), list(asked or exercises())
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}; expected a folder with one folder per student")
+    ours = {Path(f"{table}{suffix}").resolve() for suffix in ("", SUFFIX)} if table is not None else set()
     handed_in = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
+    handed_in = [path for path in handed_in if path.resolve() not in ours]
     if not any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in handed_in):
         raise ValueError(f"no submissions: {str(folder)!r} contains no folders and no notebooks")
-    jobs = [(path, exercise) for path in handed_in for exercise in asked]
-    names, workers = student_names(handed_in), workers or processors()
-    graded = []
-    with Progress(len(jobs), "grading", unit="answer", lines=True) as bar, ThreadPoolExecutor(workers) as pool:
-        for (path, _), said in zip(jobs, pool.map(_judged, *zip(*jobs, strict=True)), strict=True):
-            graded.append(Graded(names[path], said))
-            bar.update()
-    return graded
+    journal = Journal(None if table is None else Path(f"{table}{SUFFIX}"))
+    jobs = [Job(path, exercise, key_of(path, exercise.function)) for path in handed_in for exercise in asked]
+    names = student_names(handed_in)
+
+    def graded() -> list[Graded]:
+        return [Graded(names[job.path], journal.verdicts[job.key]) for job in jobs if job.key in journal.verdicts]
+
+    hidden = [str(folder.resolve()), *(os.path.abspath(path) for path in ours)]
+    written = time.monotonic()
+    try:
+        with Progress(len(jobs), "grading", unit="answer", lines=True, done=len(graded())) as bar:
+            for _ in verdicts(jobs, journal, workers or processors(), hidden):
+                bar.update()
+                if table is not None and time.monotonic() - written > TABLE_SECONDS:
+                    with contextlib.suppress(OSError):  # a full disk; the table is written again at the end
+                        write_csv(graded(), table)
+                    written = time.monotonic()
+        if table is not None:
+            write_csv(graded(), table)
+            journal.remove()
+    except KeyboardInterrupt:
+        if table is not None:
+            write_csv(graded(), table)
+        raise
+    finally:
+        journal.close()
+    return graded()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to grade.
+
+    Parameters
+    ----------
+    path : Path
+        The student's folder or file.
+    exercise : Exercise
+        The exercise.
+    key : str
+        The answer's name in the journal.
+    """
+
+    path: Path
+    exercise: Exercise
+    key: str
+
+
+def verdicts(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Sequence[str]) -> Iterator[Job]:
+    """Grade the jobs that have no verdict in the journal, and yield each when its verdict is there.
+
+    An answer that ran when an earlier grader ended is graded last and alone, because it may have ended the grader.
+    """
+    new = [job for job in jobs if job.key not in journal.verdicts]
+    suspects = sorted((job for job in new if journal.attempts[job.key] > 0), key=lambda job: journal.attempts[job.key])
+    yield from _parallel([job for job in new if job not in suspects], journal, workers, hidden)
+    for job in suspects:
+        if journal.attempts[job.key] < MOST_ATTEMPTS:
+            yield from _parallel([job], journal, 1, hidden)
+        else:
+            words = f"the grader ended {MOST_ATTEMPTS} times while it ran this answer; grade it by hand"
+            journal.finish(job.key, Verdict(job.exercise.function, "stopped", words))
+            yield job
+
+
+def _parallel(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Sequence[str]) -> Iterator[Job]:
+    """Grade the jobs with several judges, and yield each job when its verdict is in the journal.
+
+    A judge prefers the exercises that it has judged before, because it remembers how the known mistakes behave.
+    """
+    waiting: dict[str, list[Job]] = {}
+    for job in reversed(jobs):
+        waiting.setdefault(job.exercise.function, []).append(job)
+    claimed: set[str] = set()
+    running: set[str] = set()
+    lock, done = threading.Lock(), queue.SimpleQueue[tuple[Job, Verdict] | BaseException]()
+
+    def take(mine: set[str]) -> Job | None:
+        with lock:
+            if not (left := [name for name, pending in waiting.items() if pending]):
+                return None
+            name = max(left, key=lambda name: (name in mine, name not in claimed, len(waiting[name])))
+            mine.add(name)
+            claimed.add(name)
+            job = waiting[name].pop()
+            running.add(job.key)
+            journal.begin(job.key)
+            return job
+
+    def work() -> None:
+        judge, mine = Judge(hidden), set[str]()
+        try:
+            while (job := take(mine)) is not None:
+                done.put((job, judge.verdict(job.path, job.exercise)))
+        except BaseException as error:
+            done.put(error)
+        finally:
+            judge.close()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(jobs)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in jobs:
+            result = done.get()
+            if isinstance(result, BaseException):
+                raise result
+            job, said = result
+            with lock:
+                running.discard(job.key)
+                journal.finish(job.key, said)
+            yield job
+    finally:
+        with lock:  # after Ctrl-C or an error: take no more jobs
+            waiting.clear()
+            for key in running:
+                journal.withdraw(key)
+    for thread in threads:
+        thread.join()
 
 
 def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
@@ -90,19 +216,9 @@ def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
     short = {path: path.name if path.is_dir() else path.stem for path in handed_in}
     often = Counter(short.values())
     names = {path: name if often[name] == 1 else path.name for path, name in short.items()}
-    return {path: name.encode("utf-8", "backslashreplace").decode() for path, name in names.items()}
-
-
-def _judged(path: Path, exercise: Exercise) -> Verdict:
-    """Return the verdict on one submission's answer to one exercise."""
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        return Verdict(
-            exercise.function, "unreadable", "this is not a folder and not a notebook; unpack it if it is an archive"
-        )
-    try:
-        return find_answer(answer_files(path) if path.is_dir() else [path], exercise)
-    except Exception as error:  # a fault of the grader is reported, and grading continues
-        return Verdict(exercise.function, "unreadable", f"the grader failed on it: {echo(repr(error))}")
+    names = {path: name.encode("utf-8", "backslashreplace").decode() for path, name in names.items()}
+    often = Counter(names.values())
+    return {path: name if often[name] == 1 else f"{name} ({i})" for i, (path, name) in enumerate(names.items(), 1)}
 
 
 def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
@@ -136,7 +252,7 @@ def summary(graded: Sequence[Graded], most: int = 5) -> str:
     """Return a text with the number of right answers of each student, and with the most frequent mistakes."""
     by_student: dict[str, list[Verdict]] = {}
     for row in graded:
-        by_student.setdefault(row.student, []).append(row.verdict)
+        by_student.setdefault(echo(row.student), []).append(row.verdict)
     width = max(map(len, by_student))
     lines = [f"{name:<{width}}  {sum(v.passed for v in said):>2} of {len(said)}" for name, said in by_student.items()]
     made = Counter((v.function, mistake.name) for row in graded for v in [row.verdict] for mistake in v.mistakes)

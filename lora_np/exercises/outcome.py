@@ -1,25 +1,23 @@
-"""Outcomes of a function on the cases, as plain values that can be compared and stored as JSON."""
+"""Outcomes of a function on the cases, as plain values that can be compared."""
 
 from __future__ import annotations
 
-import ast
-import base64
 import math
 import os
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .contain import Failed, Stopped
 from .exercise import Case, Exercise, fresh
-from .shapes import array_shapes
+from .sandbox.execute import Failure, define, failure
+from .sandbox.wire import MOST_PARTS, Odd
 
-ANSWER = "<your answer>"  # the file name of a student's program in tracebacks
 RTOL, ATOL = 1e-9, 1e-12  # tolerance for float64 when the same operations run in another order
-MOST_BYTES, MOST_PARTS = 10_000, 3_000  # limits of a stored value; right answers have a few hundred bytes and parts
+MOST_BYTES = 10_000  # of an array; right answers have a few hundred
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Outcome:
     line: int | None = None
     changed: tuple[str, ...] = ()
     columns: tuple[int, int] | None = None
-    shapes: dict[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def blank(self) -> bool:
@@ -55,80 +53,41 @@ class Outcome:
         return self.raised is not None and self.raised.startswith("NotImplementedError")
 
 
-@dataclass(frozen=True)
-class Odd:
-    """A value that no right answer has, for example an object of an unexpected type.
+def run_program(text: str, exercise: Exercise, cases: Sequence[Case] | None = None) -> Iterator[Outcome]:
+    """Execute a trusted program in this process, then yield the outcome of its function on each case."""
+    cases = exercise.cases() if cases is None else cases
+    function, passed_over = define(text, exercise.function, Exception)
+    yield from run_cases(function, passed_over, exercise, cases)
 
-    An `Odd` value is not equal to any other value.
 
-    Parameters
-    ----------
-    words : str
-        A description of the value.
+def run_cases(
+    function: Callable[..., Any] | None, passed_over: Sequence[Failure], exercise: Exercise, cases: Sequence[Case]
+) -> Iterator[Outcome]:
+    """Yield the outcome of the function on each case. An exception is also an outcome.
+
+    `passed_over`: the exceptions of statements outside the function, which were skipped. If the function fails because a
+    name is missing, the outcome is the exception of the last skipped statement.
     """
-
-    words: str
-
-    def __eq__(self, other: object) -> bool:
-        """Return False."""
-        return False
-
-
-def run_program(text: str, exercise: Exercise, catch: type[BaseException] = Exception) -> Iterator[Outcome]:
-    """Execute the program, then yield the outcome of its function on each case. An exception is also an outcome.
-
-    A statement outside the function that raises an exception is skipped. If the function then fails because a name is
-    missing, the outcome is the exception of the skipped statement. `catch` is the class of exceptions that count as
-    outcomes; in the child process `catch` is BaseException, because the program can also raise SystemExit.
-    """
-    cases = exercise.cases()  # before the student's code runs
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    passed_over: list[Outcome] = []
-    with warnings.catch_warnings(action="ignore"):  # the compiler warns about `x is 2`
-        statements = [compile(ast.Module([node], []), ANSWER, "exec") for node in ast.parse(text).body]
-    for statement in statements:
-        try:
-            exec(statement, namespace)
-        except catch as error:
-            passed_over.append(_raised(error))
-    function = namespace.get(exercise.function)
     for case in cases:
-        outcome = run_case(function, exercise, case, catch) if callable(function) else Outcome(raised="NameError")
+        outcome = Outcome(raised="NameError") if function is None else run_case(function, exercise, case)
         missing = (outcome.raised or "").startswith("NameError")
-        yield passed_over[-1] if missing and passed_over else outcome
+        yield Outcome(**passed_over[-1]._asdict()) if missing and passed_over else outcome
 
 
-def run_case(
-    function: Callable[..., Any], exercise: Exercise, case: Case, catch: type[BaseException] = Exception
-) -> Outcome:
+def run_case(function: Callable[..., Any], exercise: Exercise, case: Case) -> Outcome:
     """Call `function` on copies of the case's arguments, by position, and return the outcome."""
     arguments, before = fresh(case), fresh(case)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             value = plain(exercise.observe(function, *arguments.values()))
-    except catch as error:
-        return _raised(error)
+    except Stopped:
+        raise
+    except Failed as error:
+        return Outcome(**error.failure._asdict())
+    except Exception as error:
+        return Outcome(**failure(error)._asdict())
     changed = [name for name in before if not same(plain(arguments[name]), plain(before[name]))]
     return Outcome(value, changed=tuple(changed))
-
-
-def _raised(error: BaseException) -> Outcome:
-    """Return the outcome of a case in which the program raised `error`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    variables = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = [i for i, frame in enumerate(frames) if frame.filename == ANSWER]
-    try:
-        message = str(error)
-    except Exception:  # an exception class of the student's
-        message = ""
-    words = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    if not own:
-        return Outcome(raised=words[:500])
-    last = frames[own[-1]]
-    columns = None
-    if last.end_lineno == last.lineno and last.colno is not None and last.end_colno is not None:
-        columns = (last.colno, last.end_colno)
-    return Outcome(raised=words[:500], line=last.lineno, columns=columns, shapes=array_shapes(variables[own[-1]]))
 
 
 def plain(value: Any, budget: list[int] | None = None) -> Any:
@@ -146,6 +105,8 @@ def plain(value: Any, budget: list[int] | None = None) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         if value.dtype.kind not in "biufc" or value.nbytes > MOST_BYTES:
             return Odd(f"an array of {value.dtype} and shape {value.shape}")
+        if value.ndim == 0 and value.dtype.kind == "c":
+            return Odd(f"the complex number {value}")
         return value.item() if value.ndim == 0 else np.array(value)
     if isinstance(value, int | float):
         return value if isinstance(value, float) or abs(value) < 1 << 63 else float("inf")
@@ -153,7 +114,7 @@ def plain(value: Any, budget: list[int] | None = None) -> Any:
         return tuple(plain(item, budget) for item in value[:MOST_PARTS])
     if isinstance(value, dict):
         return {str(key)[:100]: plain(item, budget) for key, item in list(value.items())[:MOST_PARTS]}
-    return Odd(f"a {type(value).__name__}")
+    return value if isinstance(value, Odd) else Odd(f"a {type(value).__name__}")
 
 
 def is_nan(value: Any) -> bool:
@@ -180,51 +141,6 @@ def same(a: Any, b: Any) -> bool:
 def alike(a: Outcome, b: Outcome) -> bool:
     """Return whether both outcomes have equal values, or both have an exception of any type."""
     return (a.raised is not None) == (b.raised is not None) and (a.raised is not None or same(a.value, b.value))
-
-
-# --------------------------------------------------------------------------------------------------------------- as JSON
-
-
-def to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return the outcome in JSON's types. Pickle is not used: reading a file of an untrusted process must not run code."""
-    return asdict(outcome) | {"value": _encoded(outcome.value)}
-
-
-def from_json(fields: dict[str, Any]) -> Outcome:
-    """Return the outcome that `to_json` wrote. Raises ValueError, KeyError or TypeError for other input."""
-    columns = fields["columns"] and tuple(map(int, fields["columns"]))
-    plain_types = {"changed": tuple(fields["changed"]), "columns": columns, "shapes": dict(fields["shapes"])}
-    return Outcome(**fields | {"value": _decoded(fields["value"])} | plain_types)
-
-
-def _encoded(value: Any) -> Any:
-    """Return a plain value in JSON's types."""
-    if isinstance(value, np.ndarray):
-        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
-        return {"array": [str(value.dtype), list(value.shape), data]}
-    if isinstance(value, complex):
-        return {"odd": f"the complex number {value}"}
-    if isinstance(value, Odd):
-        return {"odd": value.words}
-    if isinstance(value, tuple):
-        return [_encoded(item) for item in value]
-    if isinstance(value, dict):
-        return {"dict": {key: _encoded(item) for key, item in value.items()}}
-    return value
-
-
-def _decoded(value: Any) -> Any:
-    """Return the plain value that `_encoded` wrote."""
-    if isinstance(value, list):
-        return tuple(_decoded(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    if "odd" in value:
-        return Odd(value["odd"])
-    if "dict" in value:
-        return {key: _decoded(item) for key, item in value["dict"].items()}
-    dtype, shape, data = value["array"]
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
 
 
 def echo(text: str, most: int = 200) -> str:

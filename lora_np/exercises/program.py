@@ -1,4 +1,4 @@
-"""Extract the program of one function from a notebook, a .py file or executed cells.
+"""Extract the program of one function from cells of code.
 
 Other cells of a student's notebook draw pictures or train models. These cells are left out. The program contains only
 the statements that set the global names that the function reads, directly or through other functions. Therefore the
@@ -8,50 +8,20 @@ program runs fast, and errors in other cells do not matter.
 from __future__ import annotations
 
 import ast
-import json
 import re
 import symtable
-import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 RUN_AS_PYTHON = re.compile(r"%%(time|capture|prun)\b")  # cell magics that run the cell's Python and keep its names
 MAGIC = re.compile(  # %matplotlib inline, !ls, ?np.mean, files = !ls, np.mean?
     r"^\s*[%!?]|^\s*[\w., ]+=\s*[%!]|^\s*[\w.*]+\?\??\s*$"
 )
 TIMED = re.compile(r"^(\s*(?:[\w., ]+=\s*)?)%time\s+(.*)")  # %time y = f(x), y = %time f(x)
+TOO_DEEP = "it is nested too deeply"
+MOST_MAGICS = 100  # of a cell; each is found by reading the cell once more
 PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)|^In \[\d+\]: ?|^ *\.\.\.+: ?")  # in front of a line copied from a session
-
-
-def cells_of(path: str | Path) -> list[str]:
-    """Return the code cells of a notebook (.ipynb) or of a .py file; `# %%` lines separate the cells of a .py file.
-
-    Raises ValueError with the file's name if the file cannot be read.
-    """
-    path = Path(path)
-    is_notebook = path.suffix.lower() == ".ipynb"
-    try:
-        if not is_notebook:
-            with tokenize.open(path) as file:  # decodes like Python: a byte-order mark or a coding line
-                return percent_cells(file.read())
-        cells = json.loads(path.read_text(encoding="utf-8-sig"))["cells"]
-        return [_joined(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError):
-        raise ValueError(f"cannot read {path.name} as a {'notebook' if is_notebook else 'Python file'}") from None
-
-
-def percent_cells(text: str) -> list[str]:
-    """Return the code cells of a jupytext file; `# %%` begins a code cell, and `# %% [markdown]` a cell of text."""
-    cells: list[list[str]] = [[]]
-    is_code = True
-    for line in text.replace("\r\n", "\n").split("\n"):
-        if line.startswith("# %%"):
-            is_code = "[markdown]" not in line
-            cells.append([])
-        elif is_code or not line.startswith("#"):
-            cells[-1].append(line)
-    return ["\n".join(cell) for cell in cells if any(map(str.strip, cell))]
 
 
 def program(cells: Sequence[str], function: str) -> str:
@@ -64,21 +34,25 @@ def program(cells: Sequence[str], function: str) -> str:
     for cell in cells:
         try:
             statements += read_cell(cell)
-        except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: a null byte
-            broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error))))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: a null byte
+            broken.append((cell, error if isinstance(error, SyntaxError) else SyntaxError(str(error) or TOO_DEEP)))
     if not any(function in statement.binds for statement in statements):
         for cell, reason in broken:
             if f"def {function}" in cell or begins_definition(cell, function):
                 raise reason
         raise KeyError(f"no cell defines the function {function}")
-    wanted, kept = {function}, {i for i, statement in enumerate(statements) if "*" in statement.binds}
-    seen: set[str] = set()
+    touching: dict[str, list[int]] = defaultdict(list)
+    for i, statement in enumerate(statements):
+        for name in statement.binds | statement.changes:
+            touching[name].append(i)
+    wanted, kept, seen = {function}, set(touching["*"]), {function}
+    followed: set[int] = set()
     while wanted:
-        name = wanted.pop()
-        seen.add(name)
-        for i in value_of(name, statements):
-            kept.add(i)
+        for i in set(value_of(name := wanted.pop(), statements, touching[name])) - followed:
+            followed.add(i)
             wanted |= statements[i].reads - seen
+            seen |= wanted
+    kept |= followed
     return "\n".join(statements[i].text for i in sorted(kept)) + "\n"
 
 
@@ -105,14 +79,14 @@ class Statement:
     reads: frozenset[str]
 
 
-def value_of(name: str, statements: Sequence[Statement]) -> list[int]:
+def value_of(name: str, statements: Sequence[Statement], touching: Sequence[int]) -> list[int]:
     """Return the indices of the statements that determine the last value of `name`.
 
+    `touching`: the indices of the statements that assign or change `name`.
     The value is determined by the last statement that assigns the name without reading the name, and by all later
     statements that change the value.
     """
-    touching = [i for i, s in enumerate(statements) if name in s.binds | s.changes]
-    imported = [i for i in touching if statements[i].text.startswith(("import ", "from "))]
+    imported = {i for i in touching if statements[i].text.startswith(("import ", "from "))}
     if imported and touching[-1] in imported:
         return [touching[-1]]
     fresh = [i for i in touching if name in statements[i].binds and name not in statements[i].reads]
@@ -144,7 +118,7 @@ def python_of(cell: str) -> str:
         first, _, rest = cell.lstrip().partition("\n")
         cell = "\n" + _unprompted(rest) if RUN_AS_PYTHON.match(first) else ""
     lines = cell.split("\n")
-    while True:
+    for _ in range(MOST_MAGICS):
         try:
             ast.parse("\n".join(lines))
         except SyntaxError as error:  # only the line of the error can be a magic: other lines may be parts of a string
@@ -154,6 +128,7 @@ def python_of(cell: str) -> str:
             lines[i : i + 1] = [_without_magic(lines[i])]
         else:
             return "\n".join(lines)
+    raise SyntaxError(f"the cell has more than {MOST_MAGICS} lines with magics")
 
 
 def begins_definition(cell: str, function: str) -> bool:
@@ -166,8 +141,8 @@ def syntax_error(cell: str) -> SyntaxError | None:
     """Return the syntax error of a cell, or None if Python can read the cell."""
     try:
         list(read_cell(cell))
-    except (SyntaxError, ValueError, RecursionError) as error:
-        return error if isinstance(error, SyntaxError) else SyntaxError(str(error))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return error if isinstance(error, SyntaxError) else SyntaxError(str(error) or TOO_DEEP)
     return None
 
 
@@ -231,8 +206,3 @@ def _changed(node: ast.stmt) -> Iterator[str]:
             target = target.value
         if isinstance(target, ast.Name):
             yield target.id
-
-
-def _joined(source: str | Iterable[str]) -> str:
-    """Return a cell's source, which a notebook stores as one string or as a list of lines."""
-    return source if isinstance(source, str) else "".join(source)

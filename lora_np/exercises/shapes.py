@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-
-MOST_ARRAYS = 50  # limit of the stored shapes; a right answer has about ten arrays
 
 TRANSPOSE = " Is a transpose (.T) missing?"
 NUMPY = (  # NumPy's message, its explanation, and a question that follows the shapes
@@ -40,15 +35,6 @@ NUMPY = (  # NumPy's message, its explanation, and a question that follows the s
 )
 
 
-def array_shapes(variables: Mapping[str, Any]) -> dict[str, str]:
-    """Return the shape, as text, of each array among a function's variables and in its dicts."""
-    arrays = {name: value for name, value in variables.items() if isinstance(value, np.ndarray)}
-    for name, value in variables.items():
-        if type(value) is dict:
-            arrays |= {f'{name}["{key}"]': item for key, item in value.items() if isinstance(item, np.ndarray)}
-    return {name: str(array.shape) for name, array in list(arrays.items())[:MOST_ARRAYS]}
-
-
 def explained(message: str, expression: str, shapes: Mapping[str, str]) -> tuple[str, str] | None:
     """Explain an error about shapes in plain words, with the shapes in the expression; return None for other errors.
 
@@ -59,7 +45,7 @@ def explained(message: str, expression: str, shapes: Mapping[str, str]) -> tuple
     expression : str
         The part of the student's program that raised the error.
     shapes : mapping of str to str
-        The shape of each array, from `array_shapes`.
+        The shape of each array, from `execute.array_shapes`.
     """
     for pattern, words, question in NUMPY:
         if found := re.match(pattern, message):

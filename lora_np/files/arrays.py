@@ -1,24 +1,33 @@
 """Named arrays in safetensors files.
 
-A file is written under a temporary name and then renamed, so it is always complete. A file is checked when it
-is read. Pickles are never read, because a pickle can run code.
+A file is written as in durable.py, so it is always complete. Equal arrays and equal metadata give equal bytes. A file is
+checked when it is read. Pickles are never read, because a pickle can run code.
+
+A safetensors file has three parts: 8 bytes with the length of the header, the header in JSON, and the bytes of the arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from .durable import write_atomically
+
+FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the name of a dtype in safetensors → in ml_dtypes
+DIRECT = {"F32": np.float32, "F16": np.float16} | dict.fromkeys(("BF16", *FLOAT8), np.float32)  # what a reader gets
+CHUNK = 2**20  # numbers that are converted at a time
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+DTYPES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,8 @@ class StoredArrays(Mapping[str, np.ndarray]):
         A function that reads one array: read(name) returns the array.
     metadata : dict
         The metadata of the file.
+    files : dict of str to str
+        The file name of each array, if the arrays are in several files.
 
     Examples
     --------
@@ -48,6 +59,22 @@ class StoredArrays(Mapping[str, np.ndarray]):
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     metadata: dict[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        """Return the name of an array for a message, with the file of the array if there are several files.
+
+        Parameters
+        ----------
+        name : str
+            The name of an array.
+
+        Returns
+        -------
+        str
+            The name, or the name and the file.
+        """
+        return f"{name} in {self.files[name]}" if name in self.files else name
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
@@ -57,46 +84,6 @@ class StoredArrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write a file completely or not at all: write under a temporary name, then rename.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        The file to write. The folder of the file is created if needed.
-    write : callable
-        A function that writes the file. The call is write(temporary), with the Path of a temporary file in the same
-        folder. If `write` raises an error, the file at `path` is unchanged.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from lora_np.files import write_atomically
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "note.txt"
-    ...     write_atomically(path, lambda temporary: temporary.write_text("done"))
-    ...     path.read_text()
-    'done'
-    """
-    path = Path(path)
-    unfinished = path.with_name(
-        f"{path.name}.{uuid.uuid4().hex}.tmp"
-    )  # a folder, because safetensors may add a second file
-    unfinished.mkdir(parents=True)
-    temporary = unfinished / path.name
-    try:
-        temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # the permissions of an ordinary new file; safetensors would let only the owner read it
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(unfinished)
 
 
 def save_arrays(
@@ -113,6 +100,13 @@ def save_arrays(
     metadata : dict of str to str, optional
         Strings to store in the header of the file, in addition to the digest.
 
+    Raises
+    ------
+    TypeError
+        If an array has a dtype that the format does not have, or if a value of the metadata is not a string.
+    OSError
+        If the file cannot be written, for example because the disk is full.
+
     Examples
     --------
     >>> import tempfile
@@ -124,12 +118,33 @@ def save_arrays(
     >>> arrays["W"].shape, metadata["step"]
     ((2, 3), '7')
     """
-    from safetensors.numpy import save_file
-
-    contiguous = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+    contiguous = {name: np.asarray(x, x.dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
     metadata = dict(metadata or {})
+    for name, x in contiguous.items():
+        if x.dtype.name not in DTYPES:
+            raise TypeError(f"{path}: {name} has dtype {x.dtype}; expected one of {', '.join(DTYPES)}")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{path}: the metadata {key!r} is {value!r}; expected a string")
     metadata[DIGEST] = _digest(contiguous, metadata)
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    write_atomically(path, lambda temporary: _write(temporary, contiguous, metadata))
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file. The function save_file of safetensors writes the metadata in a random order."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # this order aligns every array
+    end = 0
+    for name in names:
+        x = arrays[name]
+        start, end = end, end + x.nbytes
+        header[name] = {"dtype": DTYPES[x.dtype.name], "shape": list(x.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(arrays[name].reshape(-1).view(np.uint8).data)
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -143,7 +158,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     Returns
     -------
     arrays : dict of str to ndarray
-        The arrays by name. bfloat16 arrays are converted to float32, without loss.
+        The arrays by name. bfloat16 and float8 arrays are converted to float32, without loss.
     metadata : dict of str to str
         The strings that are stored in the header of the file.
 
@@ -215,24 +230,59 @@ def _open(path: Path) -> Iterator[StoredArrays]:
     try:
         file = safe_open(path, framework="numpy")  # compares every size in the header with the file size
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); download or write it again") from None
-    with file:
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({error!s:.300}); download or write it again"
+        ) from None
+    with file, path.open("rb") as raw:
+        begin = _begin_of_data(raw)
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, file is not a dict
         dtypes = {name: slice_.get_dtype() for name, slice_ in slices.items()}
-        if "BF16" in dtypes.values():
-            import ml_dtypes  # noqa: F401, the import registers bfloat16 with NumPy, and so with safetensors
 
         def read(name: str) -> np.ndarray:
+            if dtypes[name] in DIRECT:
+                return _read_direct(raw, begin[name], tuple(slices[name].get_shape()), dtypes[name])
             try:
                 x = file.get_tensor(name)
-            except TypeError:
+            except (TypeError, AttributeError):
                 raise ValueError(
                     f"{path}: {name} has dtype {dtypes[name]}, which NumPy does not support; convert the file to float32"
                 ) from None
-            return x.astype(np.float32) if dtypes[name] == "BF16" else x  # exact: bfloat16 is the upper half of float32
+            return x
 
         shapes = {name: tuple(slice_.get_shape()) for name, slice_ in slices.items()}
         yield StoredArrays(shapes, read, dict(file.metadata() or {}))
+
+
+def _begin_of_data(raw: BinaryIO) -> dict[str, int]:
+    """Return the first byte of each array. safe_open has checked the header."""
+    size = int.from_bytes(raw.read(8), "little")
+    header = json.loads(raw.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _read_direct(raw: BinaryIO, begin: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Read one array of floats from the file. bfloat16 and 8-bit numbers become float32, without loss.
+
+    safetensors maps the whole file into memory and copies each array twice; this function needs memory for the array only.
+    safetensors does not read 8-bit floats into NumPy arrays.
+    """
+    x = np.empty(prod(shape), DIRECT[dtype])
+    raw.seek(begin)
+    if dtype in ("F32", "F16"):
+        raw.readinto(x.data.cast("B"))  # type: ignore[attr-defined]
+    for start in range(0, x.size if dtype not in ("F32", "F16") else 0, CHUNK):
+        part = slice(start, min(start + CHUNK, x.size))
+        if dtype == "BF16":  # the upper half of float32
+            np.left_shift(np.fromfile(raw, "<u2", part.stop - start), 16, out=x.view(np.uint32)[part], dtype=np.uint32)
+        else:
+            x[part] = np.frombuffer(raw.read(part.stop - start), _float8(dtype))
+    return x.reshape(shape)
+
+
+def _float8(dtype: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, FLOAT8[dtype]))
 
 
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

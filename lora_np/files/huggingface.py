@@ -51,13 +51,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply, such as "[[[[…"
-        raise ValueError(f"{path}: {error}") from None
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of 5000 digits, or nested too deeply: "[[[[…"
+        raise ValueError(f"{path} is damaged or not JSON: {error}; download or write it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file. Raises ValueError with the path if the file is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged or not UTF-8: {error}; download or write it again") from None
 
 
 @contextmanager
@@ -100,7 +109,12 @@ def open_folder(folder: Path) -> Iterator[StoredArrays]:
             yield stored
     else:
         pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        advice = f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first" if pickled else ""
+        convert = f"python -m lora_np convert {folder / pickled[0]} --out {folder / WEIGHTS}" if pickled else ""
+        advice = (
+            f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first: {convert}"
+            if pickled
+            else ""
+        )
         raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}{advice}")
 
 
@@ -110,17 +124,20 @@ def _open_shards(folder: Path) -> Iterator[StoredArrays]:
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index}: expected a weight_map, an object that maps each array name to a file name")
+    files = {path.name for path in folder.iterdir()}
     for shard in shard_of.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard!r}; expected the name of a file in the same folder")
+            raise ValueError(f"{index} names {shard!r:.80}; expected the name of a file in the same folder")
+        if shard not in files:
+            raise FileNotFoundError(f"{index} names {shard!r:.80}, but there is no such file in its folder")
     with ExitStack() as stack:
         shards = {shard: stack.enter_context(open_arrays(folder / shard)) for shard in sorted(set(shard_of.values()))}
         places = {(name, shard) for shard, stored in shards.items() for name in stored}
         if places != set(shard_of.items()):
             missing, unknown = sorted(shard_of.items() - places), sorted(places - shard_of.items())
             raise KeyError(
-                f"{index} does not match its shards: no shard contains {missing or 'other arrays'}; the index does not list "
-                f"{unknown or 'other arrays'}"
+                f"{index} does not match its shards {sorted(shards)}: no shard contains {missing[:4] or 'other arrays'}; the "
+                f"index does not list {unknown[:4] or 'other arrays'}"
             )
         shapes = {name: shards[shard].shapes[name] for name, shard in shard_of.items()}
-        yield StoredArrays(shapes, lambda name: shards[shard_of[name]][name], {})
+        yield StoredArrays(shapes, lambda name: shards[shard_of[name]][name], {}, shard_of)

@@ -14,8 +14,9 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from ..optional import extra
 from .arrays import write_atomically
+from .huggingface import read_json
+from .stop_tokens import GENERATION_CONFIG
 
 # The ChatML format of a conversation. SmolLM2 and many other models were trained on it; "tiny" uses it too.
 CHATML = (
@@ -42,14 +43,30 @@ class Tokenizer:
 
     vocab_size: int
     bos_token_id: int | None = None  # begins a text
-    eos_token_id: int | None = None  # ends a text; generation stops there
+    eos_token_id: int | None = None  # ends a text
     pad_token_id: int | None = None
+    more_stop_token_ids: Sequence[int] = ()  # further tokens that end a text, such as the end of a turn
     chat_template: str | None = None  # a Jinja template: messages → text
+    chat_template_file: str | None = None  # the file that contains the template, for error messages
 
     def __repr__(self) -> str:
         ids = ", ".join(f"{which}_token_id={getattr(self, f'{which}_token_id')}" for which in ("bos", "eos", "pad"))
         template = "a" if self.chat_template else "no"
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, {ids}, {template} chat template)"
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a generated text: the eos token, and the tokens that the model's files name.
+
+        Pass these ids to `generate` as `stop_tokens`.
+
+        Returns
+        -------
+        tuple of int
+            The ids, the eos token first, if the tokenizer has an eos token.
+        """
+        eos = () if self.eos_token_id is None else (self.eos_token_id,)
+        return tuple(dict.fromkeys((*eos, *self.more_stop_token_ids)))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
         """Return the token ids of a text.
@@ -150,6 +167,39 @@ class Tokenizer:
         ValueError
             If there is no chat template, if a message is malformed, or if the template raises an error.
         """
+        text, _ = self._render(messages, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def render_answers(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+        """Return a conversation as text, and the parts of the text that the chat template marks with `{% generation %}`.
+
+        Parameters
+        ----------
+        messages : list of dict
+            As in `apply_chat_template`.
+
+        Returns
+        -------
+        text : str
+            The conversation, as `apply_chat_template` returns it without a generation prompt.
+        answers : list of (int, int)
+            The first character of each part, and the character after its last one. Empty if the template has no marks.
+
+        Raises
+        ------
+        ValueError
+            As `apply_chat_template` does.
+        """
+        return self._render(messages, add_generation_prompt=False)
+
+    def _render(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Run the template, as transformers does, with limits on work, memory and time: its author may be unknown.
+
+        As in transformers, the template does not see the keys of a message whose value is None, nor the special tokens
+        that the tokenizer does not have.
+        """
         if self.chat_template is None:
             raise ValueError(
                 "this tokenizer has no chat template: use a model trained on conversations, or encode plain text"
@@ -161,34 +211,17 @@ class Tokenizer:
                 raise ValueError(f'message {i} is {message!r}; expected {{"role": "user", "content": "…"}}')
         if not messages:
             raise ValueError("got a conversation without messages; expected at least one message")
-        text = self._render(self.chat_template, messages, add_generation_prompt)
-        return self.encode(text, add_special_tokens=False) if tokenize else text
+        from .chat_template import render_with_answers  # imports Jinja
 
-    def _render(self, template: str, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Run the template in Jinja's sandbox, as transformers does, because the template may come from an untrusted author."""
-        with extra("models", "a chat template"):
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def raise_exception(message: str) -> None:
-            raise ValueError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        environment.filters["tojson"] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)
-        tokens = {
-            f"{which}_token": self._spelling(getattr(self, f"{which}_token_id")) for which in ("bos", "eos", "pad")
-        }
+        ids = {which: getattr(self, f"{which}_token_id") for which in ("bos", "eos", "pad")}
+        tokens = {f"{which}_token": self.convert_ids_to_tokens(i) for which, i in ids.items() if i is not None}
+        variables = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None, **tokens}
+        given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
-            return environment.from_string(template).render(
-                messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **tokens
-            )
-        except Exception as error:  # the template is a program and may raise any error
-            raise ValueError(f"the chat template raised an error: {error}") from None
-
-    def _spelling(self, i: int | None) -> str:
-        return "" if i is None else self.convert_ids_to_tokens(i)
+            return render_with_answers(self.chat_template, given, **variables)
+        except ValueError as error:
+            origin = f" in {self.chat_template_file}" if self.chat_template_file else ""
+            raise ValueError(f"the chat template{origin} raised an error: {error}") from None
 
     def _encode(self, text: str, add_special_tokens: bool) -> Sequence[int] | np.ndarray:
         raise NotImplementedError
@@ -284,6 +317,9 @@ class VocabularyTokenizer(Tokenizer):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer of transformers can load.
 
+        If texts end with other tokens than the eos token, generation_config.json lists all stop tokens. Its other
+        settings do not change.
+
         Parameters
         ----------
         folder : str or Path
@@ -297,6 +333,10 @@ class VocabularyTokenizer(Tokenizer):
             "tokenizer.json": self.backend.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
         }
+        if set(self.stop_token_ids) - {self.eos_token_id}:
+            path = Path(folder) / GENERATION_CONFIG
+            settings = read_json(path) if path.is_file() else {}
+            texts[GENERATION_CONFIG] = json.dumps(settings | {"eos_token_id": [*self.stop_token_ids]}, indent=2)
         for name, text in texts.items():
             write_atomically(Path(folder) / name, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
 
@@ -304,76 +344,8 @@ class VocabularyTokenizer(Tokenizer):
         text.encode(
             "utf-8"
         )  # half a surrogate pair raises UnicodeEncodeError here; tokenizers would only say "must be str"
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # encode_batch releases Python's lock (GIL) and encode does not, so other threads can run while a long text is encoded
+        return self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
-
-
-class TextStream:
-    """Turn tokens into text while a model generates the tokens. The text consists of whole characters.
-
-    A character may consist of several tokens: "😀" is four bytes of UTF-8, and three tokens for SmolLM2. `add` returns "" until the
-    character is complete. Special tokens are left out of the text.
-
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-        The tokenizer of the model.
-    after : iterable of int
-        The ids of the tokens before the generated tokens, such as the prompt. The text of these tokens is not returned.
-        But these tokens can affect the text of the next token: some vocabularies remove the space at the start of the
-        first token of a text.
-
-    Examples
-    --------
-    >>> from lora_np.files import ByteTokenizer, TextStream
-    >>> stream = TextStream(ByteTokenizer())
-    >>> [stream.add(byte) for byte in "aé".encode()]
-    ['a', '', 'é']
-    """
-
-    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
-        self.tokenizer, self.ids = tokenizer, list(after)
-        self.returned = len(self._text())  # number of characters returned so far; initially those of `after`
-
-    def add(self, token: int) -> str:
-        """Add a token and return the text that this token completes.
-
-        Parameters
-        ----------
-        token : int
-            The next token id.
-
-        Returns
-        -------
-        str
-            The new text, or "" if a character is not complete yet.
-
-        Raises
-        ------
-        ValueError
-            If the id is out of range.
-        """
-        self.ids.append(token)
-        return self._new_part(self._text().rstrip("\ufffd"))
-
-    def end(self) -> str:
-        """Return the text that remains after the last token.
-
-        Returns
-        -------
-        str
-            U+FFFD if the last character is incomplete, otherwise "".
-        """
-        return self._new_part(self._text())
-
-    def _text(self) -> str:
-        """Decode all tokens, because the text of a token may depend on earlier tokens. Decoding 1000 tokens takes only
-        0.3 ms."""
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
-
-    def _new_part(self, text: str) -> str:
-        new = text[self.returned :]
-        self.returned += len(new)
-        return new

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..optional import extra
-from .huggingface import read_json
+from .gguf_tokenizer import byte_level_bpe, sentencepiece
+from .huggingface import read_json, read_text
+from .stop_tokens import stop_tokens_from_folder, stop_tokens_from_gguf
 from .tokenizer import VocabularyTokenizer
 
 NAMES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # special tokens: name at Hugging Face → name in GGUF
+SENTENCEPIECE = "llama"  # the value of tokenizer.ggml.model
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType: a token that is not text, and a token that is never split
 
 
 def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
-    """Read a tokenizer from tokenizer.json. The special tokens and the chat template are read from the other files in
-    the folder.
+    """Read a tokenizer from tokenizer.json. The special tokens, the stop tokens and the chat template are read from the
+    other files in the folder.
 
     Parameters
     ----------
@@ -57,37 +60,50 @@ def tokenizer_from_folder(folder: Path) -> VocabularyTokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        backend = Backend.from_str(read_text(path))
     except Exception as error:  # the tokenizers package raises plain Exceptions
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error!s:.300}") from None
     backend.no_truncation()  # a file may contain the settings of its training run
     backend.no_padding()
     config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        config |= read_json(folder / name) if (folder / name).is_file() else {}
+    origin: dict[str, Path] = {}  # the file of each entry
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        if file.is_file():
+            config |= (found := read_json(file))
+            origin |= dict.fromkeys(found, file)
 
     def token_id(which: str) -> int | None:
         token = config.get(f"{which}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token is not None and (not isinstance(token, str) or backend.token_to_id(token) is None):
-            raise ValueError(f"{folder}: the {which}_token {token!r} is not in the vocabulary of tokenizer.json")
-        return None if token is None else backend.token_to_id(token)
+        if token is None:
+            return None
+        try:
+            i = backend.token_to_id(token)
+        except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair
+            i = None
+        if i is None:
+            where = origin[f"{which}_token"]
+            raise ValueError(f"{where}: the {which}_token {token!r:.80} is not in the vocabulary of tokenizer.json")
+        return i
 
     template = config.get("chat_template")
     if isinstance(template, list):  # several templates: [{"name": …, "template": …}, …]
         named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
         template = named[0].get("template") if named else None
+    file = origin.get("chat_template", folder / "tokenizer_config.json")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        file = folder / "chat_template.jinja"
+        template = read_text(file)
     if not isinstance(template, str | None):
-        raise ValueError(
-            f"{folder / 'tokenizer_config.json'}: chat_template is a {type(template).__name__}; expected a string"
-        )
-    return VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
+        raise ValueError(f"{file}: chat_template is a {type(template).__name__}; expected a string")
+    tokenizer = VocabularyTokenizer(backend, {which: token_id(which) for which in NAMES}, template)
+    tokenizer.chat_template_file = str(file)
+    tokenizer.more_stop_token_ids = stop_tokens_from_folder(folder, tokenizer.vocab_size)
+    return tokenizer
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
-    """Build a byte-level BPE tokenizer from the tokens and merges in the metadata of a GGUF file.
+    """Build a tokenizer from the metadata of a GGUF file: byte-level BPE, or SentencePiece.
 
     Parameters
     ----------
@@ -112,44 +128,30 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
     [2, 1, 0]
     """
     tokens = _entry(metadata, "tokenizer.ggml.tokens", list)
-    backend = _byte_level_bpe(tokens, metadata)
+    backend = _backend(tokens, metadata)
     special = {which: _entry(metadata, f"tokenizer.ggml.{key}_token_id", int, None) for which, key in NAMES.items()}
     for which, i in special.items():
         if i is not None and not 0 <= i < len(tokens):
             raise ValueError(f"the id of the {which} token is {i}; expected 0 to {len(tokens) - 1}")
     _add_special_tokens(backend, tokens, special, metadata)
-    return VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
+    tokenizer = VocabularyTokenizer(backend, special, _entry(metadata, "tokenizer.chat_template", str, None))
+    tokenizer.more_stop_token_ids = stop_tokens_from_gguf(metadata, tokens)
+    return tokenizer
 
 
-def _byte_level_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
-    """Build a tokenizers.Tokenizer that splits a text into words, writes bytes as characters, and merges pairs of tokens.
-
-    The merges keep the order in which the file lists them. The entry `tokenizer.ggml.pre` names the rule for splitting.
-    The rule of SmolLM2 splits off each digit: "  1" becomes "  " and "1". The program llama.cpp follows this rule
-    (unicode_regex_split, "\\p{N}"). The library transformers ignores `tokenizer.ggml.pre` in a Llama file,
-    and splits "  1" into " " and " 1".
-    """
-    with extra("models", "a tokenizer"):
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers
-
-    if (model := _entry(metadata, "tokenizer.ggml.model", str)) != "gpt2":
-        raise ValueError(f"tokenizer.ggml.model is {model!r}; only byte-level BPE, 'gpt2', is supported")
-    merges = [tuple(merge.split(" ")) for merge in _entry(metadata, "tokenizer.ggml.merges", list)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise ValueError("tokenizer.ggml.tokens contains a token twice")
-    try:
-        backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # a merge that is not a pair, or has unknown tokens; the package raises plain Exceptions
-        raise ValueError(f"tokenizer.ggml.merges: {error}") from None
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's regular expression
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    cuts = {"gpt-2": words, "smollm": pre_tokenizers.Sequence([digits, words])}
-    if (pre := _entry(metadata, "tokenizer.ggml.pre", str)) not in cuts:
-        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; only {sorted(cuts)} are supported")
-    backend.pre_tokenizer, backend.decoder = cuts[pre], decoders.ByteLevel()
-    return backend
+def _backend(tokens: list[str], metadata: Mapping[str, Any]) -> Any:
+    """Build the tokenizers.Tokenizer that `tokenizer.ggml.model` names: "gpt2" or "llama"."""
+    model = _entry(metadata, "tokenizer.ggml.model", str)
+    if model == "gpt2":
+        merges = _entry(metadata, "tokenizer.ggml.merges", list)
+        return byte_level_bpe(tokens, merges, _entry(metadata, "tokenizer.ggml.pre", str))
+    if model == SENTENCEPIECE:
+        scores = _entry(metadata, "tokenizer.ggml.scores", np.ndarray)
+        prefix = _entry(metadata, "tokenizer.ggml.add_space_prefix", bool, True)
+        return sentencepiece(tokens, scores, _entry(metadata, "general.architecture", str, None), prefix)
+    raise ValueError(
+        f"tokenizer.ggml.model is {model!r}; only byte-level BPE, 'gpt2', and SentencePiece, 'llama', are supported"
+    )
 
 
 def _add_special_tokens(
@@ -165,7 +167,9 @@ def _add_special_tokens(
         raise ValueError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
     for kind, add in {CONTROL: backend.add_special_tokens, USER_DEFINED: backend.add_tokens}.items():
         add([AddedToken(tokens[i], normalized=False) for i in np.flatnonzero(kinds == kind)])
-    added = [which for which in ("bos", "eos") if _entry(metadata, f"tokenizer.ggml.add_{which}_token", bool, False)]
+    # llama.cpp adds the first token to a SentencePiece vocabulary that does not say otherwise
+    defaults = {"bos": metadata.get("tokenizer.ggml.model") == SENTENCEPIECE, "eos": False}
+    added = [w for w, default in defaults.items() if _entry(metadata, f"tokenizer.ggml.add_{w}_token", bool, default)]
     ids = {which: i for which in added if (i := special[which]) is not None}
     around = {which: tokens[i] for which, i in ids.items()}
     single = [around.get("bos"), "$A", around.get("eos")]

@@ -119,6 +119,8 @@ class Context:
     position_ids : ndarray of int, shape (b, t), optional
         The position of each token in its row. With None, all rows have the same positions, which continue after the
         tokens in the key/value cache.
+    gradient_checkpointing : bool
+        True if each block keeps only its input, and runs its forward pass again in the backward pass.
 
     Examples
     --------
@@ -133,6 +135,7 @@ class Context:
     adapter: str | Rows | None = None
     attention_mask: Array | None = None
     position_ids: Array | None = None
+    gradient_checkpointing: bool = False
 
 
 EVALUATION = Context()

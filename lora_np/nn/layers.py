@@ -129,13 +129,15 @@ class Embedding(Module):
     def extra_repr(self) -> str:
         return "{}, {}".format(*self.weight.value.shape)
 
-    def forward(self, ids: Array) -> tuple[Array, EmbeddingCache]:
+    def forward(self, ids: Array, context: Context = EVALUATION) -> tuple[Array, EmbeddingCache]:
         """Look up the vectors of token ids.
 
         Parameters
         ----------
         ids : ndarray, shape (…), integers in [0, vocabulary)
             The token ids.
+        context : Context
+            The arguments that the call passes to every layer. A plain embedding does not use these arguments.
 
         Returns
         -------
@@ -146,7 +148,7 @@ class Embedding(Module):
         """
         return ops.embedding_forward(ids, self.weight.value)
 
-    def backward(self, dy: Array, cache: EmbeddingCache) -> None:
+    def backward(self, dy: Array, cache: EmbeddingCache, need_dx: bool = False) -> None:
         """Add the gradient of the table to the Parameter `weight`, if the table is trainable.
 
         The function returns no dx, because token ids are not differentiable.
@@ -157,6 +159,8 @@ class Embedding(Module):
             The gradient of the vectors.
         cache : EmbeddingCache
             The cache of the forward pass.
+        need_dx : bool
+            Has no effect. The other layers have this argument too.
         """
         if self.weight.trainable:
             self.weight.add_grad(ops.embedding_backward(dy, cache))
@@ -188,13 +192,15 @@ class RMSNorm(Module):
     def extra_repr(self) -> str:
         return f"{self.weight.value.size}, eps={self.eps}"
 
-    def forward(self, x: Array) -> tuple[Array, RMSNormCache]:
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, RMSNormCache]:
         """Compute the output of the layer.
 
         Parameters
         ----------
         x : ndarray, shape (…, d)
             The input.
+        context : Context
+            The arguments that the call passes to every layer. A plain norm does not use these arguments.
 
         Returns
         -------

@@ -142,7 +142,7 @@ class Module:
     @property
     def trainable(self) -> bool:
         """True if a parameter of this module, or of a module below it, is trainable."""
-        return any(p.trainable for _, p in self.named_parameters())
+        return any(child.trainable for _, child in self.children())
 
     def freeze(self) -> Self:
         """Freeze every parameter, and set its gradient to None.
@@ -246,7 +246,9 @@ class Module:
                 return [replicate(item) for item in x]
             return {key: replicate(item) for key, item in x.items()} if isinstance(x, dict) else x
 
-        return replicate(self)
+        replica = replicate(self)
+        copies.clear()  # `replicate` refers to itself and to `copies`, so it would keep all gradients until the next gc.collect
+        return replica
 
     def state_dict(self) -> dict[str, Array]:
         """Return the arrays of all parameters by name.

@@ -13,37 +13,42 @@ second line of the table is not in PEFT: there, a string that is not in a list i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Set
 from typing import Any
 
+from .patterns import ends_in_match, full_match
+
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "lm_head"
+MOST_ENTRIES = 4_000  # of a list of names: more than the linear layers of a 405B model
 
 
 def plain_targets(target_modules: Any, name: str = "target_modules") -> str | tuple[str, ...]:
     """Return `target_modules` as a string or a tuple of strings.
 
     A set is sorted, so that its order is the same in each run. Raises TypeError if `target_modules` is neither a string
-    nor a collection of strings.
+    nor a collection of strings, and ValueError if it has too many entries.
     """
     if isinstance(target_modules, str):
         return target_modules
     entries = tuple(target_modules) if isinstance(target_modules, Iterable) else None
     if entries is None or not all(isinstance(entry, str) for entry in entries):
         raise TypeError(f"{name} = {target_modules!r}; expected a list of layer names, one string, or {ALL_LINEAR!r}")
+    if len(entries) > MOST_ENTRIES:
+        raise ValueError(f"{name} has {len(entries):,} entries; expected at most {MOST_ENTRIES:,}")
     return tuple(sorted(entries)) if isinstance(target_modules, Set) else entries
 
 
 def is_target(name: str, target_modules: str | Collection[str]) -> bool:
     """Return True if `target_modules` selects the linear layer `name`, for example "model.layers.0.self_attn.q_proj".
 
-    Raises ValueError if `target_modules` is a string that is not a valid regular expression.
+    Raises ValueError if `target_modules` is a string that is not a regular expression, or a regular expression that
+    cannot be matched quickly.
     """
     if target_modules == ALL_LINEAR:
         return not has_suffix(name, OUTPUT_HEAD)
     if isinstance(target_modules, str):
-        return has_suffix(name, target_modules) or matches_pattern(name, target_modules)
+        return has_suffix(name, target_modules) or full_match(target_modules, name)
     return any(has_suffix(name, entry) for entry in target_modules)
 
 
@@ -63,20 +68,24 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
     return [name for name in names if is_target(name, target_modules)]
 
 
+def layer_index(name: str, layers_pattern: Collection[str] = ()) -> int | None:
+    """Return the index of the block that contains a layer: 3 for "model.layers.3.mlp.up_proj", or None.
+
+    The index is the first number after the second dot. With `layers_pattern`, the index is the first number that follows
+    a component that one of the patterns matches. Source: PEFT, `check_target_module_exists`.
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts[:-1]):
+        before = ".".join(parts[:i])
+        named = any(ends_in_match(pattern, before) for pattern in layers_pattern) if layers_pattern else i >= 2
+        if part.isdecimal() and named:
+            return int(part)
+    return None
+
+
 def has_suffix(name: str, suffix: str) -> bool:
     """Return True if the last components of a dotted name equal `suffix`. "proj" is not a suffix of "q_proj"."""
     return name == suffix or name.endswith("." + suffix)
-
-
-def matches_pattern(name: str, pattern: str) -> bool:
-    """Return True if the regular expression `pattern` matches the whole name.
-
-    For example, "q_proj.*" does not match "layers.0.q_proj".
-    """
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"target_modules {pattern!r} is not a valid regular expression: {error}.") from None
 
 
 def available(names: list[str]) -> str:

@@ -12,10 +12,12 @@ at the same time. Shapes in the comments:
 
 The functions run in float32 (for training), float64 (for gradient checks) and complex128 (for the complex step, see
 gradient_check.py), on NumPy and on CuPy. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding,
-norm, rotary, attention, activation, loss.
+norm, layer_norm, rotary, attention, activation, softcap, loss.
 """
 
 from .activation import (
+    geglu_backward,
+    geglu_forward,
     gelu_backward,
     gelu_forward,
     sigmoid,
@@ -29,11 +31,13 @@ from .dora import dora_backward, dora_forward, row_norm_backward, row_norm_forwa
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .grouped_lora import grouped_lora_backward, grouped_lora_forward
+from .layer_norm import layer_norm_backward, layer_norm_forward
 from .linear import linear_backward, linear_forward
 from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
 from .norm import rms_norm_backward, rms_norm_forward
 from .rotary import rotary_backward, rotary_forward, rotary_tables
+from .softcap import softcap_backward, softcap_forward
 from .vera import vera_backward, vera_forward
 
 __all__ = [
@@ -48,10 +52,14 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "geglu_backward",
+    "geglu_forward",
     "gelu_backward",
     "gelu_forward",
     "grouped_lora_backward",
     "grouped_lora_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear_backward",
     "linear_forward",
     "lora_backward",
@@ -68,6 +76,8 @@ __all__ = [
     "sigmoid",
     "silu_backward",
     "silu_forward",
+    "softcap_backward",
+    "softcap_forward",
     "softmax_backward",
     "softmax_forward",
     "swiglu_backward",

@@ -1,4 +1,4 @@
-"""Activations: SiLU, the gated SwiGLU (arXiv 2002.05202), and GELU (arXiv 1606.08415)."""
+"""Activations: SiLU, GELU (arXiv 1606.08415), and the gated SwiGLU and GeGLU (arXiv 2002.05202)."""
 
 from __future__ import annotations
 
@@ -288,3 +288,76 @@ def gelu_backward(dy: Array, cache: GeluCache) -> Array:
     check_shape("dy", dy, *x.shape)
     du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
     return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)
+
+
+def geglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
+    """Compute GeGLU, y = gelu(gate) ∘ up, entry by entry, with GELU in its tanh form.
+
+    Parameters
+    ----------
+    gate : ndarray, shape (…, f), float32 or float64
+        The gate.
+    up : ndarray, the shape of gate
+        The values that the gate multiplies.
+
+    Returns
+    -------
+    y : ndarray, shape (…, f)
+        The output.
+    cache : SwigluCache
+        The second argument of `geglu_backward`.
+
+    Raises
+    ------
+    ValueError
+        If gate and up have different shapes.
+    TypeError
+        If the arrays do not both have the same float dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import geglu_forward
+    >>> y, cache = geglu_forward(np.array([-50.0, 50.0]), np.array([3.0, 3.0]))  # the gate is closed, then open
+    >>> y + 0.0
+    array([  0., 150.])
+    """
+    check_float(gate=gate, up=up)
+    check_shape("up", up, *gate.shape)
+    return gelu_forward(gate)[0] * up, (gate, up)
+
+
+def geglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
+    """Compute the gradients of `geglu_forward`.
+
+    Parameters
+    ----------
+    dy : ndarray, shape (…, f)
+        The gradient of y.
+    cache : SwigluCache
+        The cache of the forward pass.
+
+    Returns
+    -------
+    dgate : ndarray, shape (…, f)
+        The gradient of gate.
+    dup : ndarray, shape (…, f)
+        The gradient of up.
+
+    Notes
+    -----
+    In the forward pass y = gelu(gate) ∘ up. The product rule gives dup = dy ∘ gelu(gate) and
+    dgate = dy ∘ up ∘ gelu′(gate). The cache does not keep gelu(gate), which is computed again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.ops import geglu_backward, geglu_forward
+    >>> y, cache = geglu_forward(np.array([0.0]), np.array([3.0]))
+    >>> geglu_backward(np.array([1.0]), cache)  # gelu(0) = 0, gelu′(0) = ½
+    (array([1.5]), array([0.]))
+    """
+    gate, up = cache
+    check_shape("dy", dy, *gate.shape)
+    y, gelu_cache = gelu_forward(gate)
+    return gelu_backward(dy * up, gelu_cache), dy * y

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..backend import Array, array_module
 from .checks import check_float, check_mask, check_shape
+from .softcap import tanh_slope
 
 MASKED = -1e30  # added to a masked score, so that exp gives exactly 0; −∞ would give NaN in complex numbers
 BLOCK = 64  # queries per block: their scores fit in the processor's cache, and keys after the block are not multiplied
 
-# q/√d (b, g, h/g, t, d); k and v (b, g, s, d); o like q; for each block: its first query, its last query + 1,
-# e (b, g, h/g·rows, seen) and 1/Σ e (b, g, h/g·rows, 1)
-AttentionCache: TypeAlias = tuple[Array, Array, Array, Array, list[tuple[int, int, Array, Array]]]
+# One block: its queries and its keys as slices, e (b, g, h/g·rows, keys), 1/Σ e (b, g, h/g·rows, 1), and with a soft cap
+# tanh of the scores (b, g, h/g·rows, keys)
+Block: TypeAlias = tuple[slice, slice, Array, Array, Array | None]
+# scale·q (b, g, h/g, t, d); k and v (b, g, s, d); o like q; scale; the blocks
+AttentionCache: TypeAlias = tuple[Array, Array, Array, Array, float, list[Block]]
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
@@ -86,7 +89,16 @@ def softmax_backward(dp: Array, p: Array) -> Array:
     return p * (dp - dot)
 
 
-def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, AttentionCache]:
+def attention_forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> tuple[Array, AttentionCache]:
     """Compute causal attention, o = softmax(q kᵀ / √d + causal mask) v, for each head.
 
     Parameters
@@ -99,6 +111,13 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
         The values.
     mask : ndarray of bool, shape (b, s), optional
         True for keys that queries may see, False for padding. None means no padding.
+    scale : float, optional
+        The factor of the scores q kᵀ. None means 1/√d.
+    window : int, optional
+        A query sees only the last `window` tokens, itself included (a sliding window, arXiv 2310.06825). Padding is not
+        counted. None means no window.
+    softcap : float, optional
+        The soft cap c: the score z becomes c·tanh(z/c), which is between −c and c. None means no cap.
 
     Returns
     -------
@@ -148,24 +167,44 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     if mask is not None:
         check_mask(mask, b, s)
     xp = array_module(q)
-    q = q.reshape(b, g, h // g, t, d) * (1 / math.sqrt(d))  # scale q (t·d numbers), not the scores (t·s numbers)
+    scale = 1 / math.sqrt(d) if scale is None else scale
+    q = q.reshape(b, g, h // g, t, d) * scale  # scale q (t·d numbers), not the scores (t·s numbers)
     o = xp.empty(q.shape, q.dtype)
-    blocks = []
+    blocks: list[Block] = []
     for start in range(0, t, BLOCK):
         stop = min(start + BLOCK, t)
-        seen = s - t + stop  # the keys that the last query of the block sees
+        first = 0 if window is None or mask is not None else max(0, s - t + start + 1 - window)
+        queries, keys = slice(start, stop), slice(first, s - t + stop)  # the last query of the block sees these keys
         shape = b, g, h // g, stop - start
-        e = _stack(q[..., start:stop, :]) @ k[:, :, :seen].swapaxes(-1, -2)  # scores (b, g, h/g·rows, seen)
-        by_query = e.reshape(*shape, seen)
-        by_query[..., s - t + start :] += xp.triu(xp.full((stop - start,) * 2, MASKED, dtype=e.real.dtype), k=1)
+        e = _stack(q[..., queries, :]) @ k[:, :, keys].swapaxes(-1, -2)  # scores (b, g, h/g·rows, keys)
+        tanh = None
+        if softcap is not None:
+            e /= softcap
+            tanh = xp.tanh(e, out=e)
+            e = tanh * softcap
+        by_query = e.reshape(*shape, -1)
+        by_query[..., s - t + start - first :] += xp.triu(xp.full((stop - start,) * 2, MASKED, dtype=e.real.dtype), k=1)
         if mask is not None:
-            by_query += xp.where(mask[:, :seen], 0, MASKED).astype(e.real.dtype)[:, None, None, None, :]
+            by_query += xp.where(mask[:, keys], 0, MASKED).astype(e.real.dtype)[:, None, None, None, :]
+        if window is not None:
+            by_query += _outside_window(xp, window, s - t + start, keys, shape[-1], mask).astype(e.real.dtype)
         e -= e.real.max(axis=-1, keepdims=True)
         xp.exp(e, out=e)
         norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm: scale o (d numbers per row), not e (s numbers per row)
-        o[..., start:stop, :] = ((e @ v[:, :, :seen]) * norm).reshape(*shape, d)
-        blocks.append((start, stop, e, norm))
-    return o.reshape(b, h, t, d), (q, k, v, o, blocks)
+        o[..., queries, :] = ((e @ v[:, :, keys]) * norm).reshape(*shape, d)
+        blocks.append((queries, keys, e, norm, tanh))
+    return o.reshape(b, h, t, d), (q, k, v, o, scale, blocks)
+
+
+def _outside_window(xp: Any, window: int, start: int, keys: slice, rows: int, mask: Array | None) -> Array:
+    """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, 1, rows, keys).
+
+    `start` is the position of the first query among all keys. With a mask, the positions count only the tokens that are
+    not padding.
+    """
+    position = xp.arange(keys.stop)[None] if mask is None else mask.cumsum(axis=1)
+    distance = position[:, start : start + rows, None] - position[:, None, keys]
+    return xp.where(distance >= window, MASKED, 0)[:, None, None]
 
 
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
@@ -189,9 +228,12 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
     Notes
     -----
-    In the forward pass o = p v with p = softmax(z), z = q̂ kᵀ and q̂ = q/√d. The steps in reverse order give
+    In the forward pass o = p v with p = softmax(z), z = q̂ kᵀ and q̂ = scale·q. The steps in reverse order give
 
-        dv = pᵀ do,   dp = do vᵀ,   dz = p ∘ (dp − Σ_s p∘dp),   dk = dzᵀ q̂,   dq = dz k / √d
+        dv = pᵀ do,   dp = do vᵀ,   dz = p ∘ (dp − Σ_s p∘dp),   dk = dzᵀ q̂,   dq = scale · dz k
+
+    With a soft cap, p = softmax(c·τ) with τ = tanh(z/c). The derivative of c·τ with respect to z is 1 − τ², so dz is also
+    multiplied by 1 − τ².
 
     Two identities save time. First, Σ_s p∘dp = Σ_d o∘do follows from dp = do vᵀ and o = p v. So a sum over d replaces a
     sum over s. Second, the cache contains e and norm with p = e·norm, so p is not computed. With do' = norm·do,
@@ -210,22 +252,23 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
     >>> [gradient.shape for gradient in attention_backward(np.ones_like(o), cache)]
     [(1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)]
     """
-    q, k, v, o, blocks = cache
+    q, k, v, o, scale, blocks = cache
     b, g, n, t, d = q.shape
     check_shape("do", do, b, g * n, t, d)
     xp = array_module(q)
     do = do.reshape(q.shape)
     dq, dk, dv = xp.empty(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
-    for start, stop, e, norm in blocks:
-        seen = e.shape[-1]
-        do_block = _stack(do[..., start:stop, :]) * norm
-        dv[:, :, :seen] += e.swapaxes(-1, -2) @ do_block
-        dz = do_block @ v[:, :, :seen].swapaxes(-1, -2)
-        dz -= xp.einsum("...i,...i->...", _stack(o[..., start:stop, :]), do_block)[..., None]
+    for queries, keys, e, norm, tanh in blocks:
+        do_block = _stack(do[..., queries, :]) * norm
+        dv[:, :, keys] += e.swapaxes(-1, -2) @ do_block
+        dz = do_block @ v[:, :, keys].swapaxes(-1, -2)
+        dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]
         dz *= e
-        dk[:, :, :seen] += dz.swapaxes(-1, -2) @ _stack(q[..., start:stop, :])
-        dq[..., start:stop, :] = (dz @ k[:, :, :seen]).reshape(b, g, n, stop - start, d)
-    dq *= 1 / math.sqrt(d)
+        if tanh is not None:
+            dz *= tanh_slope(tanh)
+        dk[:, :, keys] += dz.swapaxes(-1, -2) @ _stack(q[..., queries, :])
+        dq[..., queries, :] = (dz @ k[:, :, keys]).reshape(b, g, n, queries.stop - queries.start, d)
+    dq *= scale
     return dq.reshape(b, g * n, t, d), dk, dv
 
 

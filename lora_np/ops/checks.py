@@ -37,6 +37,8 @@ def check_float(**arrays: Array) -> None:
 def check_shape(name: str, x: Array, *expected: int | None) -> None:
     """Raise TypeError if `x` is not an array, and ValueError unless its shape is `expected` (None allows any size)."""
     array_module(x)
+    if x.shape == expected:
+        return
     if len(x.shape) != len(expected) or any(e is not None and e != n for e, n in zip(expected, x.shape, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({wanted})")

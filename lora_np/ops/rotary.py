@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 from numpy.typing import DTypeLike
 
@@ -12,7 +14,9 @@ from .checks import check_float, check_shape
 RotaryCache: TypeAlias = tuple[Array, Array]  # cos and sin, (t, d) or (b, 1, t, d)
 
 
-def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[Array, Array]:
+def rotary_tables(
+    positions: Array, head_dim: int, theta: float, dtype: DTypeLike, scaling: Mapping[str, Any] | None = None
+) -> tuple[Array, Array]:
     """Compute the cosines and sines of the rotation angles φ_i = position · θ^(−2i/d).
 
     Parameters
@@ -20,11 +24,14 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLik
     positions : ndarray, shape (…, t)
         The position of each token.
     head_dim : int
-        d, the number of features per head. It must be even.
+        d, the number of rotated features per head. It must be even.
     theta : float
         θ, the base of the frequencies; 10000 in the paper.
     dtype : DTypeLike
         The dtype of the tables. The angles are computed in float64.
+    scaling : dict, optional
+        The scaling of the frequencies θ^(−2i/d), as `rope_scaling` in a Hugging Face config.json: see
+        `scaled_frequencies`.
 
     Returns
     -------
@@ -51,19 +58,41 @@ def rotary_tables(positions: Array, head_dim: int, theta: float, dtype: DTypeLik
         raise ValueError(f"head_dim = {head_dim}; rotary embedding rotates pairs of features, so head_dim must be even")
     xp = array_module(positions)
     frequencies = theta ** (xp.arange(0, head_dim, 2) / -head_dim)  # (d/2,)
+    if scaling is not None:
+        frequencies = scaled_frequencies(frequencies, scaling)
     angles = xp.tile(positions[..., None] * frequencies, 2)  # (…, t, d)
     return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
 
 
+def scaled_frequencies(f: Array, scaling: Mapping[str, Any]) -> Array:
+    """Return the frequencies f (d/2,) for contexts that are longer than those of the pretraining.
+
+    "linear" divides each frequency by `factor`, so that all positions move closer together (arXiv 2306.15595).
+
+    "llama3" (Llama 3.1) divides only low frequencies. A pair of features that turns n times within the context of the
+    pretraining has n = f · original_max_position_embeddings / 2π. With n < low_freq_factor, f becomes f / factor. With
+    n > high_freq_factor, f is unchanged. In between, the two values are interpolated:
+
+        f ← (1 − s) · f / factor + s · f,   s = (n − low_freq_factor) / (high_freq_factor − low_freq_factor)
+    """
+    if scaling["rope_type"] == "linear":
+        return f / scaling["factor"]
+    turns = f * (scaling["original_max_position_embeddings"] / (2 * math.pi))
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    s = ((turns - low) / (high - low)).clip(0, 1)
+    return (1 - s) * f / scaling["factor"] + s * f
+
+
 def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache]:
-    """Rotate each pair of features (x_i, x_{i+d/2}) by its angle φ_i.
+    """Rotate each pair of features (x_i, x_{i+d/2}) by its angle φ_i, for the first d features of x.
 
     Parameters
     ----------
     x : ndarray, shape (b, h, t, d) or (…, t, d), float32 or float64
         The queries or keys. A transposed view is accepted.
     cos : ndarray, shape (t, d), or (b, 1, t, d) if each row has its own positions
-        The cosines, from `rotary_tables`.
+        The cosines, from `rotary_tables`. If d is smaller than the head, the other features of x are not changed
+        (partial rotary embedding).
     sin : ndarray, the shape of cos
         The sines, from `rotary_tables`.
 
@@ -102,7 +131,8 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
     """
     check_float(x=x)
     check_float(x=x.real, cos=cos, sin=sin)  # a complex x is rotated by real tables
-    shape = (x.shape[0], 1, *x.shape[-2:]) if cos.ndim == 4 else x.shape[-2:]
+    t, d = x.shape[-2], min(cos.shape[-1], x.shape[-1])
+    shape = (x.shape[0], 1, t, d) if cos.ndim == 4 else (t, d)
     check_shape("cos", cos, *shape)
     check_shape("sin", sin, *shape)
     return _rotate(x, cos, sin), (cos, sin)
@@ -144,7 +174,10 @@ def rotary_backward(dy: Array, cache: RotaryCache) -> Array:
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Return x ∘ cos + rotate_half(x) ∘ sin; see `rotary_forward`."""
     xp = array_module(x)
-    half = x.shape[-1] // 2
+    d = cos.shape[-1]
+    if d < x.shape[-1]:  # the features after the first d pass unchanged
+        return xp.concatenate([_rotate(x[..., :d], cos, sin), x[..., d:]], axis=-1)
+    half = d // 2
     rotated = xp.empty(x.shape, x.dtype)  # two short copies, so that the arithmetic runs over whole rows
     xp.negative(x[..., half:], out=rotated[..., :half])
     rotated[..., half:] = x[..., :half]

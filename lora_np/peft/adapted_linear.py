@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TypeAlias
 
 from ..backend import Array, move
@@ -41,7 +42,14 @@ class AdaptedLinear(Module):
         self.adapters: dict[str, Adapter] = {}
         self.base_correction: Bypass | None = None  # the part of W that PiSSA removed; calls without the adapter add it
         self.merged: tuple[str, ...] = ()
+        self.tied = False  # True if the embedding and the head share the weight; a merge then uses a copy
+        self.base_before_merge: Linear | None = None  # the layer with the shared weight, while an adapter is merged
         self.weight_before_merge: Array | None = None  # copy of W, for adapters whose ΔW depends on W
+
+    @property
+    def weight(self) -> Parameter:
+        """The weight of the base layer."""
+        return self.base_layer.weight
 
     @property
     def in_features(self) -> int:
@@ -241,6 +249,9 @@ class AdaptedLinear(Module):
         if self.merged:
             return
         self.check_mergeable()
+        if self.tied and any(name in self.adapters for name in names):
+            self.base_before_merge, self.base_layer = self.base_layer, copy(self.base_layer)
+            self.base_layer.weight = Parameter(self.base_before_merge.weight.value.copy(), trainable=False)
         W = self.base_layer.weight.value
         if any(self.adapters[name].depends_on_weight for name in names if name in self.adapters):
             self.weight_before_merge = W.copy()
@@ -251,14 +262,19 @@ class AdaptedLinear(Module):
     def unmerge(self) -> None:
         """Restore the weight: W ← W − Σ ΔW, up to rounding errors.
 
-        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy.
+        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy. A weight that the embedding
+        and the head share was not changed.
         """
         W = self.base_layer.weight.value
-        if self.weight_before_merge is not None:
+        if self.base_before_merge is not None:
+            shared = self.base_before_merge.weight  # the model may have been moved or converted since the merge
+            shared.value = move(shared.value, W).astype(W.dtype, copy=False)
+            self.base_layer = self.base_before_merge
+        elif self.weight_before_merge is not None:
             W[...] = self.frozen_weight()
         elif (delta := self.total_delta(self.merged)) is not None:
             W -= delta
-        self.merged, self.weight_before_merge = (), None
+        self.merged, self.weight_before_merge, self.base_before_merge = (), None, None
 
     def frozen_weight(self) -> Array:
         """Return the weight without merged adapters. A quantised weight has no merged adapters.

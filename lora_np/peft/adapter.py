@@ -5,6 +5,8 @@
 
 An adapter that adds a term to the output, y + δ(x), is a subclass of Bypass. An adapter that maps the output, f(y), is
 a subclass of OutputAdapter. Any other adapter is a subclass of Adapter.
+
+A mixed batch computes base(x) once for all rows. Then `row_forward` computes the output of one adapter's rows from base(x).
 """
 
 from __future__ import annotations
@@ -123,6 +125,75 @@ class Adapter(Module):
         """
         raise NotImplementedError
 
+    def prepare(self, base: Linear, dtype: DTypeLike) -> Any:
+        """Compute what `row_forward` needs from the parameters alone, so that a mixed batch computes it only once.
+
+        Parameters
+        ----------
+        base : Linear
+            The frozen layer.
+        dtype : dtype
+            The dtype of the layer's input.
+
+        Returns
+        -------
+        object
+            The last argument of `row_forward`. None for most adapters.
+        """
+        return None
+
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Cache]:
+        """Compute the output of the adapted layer from the output of the base layer, for rows of a mixed batch.
+
+        Parameters
+        ----------
+        x : ndarray, shape (b, …, in)
+            Input of the layer: the rows of this adapter.
+        y : ndarray, shape (b, …, out)
+            base(x). The method may overwrite y.
+        base : Linear
+            The frozen layer.
+        context : Context
+            Settings of the call; `context.rng` draws dropout masks.
+        prepared : object
+            From `prepare`; None if `prepare` was not called.
+
+        Returns
+        -------
+        z : ndarray, shape (b, …, out)
+            Output.
+        cache : tuple
+            Values that `row_backward` needs.
+        """
+        raise NotImplementedError
+
+    def row_backward(self, dz: Array, cache: Cache, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
+        """Compute dy, the gradient of base(x), and the part of dx that does not come from dy.
+
+        This method also adds the gradients of the trained parameters to their `grad`.
+
+        Parameters
+        ----------
+        dz : ndarray, shape (b, …, out)
+            Gradient of the output.
+        cache : tuple
+            From `row_forward`.
+        base : Linear
+            The frozen layer.
+        need_dx : bool
+            True if a layer below needs dx.
+
+        Returns
+        -------
+        dy : ndarray, shape (b, …, out)
+            Gradient of base(x).
+        dx : ndarray, shape (b, …, in), or None
+            The part of dx that comes from x directly. None if there is no such part, or if dx is not needed.
+        """
+        raise NotImplementedError
+
     def delta_weight(self, base: Linear) -> Array:
         """Compute ΔW, the change of the weight, for adapters that can be merged.
 
@@ -184,10 +255,8 @@ class Bypass(Adapter):
     def forward(self, x: Array, base: Linear, context: Context) -> tuple[Array, BypassCache]:
         """Compute y = base(x) + δ(drop(x)), shape (…, out)."""
         y, base_cache = base.forward(x, context)
-        x, mask = ops.dropout_forward(x, self.dropout, context.rng)
-        delta, cache = self.delta_forward(x)
-        y += delta
-        return y, (base_cache, mask, cache)
+        y, own_cache = self.row_forward(x, y, base, context)
+        return y, (base_cache, *own_cache)
 
     def backward(self, dy: Array, cache: BypassCache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (…, in), or None if dx is not needed.
@@ -195,16 +264,31 @@ class Bypass(Adapter):
         In the forward pass, y is the sum of two paths. Each path therefore receives dy, and dx is the sum of the
         gradients that the two paths return.
         """
-        base_cache, mask, delta_cache = cache
+        base_cache, *own_cache = cache
         dx = base.backward(dy, base_cache, need_dx)
-        if not (need_dx or any(p.trainable for p in self.learned)):
-            return None
-        dx_bypass, *gradients = self.delta_backward(dy, delta_cache, need_dx)
-        add_gradients(self.learned, gradients)
+        _, dx_bypass = self.row_backward(dy, own_cache, base, need_dx)
         if need_dx:
             assert dx is not None and dx_bypass is not None
-            dx += ops.dropout_backward(dx_bypass, mask)
+            dx += dx_bypass
         return dx
+
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Any]:
+        """Compute y + δ(drop(x)), shape (…, out), for y = base(x)."""
+        x, mask = ops.dropout_forward(x, self.dropout, context.rng)
+        delta, cache = self.delta_forward(x)
+        y += delta
+        return y, (mask, cache)
+
+    def row_backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
+        """Return dz, because y is a summand of the output, and the bypass's dx (…, in)."""
+        mask, delta_cache = cache
+        if not (need_dx or any(p.trainable for p in self.learned)):
+            return dz, None
+        dx, *gradients = self.delta_backward(dz, delta_cache, need_dx)
+        add_gradients(self.learned, gradients)
+        return dz, ops.dropout_backward(dx, mask) if need_dx and dx is not None else None
 
 
 class OutputAdapter(Adapter):
@@ -236,6 +320,18 @@ class OutputAdapter(Adapter):
         base_cache, output_cache = cache
         dy = self.output_backward(dz, output_cache, need_dx or base.trainable)
         return None if dy is None else base.backward(dy, base_cache, need_dx)
+
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Cache]:
+        """Compute f(y), shape (…, out), for y = base(x)."""
+        return self.output_forward(y)
+
+    def row_backward(self, dz: Array, cache: Cache, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
+        """Return dy (…, out). The output depends on x only through y, so there is no other part of dx."""
+        dy = self.output_backward(dz, cache, need_dy=True)
+        assert dy is not None
+        return dy, None
 
 
 class AdapterLinear(Linear):

@@ -213,7 +213,8 @@ class BottleneckMethod(LayerMethod):
     """Bottleneck adapters: a BottleneckAdapter in the layers that write to the residual stream."""
 
     config_type = BottleneckConfig
-    peft_type = "BOTTLENECK"  # PEFT does not have this method
+    peft_type = "BOTTLENECK"
+    in_peft = False
     recorded_fields = ("bottleneck_size", "non_linearity", "placement")
     fixed_settings = COMMON_SETTINGS
     choices: ClassVar[Mapping[str, Choice]] = {

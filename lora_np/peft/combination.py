@@ -27,10 +27,11 @@ import numpy as np
 
 from ..backend import to_host
 from ..nn import Module
+from ..nn.targets import is_target
 from .files import portable_targets
 from .lora.config import LoraConfig
 from .lora.layer import LoraAdapter
-from .placement import adapted_layers
+from .placement import adaptable_layers, adapted_layers
 
 PRUNED = ("ties", "dare_ties", "dare_linear", "magnitude_prune")
 COMBINATION_TYPES = ("cat", "svd", "linear", *PRUNED, *(f"{name}_svd" for name in PRUNED))
@@ -239,9 +240,14 @@ class MergeReport:
 
 
 def check_combinable(name: str, config: Any) -> None:
-    """Raise ValueError if the adapter is not plain LoRA, which has ΔW = s·B A."""
+    """Raise ValueError if the adapter is not plain LoRA, which has ΔW = s·B A in each of its layers."""
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{name!r} has a {type(config).__name__}; only LoRA adapters can be combined")
+    if config.modules_to_save:
+        raise ValueError(
+            f"{name!r} has its own {', '.join(config.modules_to_save)}, which is not a product of two factors; combine adapters "
+            "without modules_to_save"
+        )
     if config.use_dora:
         raise ValueError(
             f"{name!r} is DoRA: its ΔW depends on W and is not a product of two factors; combine plain LoRA adapters"
@@ -294,10 +300,11 @@ def combined_config(model: Module, sources: Sequence[LoraConfig], ranks: Mapping
     The new configuration never uses rsLoRA, because rsLoRA would give s = √r.
     """
     targets = [portable_targets(config.target_modules, model) for config in sources]
-    if all(isinstance(entries, list) for entries in targets):
-        union = list(dict.fromkeys(entry for entries in targets for entry in entries))
-    else:
-        union = list(ranks)  # a regular expression cannot be joined with a list
+    union = list(ranks)
+    if all(isinstance(entries, list) for entries in targets):  # a regular expression cannot be joined with a list
+        joined = list(dict.fromkeys(entry for entries in targets for entry in entries))
+        if {name for name in adaptable_layers(model) if is_target(name, joined)} == ranks.keys():
+            union = joined  # else a source leaves out some of the targeted layers
     r = max(ranks.values())
     others = {re.escape(name): rank for name, rank in ranks.items() if rank != r}
     base = sources[0].base_model_name_or_path

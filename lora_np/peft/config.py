@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -40,7 +41,8 @@ class PeftConfig:
     inference_mode: InitVar[bool] = False
 
     def __post_init__(self, *neutral: Any) -> None:
-        names = [name for name in type(self).__dataclass_fields__ if name in NEUTRAL]
+        stored = {field.name for field in fields(self)}  # fields of a subclass, such as LoraConfig.exclude_modules
+        names = [name for name in type(self).__dataclass_fields__ if name in NEUTRAL.keys() - stored]
         for name, value in zip(names, neutral, strict=True):
             values, instead = NEUTRAL[name]
             empty = [] in values and isinstance(value, Collection) and not isinstance(value, str) and len(value) == 0
@@ -81,9 +83,12 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError if `value` is not a positive finite number."""
+    """Raise TypeError or ValueError if `value` is not a positive finite number.
+
+    A Python integer can be larger than every float.
+    """
     check_number(name, value)
-    if not 0 < value < math.inf:
+    if not (0 < value < math.inf and (isinstance(value, np.generic) or value <= sys.float_info.max)):
         raise ValueError(f"{name} = {value}; expected a positive number")
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ import numpy as np
 from ..backend import to_host
 from ..files import load_arrays, save_arrays, write_atomically
 from ..nn import Module
+from ..nn.patterns import full_match
 from ..nn.targets import is_target
 from ..quantization import Quantized4bit, dequantize_4bit, quantize_4bit
+from .config import storage_dtype
 from .placement import adaptable_layers
 
 PREFIX = "base_model.model."  # prefix of every layer name in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_CONFIG = 1_000_000  # bytes of adapter_config.json; a file with a rank for every layer of a 70B model has 40,000
 
 # Settings of every file. The format is that of this version of PEFT.
 COMMON_SETTINGS = {"task_type": "CAUSAL_LM", "inference_mode": True, "peft_version": "0.21.2"}
@@ -38,12 +42,30 @@ IGNORED_SETTINGS = {
     "peft_type",
     "revision",
     "auto_mapping",
+    "fan_in_fan_out",  # PEFT sets it from the class of the layer: True for Conv1D, False for Linear
 }  # keys that do not affect the output
 NEUTRAL_VALUES = {
     "bias": "none",
     "megatron_core": "megatron.core",
     "qalora_group_size": 16,
 }  # values of features that are off
+# Settings of PEFT that change what an adapter computes, and what they do
+UNSUPPORTED = {
+    "alora_invocation_tokens": "the adapter is applied only to tokens after the invocation tokens",
+    "arrow_config": "other adapters, which are not in the file, are mixed for each token",
+    "bias": "biases of the base are trained",
+    "exclude_modules": "some layers have no adapter",
+    "kasa_config": "singular values of the base are removed, and a diagonal matrix stands between A and B",
+    "layer_replication": "the base gets more layers",
+    "layers_pattern": "some layers have no adapter",
+    "layers_to_transform": "some layers have no adapter",
+    "lora_bias": "B has a bias",
+    "megatron_config": "the layers are layers of Megatron",
+    "modules_to_save": "whole modules are trained",
+    "target_parameters": "parameters instead of layers are adapted",
+    "trainable_token_indices": "rows of the embedding are trained",
+    "use_bdlora": "A or B is block-diagonal",
+}
 TRAINING_KEY = "lora_np.training"  # metadata: the fields of the configuration that PEFT does not have
 SETTINGS_KEY = "lora_np.config"  # metadata: a copy of some settings of adapter_config.json
 
@@ -78,8 +100,12 @@ def write_adapter(
     write_atomically(folder / CONFIG, write)
 
 
-def portable_targets(targets: str | Collection[str], model: Module) -> str | list[str]:
+def portable_targets(
+    targets: str | Collection[str], model: Module, selects: Callable[[str], bool] | None = None
+) -> str | list[str]:
     """Return `target_modules` in a form that selects the same layers in PEFT.
+
+    If `targets` is a string, the result selects the layers for which `selects(name)` is true.
 
     In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
     names of all modules, not only of linear layers. A string that would select other layers in PEFT
@@ -89,8 +115,8 @@ def portable_targets(targets: str | Collection[str], model: Module) -> str | lis
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):
         return list(targets)
-    intended = [name for name in layers if is_target(name, targets)]
-    if [name for name in peft_modules(model) if re.fullmatch(targets, name)] == intended:
+    intended = [name for name in layers if (selects(name) if selects else is_target(name, targets))]
+    if [name for name in peft_modules(model) if full_match(targets, name)] == intended:
         return targets
     suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in intended))
     return suffixes if [name for name in layers if is_target(name, suffixes)] == intended else intended
@@ -124,12 +150,18 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing")
+        configs = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
+        below = sorted(path.parent.relative_to(folder).as_posix() for path in configs)
+        hint = f"; there are adapters in its subfolders {abbreviate(below)}: give one of these folders" if below else ""
+        raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing{hint}")
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        hint = "; adapter_model.bin is a pickle and is not read; save the adapter as safetensors" if pickled else ""
+        convert = f"python -m lora_np convert {folder / 'adapter_model.bin'}"
+        hint = f"; adapter_model.bin is a pickle and is not read; convert it: {convert}" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is missing{hint}")
     with name_file_in_errors(folder / CONFIG):
+        if (size := (folder / CONFIG).stat().st_size) > LARGEST_CONFIG:
+            raise ValueError(f"the file has {size:,} bytes; expected at most {LARGEST_CONFIG:,}")
         settings = json_object((folder / CONFIG).read_text(encoding="utf-8"))
     arrays, metadata = load_arrays(folder / WEIGHTS)
     with name_file_in_errors(folder / WEIGHTS):
@@ -145,7 +177,10 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
 
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object in `text`. Raises ValueError if `text` contains a JSON value that is not an object."""
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError(f"expected a JSON object, got {text:.40}")
     return found
@@ -153,11 +188,15 @@ def json_object(text: str) -> dict[str, Any]:
 
 @contextmanager
 def name_file_in_errors(file: Path) -> Iterator[None]:
-    """Re-raise a TypeError or ValueError from the `with` block as a ValueError that starts with the file name."""
+    """Re-raise a TypeError or ValueError from the `with` block as a ValueError that starts with the file name.
+
+    The tensors are compared with the configuration, so an error in the weights file names both files.
+    """
     try:
         yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        config = f" (read with {CONFIG})" if file.name == WEIGHTS else ""
+        raise ValueError(f"{file}: {error!s:.1000}{config}") from None
 
 
 def check_targets(targets: Any) -> None:
@@ -168,22 +207,50 @@ def check_targets(targets: Any) -> None:
     is_target("", targets)
 
 
-def check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ValueError for a setting that is not in `known`.
+def check_settings(settings: Mapping[str, Any], known: Collection[str], in_peft: bool = True) -> None:
+    """Raise ValueError for a setting that changes the output and is not in `known`.
 
-    Unknown settings are accepted if they turn a feature off or do not affect the output.
+    Settings that turn a feature off are accepted. A setting that PEFT does not know either causes a warning, as in PEFT.
+    If a newer version of PEFT wrote the file, such a setting can be a new feature, and raises ValueError. For a method that
+    PEFT does not have (`in_peft=False`), each unknown setting raises ValueError.
     """
+    unknown = []
     for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
         value = settings[key]
-        off = value is None or value is False or value in ("", [], {}, NEUTRAL_VALUES.get(key))
-        if not off:
+        if value is None or value is False or value in ("", [], {}, NEUTRAL_VALUES.get(key)):
+            continue
+        if key in UNSUPPORTED:
             raise ValueError(
-                f"{key} is {value!r}; lora_np does not support this feature of PEFT, so the adapter cannot be loaded"
+                f"{key} is {value!r}; lora_np does not support this feature of PEFT: {UNSUPPORTED[key]}. Merge the adapter in "
+                "PEFT, or train it without this setting"
             )
+        if not in_peft:
+            raise ValueError(
+                f"{key} is {value!r}; lora_np does not support this feature, so the adapter cannot be loaded"
+            )
+        if is_newer(settings.get("peft_version")):
+            raise ValueError(
+                f"{key} is {value!r}; the file is from PEFT {settings['peft_version']}, which is newer than "
+                f"{COMMON_SETTINGS['peft_version']}, so the setting can be a feature that lora_np does not support"
+            )
+        unknown.append(key)
+    if unknown:
+        warnings.warn(f"unknown settings {unknown} are ignored; PEFT ignores them too", stacklevel=2)
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], hint: str = "") -> None:
-    """Raise ValueError with the name of a tensor that is missing, unexpected, of a wrong shape or dtype, or not finite."""
+def is_newer(version: Any) -> bool:
+    """Return True if a version of PEFT, for example "0.22.0", is newer than the version whose format is used here."""
+    numbers = [tuple(map(int, re.findall(r"\d{1,9}", str(v))[:3])) for v in (version, COMMON_SETTINGS["peft_version"])]
+    return numbers[0] > numbers[1]
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, hint: str = ""
+) -> None:
+    """Raise ValueError with the name of a tensor that is missing, unexpected, of a wrong shape or dtype, or not finite.
+
+    `dtype` is the dtype in which the adapter will be stored. A number that is too large for this dtype is not finite.
+    """
     if extra := sorted(arrays.keys() - shapes.keys()):
         raise ValueError(
             f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT would ignore it"
@@ -198,23 +265,35 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
             raise ValueError(f"{key} has dtype {x.dtype}; expected floating-point numbers")
         if not np.isfinite(x).all():
             raise ValueError(f"{key} contains NaN or infinity; expected finite numbers")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(x.astype(dtype)).all():
+                raise ValueError(
+                    f"{key} contains numbers that are too large for {dtype}; load the base in a wider dtype"
+                )
 
 
 def abbreviate(keys: list[str]) -> str:
-    """Return a text with the first three names and the number of the remaining names."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    """Return a text with the first three names, each of at most 200 characters, and the number of the remaining names."""
+    return ", ".join(key[:200] for key in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
-    """Return True if an array is a weight of the base.
+def base_weights(model: Module) -> dict[str, Any]:
+    """Return the weights of the base by PEFT's keys. A tied head has the weight of the embedding."""
+    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    if (head := getattr(model, "linear_head", None)) is not None:
+        base.setdefault("lm_head.weight", head.weight.value)
+    return {f"{PREFIX}{name}": value for name, value in base.items()}
+
+
+def is_base_weight(key: str, array: np.ndarray, base: Mapping[str, Any]) -> bool:
+    """Return True if an array of a file is one of the weights `base`.
 
     If an adapter adapts lm_head, PEFT also saves the frozen weight of lm_head.
 
     Raises ValueError if the array differs from the weight of this base, because the adapter was then trained on another
     base.
     """
-    name = key.removeprefix(PREFIX).replace(".base_layer", "")
-    base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
+    name = key.replace(".base_layer", "")
     if name not in base:
         return False
     value = base[name]
@@ -226,7 +305,18 @@ def is_base_weight(key: str, array: np.ndarray, model: Module) -> bool:
         )
         fits = bool(np.linalg.norm(given - stored) <= 0.02 * np.linalg.norm(stored))
     elif fits:
-        fits = bool((to_host(value).astype(array.dtype) == array).all())
+        fits = equal_when_rounded(array, to_host(value))
     if not fits:
         raise ValueError(f"{key} differs from the weight of this base; the adapter was made for another base")
     return True
+
+
+def equal_when_rounded(x: np.ndarray, y: np.ndarray) -> bool:
+    """Return True if x and y are equal after rounding to the narrowest dtype that contains all numbers of x or of y."""
+    for dtype in (storage_dtype("bfloat16", x.dtype), np.dtype(np.float16), np.dtype(np.float32), x.dtype, y.dtype):
+        with np.errstate(over="ignore"):
+            a, b = x.astype(dtype), y.astype(dtype)
+        exact = (a.astype(x.dtype) == x).all() or (b.astype(y.dtype) == y).all()
+        if exact and (a == b).all():
+            return True
+    return False

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,6 +16,7 @@ from ..nn import BASE, Parameter, check_names
 from ..transformer import Transformer
 from .config import PeftConfig, storage_dtype
 from .files import CONFIG, WEIGHTS, name_file_in_errors, read_adapter, write_adapter
+from .lora.gguf import read_gguf
 from .method import AdapterHost
 from .mixed import AdapterRows
 from .placement import adapted_layers
@@ -93,7 +95,7 @@ class AdapterManager(AdapterHost):
         Parameters
         ----------
         model_id : str or path
-            Folder that `save_pretrained` or PEFT wrote.
+            Folder that `save_pretrained` or PEFT wrote, or a .gguf file with a LoRA.
         adapter_name : str
             A new name for the adapter.
         is_trainable : bool
@@ -114,11 +116,15 @@ class AdapterManager(AdapterHost):
         Tensors are converted to the `adapter_dtype` of the PeftModel, by default the dtype of the base model.
         """
         self._check_new(adapter_name)
-        settings, arrays, training = read_adapter(model_id)
-        with name_file_in_errors(Path(model_id) / CONFIG):
+        settings: Mapping[str, Any]
+        arrays: Mapping[str, np.ndarray]
+        gguf = Path(model_id).suffix == ".gguf"
+        settings, arrays, training = read_gguf(model_id, self.model.config) if gguf else read_adapter(model_id)
+        with name_file_in_errors(Path(model_id) / ("" if gguf else CONFIG)):
             method = method_named(settings.get("peft_type"))
+            settings, arrays = method.convert(settings, arrays, self.model)
             config = method.config(settings)
-        with name_file_in_errors(Path(model_id) / WEIGHTS):
+        with name_file_in_errors(Path(model_id) / ("" if gguf else WEIGHTS)):
             config = replace(config, **{key: training[key] for key in method.extra_fields if key in training})
             method.restore(self, adapter_name, config, arrays)
         self._register(adapter_name, config, is_trainable)
@@ -338,11 +344,6 @@ class AdapterManager(AdapterHost):
         for name in adapter_names:
             if (config := self.peft_config.get(name)) is not None:
                 method_of(config).check_mixable(name, config)
-        if self._pissa_started:
-            raise ValueError(
-                "an adapter with PiSSA initialisation has changed the base, so mixed batches are not possible: save_pretrained, "
-                "then load the folder into a PeftModel of the original base"
-            )
 
     @property
     def _pissa_started(self) -> bool:

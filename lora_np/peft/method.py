@@ -49,6 +49,11 @@ class AdapterHost(Module):
         self.peft_config: dict[str, PeftConfig] = {}
         self.adapter_dtype = adapter_dtype  # None: the dtype of the base
 
+    @property
+    def storage_dtype(self) -> np.dtype:
+        """The dtype in which adapters are stored."""
+        return np.dtype(self.adapter_dtype or next(p.value.dtype for _, p in self.model.named_parameters()))
+
 
 class Method:
     """The interface of an adapter method. A method has no state; the PeftModel holds the adapters.
@@ -68,6 +73,7 @@ class Method:
     extra_fields: ClassVar[tuple[str, ...]] = ()
     fixed_settings: ClassVar[Mapping[str, Any]] = COMMON_SETTINGS  # constant settings of the file
     accepted_keys: ClassVar[tuple[str, ...]] = ()  # further keys that a file can have
+    in_peft: ClassVar[bool] = True  # False: PEFT does not have this method
     choices: ClassVar[Mapping[str, Choice]] = {}  # names for `train --method`
     example: ClassVar[PeftConfig | None] = None  # used by the tests of all methods; ΔW ≠ 0
 
@@ -125,13 +131,22 @@ class Method:
             "base_model_name_or_path": path and os.fspath(path),
         }
 
+    def convert(
+        self, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Transformer
+    ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+        """Return the settings and tensors of a file in the forms that `config` and `restore` expect; by default unchanged.
+
+        Raises ValueError if the file needs something that is not in the file.
+        """
+        return settings, arrays
+
     def config(self, settings: Mapping[str, Any]) -> Any:
         """Return the configuration for the settings of an adapter_config.json.
 
         Raises ValueError or TypeError; the message names the wrong setting.
         """
         known = {field.name for field in fields(self.config_type)}
-        check_settings(settings, {*known, *self.accepted_keys})
+        check_settings(settings, {*known, *self.accepted_keys}, self.in_peft)
         return self.config_type(**{key: settings[key] for key in known if settings.get(key) is not None})
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
@@ -225,9 +240,9 @@ class LayerMethod(Method):
         every = adaptable_layers(host.model)
         layers = {layer: every[layer] for layer in self.targets(config, list(every), strict=False)}
         if not layers:
-            raise ValueError(f"{config.target_modules!r} matches no linear layer; {available(list(every))}")
+            raise ValueError(f"{config.target_modules!r:.200} matches no linear layer; {available(list(every))}")
         expected = self.expected_shapes(config, layers)
-        check_arrays(self.arrays_to_check(arrays, expected.keys(), host.model), expected)
+        check_arrays(self.arrays_to_check(arrays, expected.keys(), host.model), expected, host.storage_dtype)
         self.check(host, config, layers)
         self.insert(host, name, self.build_all(config, layers, arrays, host.adapter_dtype))
 
@@ -297,7 +312,11 @@ class LayerMethod(Method):
     def settings(self, config: Any, model: Transformer) -> dict[str, Any]:
         """Return the content of adapter_config.json, with `target_modules` that select the same layers in PEFT."""
         found = super().settings(config, model)
-        named = {key: portable_targets(found[key], model) for key in self.layer_name_fields if key in found}
+        named: dict[str, Any] = {
+            key: portable_targets(found[key], model) for key in self.layer_name_fields if key in found
+        }
+        if "fan_in_fan_out" in found:  # True for GPT-2's Conv1D, which stores weights as (in, out)
+            named["fan_in_fan_out"] = model.config.family.gpt2
         return found | named
 
     def config(self, settings: Mapping[str, Any]) -> Any:

@@ -5,6 +5,8 @@
 Punica's SGMV uses the same method (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments
 with many tokens are computed one after another. If each row has one token, as in decoding, one batched product computes
 all small segments of equal rank.
+
+Adapters of other kinds, such as DoRA and VeRA, are computed one after another, from the output of the base for their rows.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from ..backend import Array, array_module
 from ..nn import Cache, Context, Linear, Rows
 from ..ops.grouped_lora import GroupedLoraCache
 from .adapted_linear import AdaptedLinear
-from .adapter import Adapter, OutputAdapter, add_gradients
+from .adapter import Adapter, Bypass, OutputAdapter, add_gradients
 from .lora.layer import LoraAdapter
 
 SMALL_SEGMENT = (
@@ -64,7 +66,7 @@ class Group:
         y[self.rows] += delta if self.padded_index is None else delta[self.padded_index]
 
 
-# The base layer's cache; per group, the dropout mask and the cache of its product; per OutputAdapter, its cache
+# The base layer's cache; per group, the dropout mask and the cache of its product; per other adapter, its cache
 MixedCache: TypeAlias = tuple[Cache, list[tuple[Group, Array | None, GroupedLoraCache]], list[Cache]]
 
 
@@ -90,7 +92,7 @@ class AdapterRows(Rows):
 
     def __init__(self, names: Sequence[str], previous: StackCache | None = None) -> None:
         super().__init__(names)
-        self._stacks = StackCache({} if previous is None else previous.stacks)
+        self._stacks = StackCache(previous)
         self._layers: dict[AdaptedLinear, MixedRows] = {}
 
     def next_call(self, names: Sequence[str]) -> AdapterRows:
@@ -131,7 +133,7 @@ class AdapterRows(Rows):
         if layer not in self._layers:
             here = {name: layer.adapters[name] for name in self.segments if name in layer.adapters}
             for name, adapter in here.items():
-                if not (adapter.mixable and isinstance(adapter, LoraAdapter | OutputAdapter)):
+                if not (adapter.mixable and isinstance(adapter, Bypass | OutputAdapter)):
                     kind = type(adapter).__name__.removesuffix("Adapter")
                     raise ValueError(f"{name!r} is {kind}; rows of this adapter cannot be in a mixed batch")
             self._layers[layer] = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
@@ -141,7 +143,8 @@ class AdapterRows(Rows):
 class MixedRows(Adapter):
     """The adapters of all rows in one layer.
 
-    LoRA adapters are computed in groups. Adapters that map the output are computed one by one.
+    LoRA adapters are computed in groups, all other adapters one by one. If PiSSA changed the base, rows without an adapter
+    add the part that PiSSA removed.
     """
 
     def __init__(
@@ -153,8 +156,12 @@ class MixedRows(Adapter):
         stacks: StackCache,
     ) -> None:
         self.layer, self.rows, self.segments, self.stacks = layer, rows, segments, stacks
-        self.lora = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoraAdapter)}
-        self.outputs = [(a, segments[name]) for name, a in adapters.items() if isinstance(a, OutputAdapter)]
+        self.lora = {name: adapter for name, adapter in adapters.items() if type(adapter) is LoraAdapter}
+        self.others = [(a, segments[name]) for name, a in adapters.items() if name not in self.lora]
+        if layer.base_correction is not None:
+            adapted = {row for name in adapters for row in segments[name]}
+            if plain := [row for row in range(rows) if row not in adapted]:
+                self.others.append((layer.base_correction, plain))
         self._groups: dict[bool, list[Group]] = {}
 
     def groups(self, stacked: bool) -> list[Group]:
@@ -199,7 +206,7 @@ class MixedRows(Adapter):
                 f"x {x.shape} has {len(x)} rows, but there are {self.rows} adapter names; expected one name per row"
             )
         y, base_cache = base.forward(x, context)
-        caches, mapped = [], []
+        caches, others = [], []
         stacked = context.rng is None and x.ndim == 3 and x.shape[1] == 1
         for group in self.groups(stacked):
             rows_x, mask = group.gather(x), None
@@ -208,10 +215,11 @@ class MixedRows(Adapter):
             delta, cache = ops.grouped_lora_forward(rows_x, group.A, group.B, group.scaling)
             group.scatter_add(delta, y)
             caches.append((group, mask, cache))
-        for adapter, rows in self.outputs:
-            y[rows], output_cache = adapter.output_forward(y[rows])
-            mapped.append(output_cache)
-        return y, (base_cache, caches, mapped)
+        for adapter, rows in self.others:
+            prepared = self.stacks.prepare(adapter, base, x.dtype)
+            y[rows], other_cache = adapter.row_forward(x[rows], y[rows], base, context, prepared)
+            others.append(other_cache)
+        return y, (base_cache, caches, others)
 
     def backward(self, dy: Array, cache: MixedCache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (b, …, in) for dy (b, …, out), or None if dx is not needed.
@@ -221,12 +229,17 @@ class MixedRows(Adapter):
         The forward pass adds δ of a segment to y[rows]. The gradient dδ is therefore dy[rows], and the gradient of
         x[rows] is added to dx[rows].
         """
-        base_cache, caches, mapped = cache
-        if self.outputs:
+        base_cache, caches, others = cache
+        if self.others:
             dy = dy.copy()
-        for (mapping, rows), output_cache in zip(self.outputs, mapped, strict=True):
-            dy[rows] = mapping.output_backward(dy[rows], output_cache, need_dy=True)
+        direct = []
+        for (adapter, rows), other_cache in zip(self.others, others, strict=True):
+            dy[rows], dx_rows = adapter.row_backward(dy[rows], other_cache, base, need_dx)
+            direct.append((rows, dx_rows))
         dx = base.backward(dy, base_cache, need_dx)
+        for rows, dx_rows in direct:
+            if dx is not None and dx_rows is not None:
+                dx[rows] += dx_rows
         for group, mask, group_cache in caches:
             if not (need_dx or any(p.trainable for adapter in group.adapters for p in adapter.learned)):
                 continue
@@ -275,11 +288,20 @@ class Stack:
 
 
 class StackCache:
-    """The stacks of all layers in one call. Stacks of the previous call are reused."""
+    """The stacks of all layers in one call, and what other adapters prepared. Those of the previous call are reused."""
 
-    def __init__(self, previous: dict[tuple[AdaptedLinear, int], Stack]) -> None:
-        self.previous = previous
+    def __init__(self, previous: StackCache | None = None) -> None:
+        self.previous: dict[tuple[AdaptedLinear, int], Stack] = {} if previous is None else previous.stacks
         self.stacks: dict[tuple[AdaptedLinear, int], Stack] = {}
+        self.previous_prepared: dict[Adapter, Any] = {} if previous is None else previous.prepared
+        self.prepared: dict[Adapter, Any] = {}
+
+    def prepare(self, adapter: Adapter, base: Linear, dtype: DTypeLike) -> Any:
+        """Return what `adapter.prepare` returns; a later call with the same adapter computes nothing."""
+        if adapter not in self.prepared:
+            known = self.previous_prepared.pop(adapter, None)
+            self.prepared[adapter] = adapter.prepare(base, dtype) if known is None else known
+        return self.prepared[adapter]
 
     def get(self, layer: AdaptedLinear, adapters: dict[str, LoraAdapter]) -> tuple[list[str], Array, Array]:
         """Return the names and the stacked A (g, r, in) and B (g, out, r) of several adapters of the same rank."""

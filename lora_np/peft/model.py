@@ -110,6 +110,8 @@ class PeftModel(MergeableModel):
     20
     """
 
+    tokens_at_once = Transformer.tokens_at_once
+
     prompt_encoder: dict[str, PrefixEncoder]
 
     @classmethod
@@ -128,7 +130,7 @@ class PeftModel(MergeableModel):
         model : Transformer
             The base model, without adapters.
         model_id : str or path
-            Folder of an adapter that lora_np or PEFT wrote.
+            Folder of an adapter that lora_np or PEFT wrote, or a .gguf file with a LoRA.
         adapter_name : str
             Name of the adapter.
         is_trainable : bool
@@ -270,6 +272,28 @@ class PeftModel(MergeableModel):
         context = Context(rng, adapter)
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, prefix_call)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Turn gradient checkpointing on, as in `Transformer.gradient_checkpointing_enable`.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=4))
+        >>> peft_model.gradient_checkpointing_enable()
+        """
+        self.model.gradient_checkpointing_enable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Turn gradient checkpointing off.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> peft_model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=4))
+        >>> peft_model.gradient_checkpointing_disable()
+        """
+        self.model.gradient_checkpointing_disable()
 
     def backward(self, cache: PeftLossCache, dloss: float = 1.0) -> None:
         """Add the gradients of the loss to the trainable parameters.

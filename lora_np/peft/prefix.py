@@ -244,10 +244,9 @@ class PrefixMethod(Method):
 
     def _put(self, host: AdapterHost, name: str, embedding: Array, heads: tuple, transform: Any = ()) -> None:
         like = host.model.model.norm.weight.value
-        dtype = host.adapter_dtype or like.dtype
 
         def moved(x: np.ndarray) -> Array:
-            return move(x.astype(dtype), like)
+            return move(x.astype(host.storage_dtype), like)
 
         linears = [AdapterLinear(moved(W), moved(b)) for W, b in transform]
         host.prompt_encoder[name] = PrefixEncoder(moved(embedding), heads, linears)
@@ -257,7 +256,8 @@ class PrefixMethod(Method):
     ) -> None:
         """Add a saved prefix. Further training uses no MLP, even if the prefix was trained with an MLP."""
         check_peft_sizes(config, host.model)
-        check_arrays(arrays, {TENSOR: (config.num_virtual_tokens, prefix_widths(host.model)[1])})
+        shape = config.num_virtual_tokens, prefix_widths(host.model)[1]
+        check_arrays(arrays, {TENSOR: shape}, host.storage_dtype)
         self._put(host, name, arrays[TENSOR], prefix_layout(host.model))
 
     def delete(self, host: AdapterHost, name: str) -> None:

@@ -108,6 +108,7 @@ class VeraAdapter(Bypass):
 
     config: VeraConfig
     mergeable = True
+    mixable = True
     frozen = ("vera_A", "vera_B")
 
     def __init__(
@@ -278,6 +279,9 @@ class VeraMethod(LayerMethod):
         for name, base in layers.items():
             yield name, VeraAdapter(config, base, A, B, *(parameter_like(base, x, dtype) for x in vectors[name]))
 
+    def check_mixable(self, name: str, config: VeraConfig) -> None:
+        """Do nothing: rows of VeRA and of other adapters can share a batch."""
+
     def shapes(self, config: VeraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of d (r,) and b (out,)."""
         return {"vera_lambda_d": (config.r,), "vera_lambda_b": (out,)}
@@ -291,6 +295,7 @@ class VeraMethod(LayerMethod):
         check_arrays(
             {},
             {key: () for key in PROJECTIONS if key not in arrays},
+            host.storage_dtype,
             "; save the adapter with `save_projection=True`, so that the file contains A and B",
         )
         super().restore(host, name, config, arrays)

@@ -14,12 +14,13 @@ Source: bitsandbytes 0.50.2, `QuantState.as_dict`; transformers 5.23, `BitsAndBy
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
-from ..files import StoredArrays
+from ..files import StoredArrays, check_finite
 from ..nn import Linear, Module
 from ..quantization import Quantized4bit, QuantizedAbsmax, QuantizedLinear, code_book, dynamic_map
 from ..quantization.four_bits import ABSMAX_BLOCK
@@ -103,7 +104,7 @@ def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quanti
             raise ValueError(f"{name}: {error}") from None
         parts |= own
     shapes = {name: shape for name, shape in stored.shapes.items() if name not in parts}
-    return StoredArrays(shapes, stored.read, stored.metadata), weights
+    return replace(stored, shapes=shapes), weights
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Quantized4bit:
@@ -113,6 +114,9 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
         raise ValueError(f"the shape is {shape}; expected positive integers")
     _check_map("quant_map", arrays["quant_map"], code_book(quant_type))
     absmax: np.ndarray | QuantizedAbsmax = arrays["absmax"]
+    for name in ("absmax", "nested_absmax"):
+        if name in arrays and arrays[name].ndim != 1:
+            raise ValueError(f"{name} has shape {arrays[name].shape}; expected one axis")
     if "nested_absmax" in arrays:
         _check_map("nested_quant_map", arrays["nested_quant_map"], dynamic_map())
         if state["nested_blocksize"] != ABSMAX_BLOCK:
@@ -120,9 +124,8 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
         offset = np.array(state["nested_offset"], np.float32)
         absmax = QuantizedAbsmax(arrays["absmax"], arrays["nested_absmax"], offset)
     weight = Quantized4bit(arrays[""], absmax, shape, state["blocksize"], quant_type, np.dtype(np.float32))
-    scales = (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,)
-    if not all(np.isfinite(x).all() for x in scales):
-        raise ValueError("absmax contains NaN or infinity: the file is damaged; download it again")
+    for scales in (absmax.absmax, absmax.offset) if isinstance(absmax, QuantizedAbsmax) else (absmax,):
+        check_finite("absmax", scales)
     return weight
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..files import (
     ByteTokenizer,
     StoredArrays,
     Tokenizer,
+    check_finite,
     open_folder,
     open_gguf,
     read_json,
@@ -25,20 +26,27 @@ from ..files import (
     tokenizer_from_gguf,
     write_atomically,
 )
+from ..files.huggingface import INDEX, WEIGHTS
+from ..files.stop_tokens import stop_tokens_from_folder
 from ..nn import Linear, replace_module
+from ..nn.targets import OUTPUT_HEAD
 from ..ops.checks import check_shape
-from ..quantization import Quantized4bit, QuantizedLinear
+from ..quantization import Quantized4bit, QuantizedLinear, quantize_4bit
+from ..quantization.four_bits import check_settings
 from ..transformer import Transformer, TransformerConfig
-from . import bitsandbytes, llama_gguf
+from . import bitsandbytes, gpt2_files, llama_gguf
 from .download import MODELS, fetched
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the models in the package: "tiny"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
+BLOCK_SIZE = 64  # weights that share an absmax, as in quantize_model
 LOADED_DTYPES = (np.float16, np.float32, np.float64)
 
 
-def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto") -> Transformer:
-    """Load a Llama model from the package, a Hugging Face folder or a GGUF file.
+def load_model(
+    name: str | os.PathLike[str], dtype: DTypeLike = np.float32, device: str = "auto", quantize: str | None = None
+) -> Transformer:
+    """Load a model of a supported family from the package, a Hugging Face folder or a GGUF file.
 
     Weights that the file stores in 4 bits stay in 4 bits and are frozen. All other parameters are trainable. The weights
     are read one array at a time, so loading needs no second copy of the model in memory.
@@ -53,6 +61,9 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     device : {"auto", "numpy", "cupy"}
         "numpy" selects the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
         it selects a GPU if one is available.
+    quantize : {"nf4", "fp4", "int4"}, optional
+        Quantise each weight matrix to 4 bits while it is loaded, as `quantize_model` does with its default settings. The
+        memory never contains more than the stored model and one matrix. None does not quantise.
 
     Returns
     -------
@@ -64,7 +75,7 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     FileNotFoundError
         If there is no such model. The message lists the models that exist.
     ValueError
-        If a file is damaged, or if the architecture is not supported.
+        If a file is damaged, if the architecture is not supported, or if `quantize` is given for a quantised file.
     KeyError
         If the weights do not match the configuration.
     RuntimeError
@@ -77,6 +88,8 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
     >>> sum(p.value.size for name, p in model.named_parameters())
     1017216
     """
+    if quantize is not None:
+        check_settings(BLOCK_SIZE, quantize)
     like = device_module(device).empty(0)  # raises before anything is read
     path = _locate(name)
     config = None if path.is_file() else _read_config(path / "config.json")
@@ -90,11 +103,17 @@ def load_model(name: str | os.PathLike[str], dtype: DTypeLike = np.float32, devi
                 raise ValueError(
                     "config.json contains a quantization_config, but no weight is quantised: remove quantization_config"
                 )
-            return _fill(config, _without_doubles(stored, config), quantized, dtype, like)
+            if config.family.gpt2 and not path.is_file():
+                stored = gpt2_files.from_file(stored)
+            if quantized and quantize is not None:
+                raise ValueError(
+                    f"got quantize={quantize!r}, but this model is already quantised; leave out the quantisation"
+                )
+            return _fill(config, _without_doubles(stored, config), quantized, dtype, like, quantize)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{_files(path)}: {error!s:.1000}") from None
         except KeyError as error:
-            raise KeyError(f"{path}: {error.args[0]}") from None
+            raise KeyError(f"{_files(path)}: {error.args[0]!s:.1000}") from None
 
 
 def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
@@ -146,7 +165,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
             raise ValueError(
                 f"{name} contains NaN or infinity, so the model would answer with NaN; nothing was written"
             )
-        arrays[name] = to_host(x)
+        arrays |= gpt2_files.to_file({name: to_host(x)}) if model.config.family.gpt2 else {name: to_host(x)}
     save_arrays(Path(folder) / "model.safetensors", arrays, {"format": "pt"})
     settings = model.config.to_dict()
     if quantization := bitsandbytes.quantization_config(model):
@@ -191,12 +210,18 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     path = _locate(name)
     if path.is_dir():
         by_bytes = _read_config(path / "config.json").vocab_size == ByteTokenizer.vocab_size
-        return ByteTokenizer() if by_bytes and not (path / "tokenizer.json").exists() else tokenizer_from_folder(path)
+        if not by_bytes or (path / "tokenizer.json").exists():
+            return tokenizer_from_folder(path)
+        bytewise = ByteTokenizer()
+        bytewise.more_stop_token_ids = stop_tokens_from_folder(path, bytewise.vocab_size)
+        return bytewise
     with open_gguf(path) as stored:
         try:
-            return tokenizer_from_gguf(stored.metadata)
+            tokenizer = tokenizer_from_gguf(stored.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+    tokenizer.chat_template_file = str(path)
+    return tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------------- the files
@@ -223,18 +248,21 @@ def _read_config(path: Path) -> TransformerConfig:
     try:
         if "quantization_config" in settings:
             bitsandbytes.check_config(settings["quantization_config"])
-        for name in (f.name for f in fields(TransformerConfig) if f.type == "int"):
-            if isinstance(settings.get(name), float):  # for example 576.0
-                raise ValueError(f"{name} = {settings[name]}; expected an integer")
         return TransformerConfig.from_dict(settings)
     except ValueError as error:  # another architecture, or a missing or invalid size
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error!s:.1000}") from None
 
 
 @contextmanager
 def _open_weights(path: Path) -> Iterator[StoredArrays]:
     with open_gguf(path) if path.is_file() else open_folder(path) as stored:
         yield stored
+
+
+def _files(path: Path) -> str:
+    """Return the names of the files that describe the weights, for a message: if two files disagree, either may be wrong."""
+    weights = WEIGHTS if (path / WEIGHTS).is_file() else INDEX
+    return str(path) if path.is_file() else f"{path / weights} (with config.json)"
 
 
 # ----------------------------------------------------------------------------------------------------------- the weights
@@ -244,30 +272,38 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
     """Leave out two kinds of arrays: a second copy of the tied embedding, and the rotary frequencies, which the model
     computes itself."""
     shapes = {name: s for name, s in stored.shapes.items() if not name.endswith(".rotary_emb.inv_freq")}
-    if config.tie_word_embeddings and HEAD in shapes and EMBEDDING in shapes:
-        if not np.array_equal(stored[HEAD], stored[EMBEDDING]):
+    embedding = f"{config.family.embedding}.weight"
+    if config.tie_word_embeddings and HEAD in shapes and embedding in shapes:
+        if not np.array_equal(stored[HEAD], stored[embedding]):
             raise ValueError(
-                f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: set it to false in config.json"
+                f"tie_word_embeddings is true, but {HEAD} differs from {embedding}: set it to false in config.json"
             )
         del shapes[HEAD]
-    return StoredArrays(shapes, stored.read, stored.metadata)
+    return replace(stored, shapes=shapes)
 
 
 def _fill(
-    config: TransformerConfig, stored: StoredArrays, quantized: dict[str, Quantized4bit], dtype: DTypeLike, like: Array
+    config: TransformerConfig,
+    stored: StoredArrays,
+    quantized: dict[str, Quantized4bit],
+    dtype: DTypeLike,
+    like: Array,
+    quantize: str | None,
 ) -> Transformer:
     """Build the model in `dtype` on the device of `like`, with the values from `quantized` and `stored` as parameters.
+    `quantize` is the 4-bit type to which matrices in `stored` are quantised.
 
     The names and shapes are compared with the file before memory is allocated, so a damaged config.json cannot exhaust memory.
     """
-    if EMBEDDING in stored.shapes:
-        _check(EMBEDDING, stored.shapes, config.vocab_size, config.hidden_size)
+    embedding = f"{config.family.embedding}.weight"
+    if embedding in stored.shapes:
+        _check(embedding, stored.shapes, config.vocab_size, config.hidden_size, label=stored.label(embedding))
     arrays = len(stored) + len(quantized)
     if config.num_hidden_layers > arrays:
         raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")
     try:
         model = Transformer.empty(config, dtype)
-    except ValueError:  # NumPy's message does not name the size
+    except (ValueError, OverflowError):  # NumPy's message does not name the size
         raise ValueError(f"a size in this configuration is too large for an array: {config}") from None
     parameters = dict(model.named_parameters())
     found = stored.keys() | quantized.keys()
@@ -278,27 +314,40 @@ def _fill(
         )
     shapes = stored.shapes | {name: weight.shape for name, weight in quantized.items()}
     for name, p in parameters.items():
-        _check(name, shapes, *p.value.shape)
-    linear = {f"{name}.weight": name for name, m in model.named_modules() if isinstance(m, Linear)}
+        _check(name, shapes, *p.value.shape, label=stored.label(name))
+    modules = dict(model.named_modules())
+    linear = {f"{name}.weight": name for name, m in modules.items() if isinstance(m, Linear)}
     if others := quantized.keys() - linear.keys():
         raise ValueError(f"{_some(others)} is quantised; only weights of linear layers can be quantised")
+
+    def place(name: str, weight: Quantized4bit) -> None:
+        layer = QuantizedLinear(weight.move_to(like))
+        if hasattr(plain := modules[linear[name]], "bias"):
+            layer.bias = plain.bias
+        replace_module(model, linear[name], layer)
+
     for name, weight in quantized.items():
-        replace_module(model, linear[name], QuantizedLinear(weight.astype(dtype).move_to(like)))
+        place(name, weight.astype(dtype))
         del parameters[name]
     for name, p in parameters.items():
-        x = stored[name]
-        if x.dtype not in LOADED_DTYPES:
-            raise ValueError(f"{name} has dtype {x.dtype}; expected float16, float32 or float64")
-        if not np.isfinite(x).all():
-            raise ValueError(
-                f"{name} contains NaN or infinity: the file is damaged, or the training of the model diverged"
-            )
-        p.value = move(x.astype(dtype, copy=False), like)
+        if quantize is not None and name in linear and linear[name] != OUTPUT_HEAD:
+            place(name, quantize_4bit(_read(name, stored, dtype), BLOCK_SIZE, quantize, double_quant=True))
+        else:
+            p.value = move(_read(name, stored, dtype), like)
     return model
 
 
-def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int) -> None:
-    check_shape(name, np.broadcast_to(np.float32(0), shapes[name]), *expected)
+def _read(name: str, stored: StoredArrays, dtype: DTypeLike) -> np.ndarray:
+    """Read one array and check its values."""
+    x = stored[name]
+    if x.dtype not in LOADED_DTYPES:
+        raise ValueError(f"{stored.label(name)} has dtype {x.dtype}; expected float16, float32 or float64")
+    check_finite(stored.label(name), x)
+    return x.astype(dtype, copy=False)
+
+
+def _check(name: str, shapes: Mapping[str, tuple[int, ...]], *expected: int, label: str) -> None:
+    check_shape(label, np.broadcast_to(np.float32(0), shapes[name]), *expected)
 
 
 def _some(names: set[str]) -> str:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..costs import count
+from ..files import write_text
 from ..peft.method import Method
 from ..peft.registry import METHODS
 
@@ -51,4 +52,4 @@ def row(method: Method) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write_text(PAGE, page())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..optional import extra
 from ..progress import QUIET
 from ..studies.harness.png import sharp_and_small
@@ -64,8 +65,7 @@ def execute(source: Path, output: Path) -> float:
     except CellExecutionError as error:
         raise RuntimeError(f"{source} stopped: {error}") from None
     make_pictures_smaller(notebook)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(notebook_json(notebook), encoding="utf-8", newline="\n")
+    write_text(output, notebook_json(notebook))
     return time.perf_counter() - began
 
 

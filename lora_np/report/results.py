@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from ..files import write_text
 from ..studies.capacity import claims as capacity
 from ..studies.convergence import claims as convergence
 from ..studies.counting import claims as counting
@@ -140,7 +141,7 @@ def write_into(page: Path, part: str) -> None:
     text, (begin, *_, end) = page.read_text(encoding="utf-8"), part.splitlines()
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{page} needs the lines {begin!r} and {end!r}, once each, around the generated part")
-    page.write_text(text.split(begin)[0] + part + text.split(end)[1], encoding="utf-8", newline="\n")
+    write_text(page, text.split(begin)[0] + part + text.split(end)[1])
 
 
 def write_pages(root: str | os.PathLike[str], tables: Mapping[str, Table]) -> None:

@@ -15,6 +15,11 @@ from ..nn import BASE
 from ..peft import PeftModel
 from ..peft.files import CONFIG, WEIGHTS
 
+MAX_NAME = 128  # characters of an adapter's name
+SHOWN_NAMES = 20  # names in an error message
+# A PeftModel writes an adapter's name into the names of its parameters, so its adapters have no "." or "/" in their names
+ESCAPES = str.maketrans({"%": "%25", ".": "%2E", "/": "%2F"})
+
 
 class UnknownAdapter(KeyError):
     """Raised if a request names an adapter that is not loaded.
@@ -27,8 +32,21 @@ class UnknownAdapter(KeyError):
     ...     server.submit([65], adapter="poet")
     ... except ln.serve.UnknownAdapter as error:
     ...     print(error.args[0])
-    unknown adapter 'poet'; this server has no adapters
+    there is no model 'poet'; this server has __base__
     """
+
+
+def check_adapter_name(name: str, base: str = BASE) -> None:
+    """Raise ValueError unless `name` can be the name of a served adapter; `base` is the served name of the base model.
+
+    A name consists of printable characters, because names are sent in responses and written to a terminal: half a
+    surrogate pair cannot be encoded, and control characters change what a terminal shows.
+    """
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        shown = f"{name[:MAX_NAME]!r}" + "…" * (len(name) > MAX_NAME)
+        raise ValueError(f"the adapter name is {shown}; expected 1 to {MAX_NAME} printable characters")
+    if name in (BASE, base):
+        raise ValueError(f"{name!r} is the name of the base model; choose another name for the adapter")
 
 
 class AdapterStore:
@@ -72,9 +90,27 @@ class AdapterStore:
         self.roots = [Path(folder).resolve(strict=True) for folder in folders]
         self.permanent = list(model.peft_config)
         model.check_mixable(*self.permanent)
+        self.base = BASE  # the base model's name for clients: see `reserve`
         self.registered: dict[str, Path] = {}  # name → folder, in memory or not
         self.unloading: dict[str, Path] = {}  # unloaded adapters that accepted requests still use
         self.loaded: OrderedDict[str, None] = OrderedDict()  # names in memory, the most recently used last
+
+    def reserve(self, base: str) -> None:
+        """Set the name of the base model for clients. No adapter may have this name.
+
+        Parameters
+        ----------
+        base : str
+            The name of the base model.
+
+        Raises
+        ------
+        ValueError
+            If an adapter has this name, or if the name of an adapter cannot be sent to clients.
+        """
+        for name in self.names():
+            check_adapter_name(name, base)
+        self.base = base
 
     def names(self) -> list[str]:
         """Return the names of all adapters that a request may use.
@@ -85,6 +121,21 @@ class AdapterStore:
             The names of the adapters; the name of the base model is not included.
         """
         return [*self.permanent, *self.registered]
+
+    def peft_name(self, name: str) -> str:
+        """Return the name in the PeftModel of the adapter that clients call `name`, such as "org/poet-v1.2".
+
+        Parameters
+        ----------
+        name : str
+            The adapter's name for clients, or `"__base__"`.
+
+        Returns
+        -------
+        str
+            The name with "%", "." and "/" encoded as in a URL. Adapters that the model already contained keep their name.
+        """
+        return name if name in self.permanent else name.translate(ESCAPES)
 
     def check(self, name: str) -> None:
         """Raise an error if a request may not use this adapter.
@@ -100,7 +151,8 @@ class AdapterStore:
             If there is no such adapter.
         """
         if name != BASE and name not in self.registered and name not in self.permanent:
-            raise UnknownAdapter(f"unknown adapter {name!r}; this server has {_list(self.names())}")
+            shown = f"{name[:MAX_NAME]!r}" + "…" * (len(name) > MAX_NAME)
+            raise UnknownAdapter(f"there is no model {shown}; this server has {_list([self.base, *self.names()])}")
 
     def load(self, name: str, folder: str | os.PathLike[str], in_use: Collection[str] = ()) -> None:
         """Register an adapter, and load it into memory if there is room.
@@ -125,6 +177,7 @@ class AdapterStore:
         FileNotFoundError
             If the folder or one of its files does not exist.
         """
+        check_adapter_name(name, self.base)
         if name in self.unloading:
             raise ValueError(f"adapter {name!r} was unloaded, but requests still use it; wait until they finish")
         if name in self.names():
@@ -206,11 +259,11 @@ class AdapterStore:
                     return False
                 self._evict(idle)
             folder = self.registered[name] if name in self.registered else self.unloading[name]
-            self.model.load_adapter(self.resolve(folder), name)
+            self.model.load_adapter(self.resolve(folder), self.peft_name(name))
             self.loaded[name] = None
             try:
-                self.model.check_mixable(name)
-            except ValueError:
+                self.model.check_mixable(self.peft_name(name))
+            except Exception:
                 self._evict(name)
                 raise
         self.loaded.move_to_end(name)
@@ -218,7 +271,7 @@ class AdapterStore:
 
     def _evict(self, name: str) -> None:
         del self.loaded[name]
-        self.model.delete_adapter(name)
+        self.model.delete_adapter(self.peft_name(name))
 
     def resolve(self, folder: str | os.PathLike[str]) -> Path:
         """Return the absolute path of an adapter's folder, after checking that it is inside an allowed folder.
@@ -258,5 +311,7 @@ class AdapterStore:
         raise ValueError(f"{str(folder)!r} is outside the allowed folders, which are set when the server starts")
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names) or "no adapters"
+def _list(names: Collection[str]) -> str:
+    first = list(names)[:SHOWN_NAMES]
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return (", ".join(first) or "no adapters") + more

@@ -16,6 +16,8 @@ from ..backend import Array, array_module
 from ..transformer import KeyValueCache, TransformerConfig
 from ..transformer.cache import LayerCache
 
+SPARE = 256  # largest number of unused columns: a long row needs little more than its own memory
+
 
 class BatchLayerCache(LayerCache):
     """The keys and the values of one layer, two arrays of shape (max_rows, g, columns, d).
@@ -57,8 +59,9 @@ class BatchLayerCache(LayerCache):
     def reserve(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
         """Return the two arrays with at least `before` columns before `end` and `after` columns after `end`.
 
-        If the arrays are too small, new arrays have twice the necessary columns. New columns are zeros, because
-        uninitialised memory can contain NaN, and a masked value of NaN times a probability of 0 is NaN.
+        If the arrays are too small, new arrays have twice the necessary columns, but at most SPARE more than necessary.
+        New columns are zeros, because uninitialised memory can contain NaN, and a masked value of NaN times a
+        probability of 0 is NaN.
         """
         if self.buffers is not None and self.end >= before and self.end + after <= self.buffers[0].shape[2]:
             return self.buffers
@@ -66,7 +69,8 @@ class BatchLayerCache(LayerCache):
         end = max(width, before)
         rooms = []
         for old, x in zip(self.buffers or (None, None), (k, v), strict=True):
-            new = array_module(x).zeros((self.max_rows, x.shape[1], 2 * (end + after), x.shape[3]), x.dtype)
+            columns = end + after + min(end + after, SPARE)
+            new = array_module(x).zeros((self.max_rows, x.shape[1], columns, x.shape[3]), x.dtype)
             if old is not None:
                 new[: self.rows, :, end - width : end] = old[: self.rows, :, self.start : self.end]
             rooms.append(new)
@@ -92,9 +96,15 @@ class BatchCache(KeyValueCache):
         return len(self.lengths)
 
     def add_row(self, past: KeyValueCache) -> None:
-        """Add the only row of the cache `past` after the last row."""
-        for layer, source in zip(self.layers, past.layers, strict=True):
-            layer.add_row(*(room[:, :, : source.length] for room in source.buffers or ()))
+        """Add the only row of the cache `past` after the last row.
+
+        If memory is full, the call raises MemoryError before any row is added.
+        """
+        added = [tuple(room[:, :, : source.length] for room in source.buffers or ()) for source in past.layers]
+        for layer, (k, v) in zip(self.layers, added, strict=True):
+            layer.reserve(k, v, k.shape[2], 0)
+        for layer, (k, v) in zip(self.layers, added, strict=True):
+            layer.add_row(k, v)
         self.lengths.append(len(past))
 
     def remove_row(self, row: int) -> None:

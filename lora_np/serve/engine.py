@@ -4,14 +4,23 @@
 
 Requests join and leave the batch between two steps, so that no request waits for the longest answer of a batch (Orca, Yu et
 al. 2022). The engine is synchronous and has no thread: the result of a step depends only on the submitted requests.
+
+A long prompt is read in chunks, a few chunks per step, so that the running requests get their next tokens between two
+chunks (chunked prefill: Agrawal et al. 2024, Sarathi-Serve, and vLLM). One long prompt is read at a time, and short prompts
+overtake the long prompts, as in vLLM with `max_long_partial_prefills = 1`.
+
+An error of one request ends this request alone. A request's adapter and prompt are computed alone before the request
+joins the batch, so an adapter that cannot be computed fails there. If the step of the whole batch fails, for example
+because memory is full, no single request is the cause, and all running requests end with the error.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,80 +31,25 @@ from ..ops.checks import check_ids
 from ..peft import PeftModel
 from ..peft.mixed import AdapterRows
 from ..transformer import KeyValueCache, Transformer
-from ..transformer.generation import Sampling, last_logits
+from ..transformer.generation import CHUNK, Sampling, read_in_chunks
 from .adapters import AdapterStore
 from .cache import BatchCache
+from .request import QueueFull, RecordErrors, Request
 
-PROMPT_TOKENS = 512  # after this many prompt tokens in one step, further prompts wait, so that running requests go on
-
-
-class QueueFull(RuntimeError):
-    """Raised if `max_queue` requests are waiting already. Submit the request again later.
-
-    Examples
-    --------
-    >>> import lora_np as ln
-    >>> server = ln.AdapterServer(ln.load_model("tiny"), max_queue=1)
-    >>> _ = server.submit([65])
-    >>> try:
-    ...     server.submit([66])
-    ... except ln.serve.QueueFull as error:
-    ...     print(error)
-    the queue is full (max_queue = 1); try again later
-    """
+# Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
+# max_num_batched_tokens.
+PROMPT_TOKENS = 512
+# A longer prompt is read in several steps, at most this many tokens per step. They take SmolLM2 about a second on one core.
+LONG_PROMPT = 2 * CHUNK
 
 
 @dataclass(eq=False)
-class Request:
-    """A submitted prompt and the tokens generated so far. `AdapterServer.submit` creates it.
+class Reading:
+    """A prompt that is read in chunks: `chunks` computes one chunk per `next` and returns the logits at the end."""
 
-    Parameters
-    ----------
-    prompt : ndarray, shape (s,), int
-        Token ids of the prompt.
-    adapter : str
-        Name of the adapter, or `"__base__"`.
-    max_new_tokens : int
-        Largest number of tokens to generate.
-    sampling : Sampling
-        How the next token is chosen.
-    stop_tokens : frozenset of int
-        Token ids that end the answer. These ids are not part of `tokens`.
-    rng : numpy.random.Generator
-        Random numbers for sampling.
-    on_token : callable
-        Called with each new token. If `on_token` returns True, the answer ends.
-    on_finish : callable
-        Called with the request when the request is finished.
-    tokens : list of int
-        Generated token ids.
-    finish_reason : {"stop", "length", "cancelled", "error"} or None
-        Why the request is finished, or None if the request is not finished. "stop": after a stop token, or because
-        `on_token` returned True. "cancelled": by `cancel`, or because `on_token` raised an error.
-    error : Exception or None
-        The error that ended the request, or that `on_finish` raised.
-
-    Examples
-    --------
-    >>> import lora_np as ln
-    >>> server = ln.AdapterServer(ln.load_model("tiny"))
-    >>> request = server.submit(ln.data.encode("The "), max_new_tokens=3)
-    >>> server.run()
-    >>> len(request.tokens), request.finish_reason
-    (3, 'length')
-    """
-
-    prompt: np.ndarray
-    adapter: str
-    max_new_tokens: int
-    sampling: Sampling
-    stop_tokens: frozenset[int]
-    rng: np.random.Generator
-    on_token: Callable[[int], Any]
-    on_finish: Callable[[Request], Any]
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: Exception | None = None
+    request: Request
+    past: KeyValueCache
+    chunks: Generator[None, None, np.ndarray]
 
 
 class AdapterServer:
@@ -158,6 +112,7 @@ class AdapterServer:
         self.adapters = AdapterStore(peft_model, max_loras, folders)
         self.max_batch, self.max_queue = max_batch, max_queue
         self.waiting: deque[Request] = deque()
+        self.reading: Reading | None = None  # the long prompt that is read in chunks
         self.running: list[Request] = []  # one request per row of the batch
         self._past = BatchCache(self.config, max_batch)
         self._rows = AdapterRows(())
@@ -173,8 +128,15 @@ class AdapterServer:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         stop_tokens: Collection[int] = (),
         seed: int = 0,
+        row: int = 0,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         on_token: Callable[[int], Any] = lambda token: None,
         on_finish: Callable[[Request], Any] = lambda request: None,
     ) -> Request:
@@ -188,17 +150,25 @@ class AdapterServer:
         adapter : str, default "__base__"
             Name of the adapter. `"__base__"` generates without an adapter.
         max_new_tokens : int, default 40
-            Largest number of tokens to generate.
+            Largest number of tokens to generate. 0 is allowed only with `prompt_logprobs`.
         temperature : float, default 0
             0 takes the token with the highest logit; above 0 the token is sampled from softmax(logits / temperature).
         top_k : int, optional
             Sample only from the `top_k` tokens with the highest probabilities.
         top_p : float, optional
             Sample only from the smallest set of tokens whose probabilities add up to at least `top_p`.
+        min_p, repetition_penalty, presence_penalty, frequency_penalty : float, optional
+            As in `generate`.
         stop_tokens : collection of int, optional
             Token ids that end the answer.
         seed : int, default 0
             Seed of the sampling.
+        row : int, default 0
+            Use the random numbers of this row of `generate`, so that several answers to one prompt differ.
+        logprobs : int, optional
+            Record the log probabilities of the generated tokens, and of this number of most likely tokens per position.
+        prompt_logprobs : int, optional
+            Record the log probabilities of the prompt's tokens, and of this number of most likely tokens per position.
         on_token : callable, optional
             Called with each new token. If `on_token` returns True, the answer ends. If `on_token` raises an error, only
             this request fails.
@@ -230,18 +200,20 @@ class AdapterServer:
             raise ValueError("the prompt is empty; expected at least one token")
         check_ids("prompt", ids, self.config.vocab_size)
         limit = self.config.max_position_embeddings
-        if max_new_tokens < 1:
+        if max_new_tokens < (1 if prompt_logprobs is None else 0):
             raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
         if ids.size + max_new_tokens > limit:
             raise ValueError(
                 f"{ids.size} prompt tokens + {max_new_tokens} new tokens exceed this model's limit of {limit} tokens;"
                 " shorten the prompt, or ask for fewer new tokens"
             )
-        sampling, rng = Sampling(temperature, top_k, top_p), np.random.default_rng([seed, 0])
+        penalties = repetition_penalty, presence_penalty, frequency_penalty
+        sampling, rng = Sampling(temperature, top_k, top_p, min_p, *penalties), np.random.default_rng([seed, row])
         if len(self.waiting) >= self.max_queue:
             raise QueueFull(f"the queue is full (max_queue = {self.max_queue}); try again later")
         stops = frozenset(stop_tokens)
-        request = Request(ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish)
+        called = self.adapters.peft_name(adapter), logprobs, prompt_logprobs
+        request = Request(ids, adapter, max_new_tokens, sampling, stops, rng, on_token, on_finish, *called)
         self.waiting.append(request)
         return request
 
@@ -253,16 +225,12 @@ class AdapterServer:
         request : Request
             The request to end. The `finish_reason` of this request becomes "cancelled".
         """
-        if request in self.waiting:
-            self.waiting.remove(request)
-        elif request in self.running:
-            self._remove_row(self.running.index(request))
         self._finish(request, "cancelled")
 
     @property
     def idle(self) -> bool:
         """True if no request is running or waiting."""
-        return not self.running and not self.waiting
+        return not self.running and not self.waiting and self.reading is None
 
     def run(self) -> None:
         """Call `step` until all requests are finished."""
@@ -307,98 +275,127 @@ class AdapterServer:
         self.adapters.unload(name, self._in_use())
 
     def _in_use(self, waiting: bool = True) -> set[str]:
-        return {request.adapter for request in (*self.running, *(self.waiting if waiting else ()))}
+        reading = () if self.reading is None else (self.reading.request,)
+        return {request.adapter for request in (*self.running, *reading, *(self.waiting if waiting else ()))}
 
     # ---------------------------------------------------------------------------------------------------------- a step
 
     def step(self) -> None:
-        """Add waiting requests to the batch if there is room, then compute one token for every row.
+        """Read a limited number of prompt tokens, then compute one token for every row of the batch.
 
-        Without requests, the call does nothing.
+        Without requests, the call does nothing. If the computation for the batch fails, the error is raised, and the
+        next call must be `abort`.
         """
-        self._admit()
+        self._read_prompts()
         if not self.running:
             return
         positions, mask = self._past.next_step()
-        names = [request.adapter for request in self.running]
+        names = [request.peft_name for request in self.running]
         if tuple(names) != self._rows.names:
             self._rows = self._rows.next_call(names)
         tokens = np.array([[request.tokens[-1]] for request in self.running])
         context = Context(adapter=self._rows, attention_mask=mask, position_ids=positions)
         x, _ = self.model.hidden(tokens, context, self._past)
         logits = to_host(self.model.logits(x[:, -1], context))  # (b, v)
-        for row in reversed(range(len(self.running))):  # a removed row is replaced by the last, already done
-            request = self.running[row]
-            if (reason := self._next_token(request, logits[row])) is not None:
-                self._remove_row(row)
-                self._finish(request, reason)
+        for request, z in reversed(list(zip(self.running, logits, strict=True))):
+            if request.finish_reason is None:  # else a callback has cancelled the request in this step
+                self._next_token(request, z)
 
-    def _admit(self) -> None:
-        """Add waiting requests to the batch in the order of submission.
+    def _read_prompts(self) -> None:
+        """Read about PROMPT_TOKENS tokens of prompts, and add requests whose prompt is complete to the batch.
+
+        Prompts are read in the order of submission, but a long prompt waits while another long prompt is read. Each
+        step reads a part of the long prompt, so that short prompts cannot delay the long prompt for ever. After a long
+        text, a chunk has fewer tokens than CHUNK, but takes as long.
 
         If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
         Otherwise the later requests could delay this request for ever.
         """
-        prompt_tokens = 0
-        while self.waiting and len(self.running) < self.max_batch and prompt_tokens < PROMPT_TOKENS:
-            request = self.waiting[0]
-            try:
-                if not self.adapters.acquire(request.adapter, self._in_use(waiting=False)):
-                    return
-                self.waiting.popleft()
-                prompt_tokens += request.prompt.size
-                past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.adapter
-                logits = last_logits(self.model, request.prompt[None], None, past, adapter)
-            except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-                if request in self.waiting:  # the adapter's folder has changed since `submit`
-                    self.waiting.popleft()
-                request.error = error
-                self._finish(request, "error")
+        tokens = PROMPT_TOKENS - LONG_PROMPT * (self.reading is not None)
+        for request in tuple(self.waiting):
+            if tokens <= 0 or len(self.running) + (self.reading is not None) >= self.max_batch:
+                break
+            long = request.prompt.size > LONG_PROMPT
+            if request.finish_reason is not None or (long and self.reading is not None):
                 continue
-            reason = self._next_token(request, logits[0])
-            if reason is None:
-                self.running.append(request)
-                self._past.add_row(past)
-            else:
-                self._finish(request, reason)
+            with self._errors_end(request):
+                if not self.adapters.acquire(request.adapter, self._in_use(waiting=False)):
+                    break
+                self.waiting.remove(request)
+                past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.peft_name
+                each = None if request.prompt_logprobs is None else request.read_prompt_logits
+                chunks = read_in_chunks(self.model, request.prompt[None], None, past, adapter, on_logits=each)
+                tokens -= min(request.prompt.size, LONG_PROMPT)
+                if long:
+                    self.reading = Reading(request, past, chunks)
+                else:
+                    self._read(Reading(request, past, chunks), LONG_PROMPT // CHUNK)
+        if self.reading is not None:
+            with self._errors_end(self.reading.request):
+                self._read(self.reading, LONG_PROMPT // CHUNK)
 
-    def _next_token(self, request: Request, logits: np.ndarray) -> str | None:
-        """Choose the next token and pass it to `on_token`. Return the finish reason, or None if the request continues."""
-        reason = "error"
+    def _read(self, reading: Reading, chunks: int) -> None:
+        """Read several chunks. After the last chunk, choose the first token and add the request to the batch."""
         try:
-            token = request.sampling.choose(logits, request.rng)
-            if token in request.stop_tokens:
-                return "stop"
-            request.tokens.append(token)
-            reason = "cancelled"
-            stopped = request.on_token(token) is True
-        except Exception as error:  # an error of one request or its callback must not end the other requests
-            request.error = error
-            return reason
-        return "stop" if stopped else "length" if len(request.tokens) == request.max_new_tokens else None
+            for _ in range(chunks):
+                next(reading.chunks)
+        except StopIteration as finished:
+            self.reading = None if self.reading is reading else self.reading
+            if reading.request.max_new_tokens == 0:
+                self._finish(reading.request, "length")
+            else:
+                self._next_token(reading.request, finished.value[0])
+            if reading.request.finish_reason is None:
+                self._past.add_row(reading.past)
+                self.running.append(reading.request)
 
-    def _remove_row(self, row: int) -> None:
-        """Remove `row` from the batch and from the cache; the last row replaces it."""
-        self._past.remove_row(row)
-        self.running[row] = self.running[-1]
-        self.running.pop()
+    def _next_token(self, request: Request, logits: np.ndarray) -> None:
+        """Choose the next token and pass it to `on_token`. Finish the request if this token is the last token."""
+        reason: str | None = "error"
+        with RecordErrors(request):
+            token = request.choose(logits)
+            if token in request.stop_tokens:
+                reason = "stop"
+            else:
+                request.tokens.append(token)
+                reason = "cancelled"
+                stopped = request.on_token(token) is True
+                reason = "stop" if stopped else "length" if len(request.tokens) == request.max_new_tokens else None
+        if reason is not None:
+            self._finish(request, reason)
+
+    @contextmanager
+    def _errors_end(self, request: Request) -> Iterator[None]:
+        """Finish `request` if the `with` block raises an error. The error is recorded and not raised."""
+        with RecordErrors(request):
+            yield
+            return
+        self._finish(request, "error")
 
     def _finish(self, request: Request, reason: str) -> None:
+        """Remove a request from the queue or the batch, and call `on_finish`. A finished request is not changed."""
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
-        self.adapters.remove_unused(self._in_use())
-        try:
+        if request in self.waiting:
+            self.waiting.remove(request)
+        elif self.reading is not None and self.reading.request is request:
+            self.reading = None
+        elif request in self.running:  # the last row of the batch and of the cache replaces the row
+            row = self.running.index(request)
+            self._past.remove_row(row)
+            self.running[row] = self.running[-1]
+            self.running.pop()
+        with RecordErrors(request):
             request.on_finish(request)
-        except Exception as error:  # as in `_next_token`
-            request.error = request.error or error
+        self.adapters.remove_unused(self._in_use())
 
-    def abort(self, error: Exception) -> None:
+    def abort(self, error: BaseException) -> None:
         """End all running requests after a step that failed. Waiting requests are kept.
 
         Parameters
         ----------
-        error : Exception
+        error : BaseException
             The error that `step` raised. This error becomes the `error` of each running request.
         """
         failed, self.running = self.running, []

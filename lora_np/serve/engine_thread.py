@@ -41,13 +41,19 @@ class EngineThread:
 
     def _run(self) -> None:
         while not (self._closed and self.engine.idle):
-            while (self.engine.idle and not self._closed) or not self._calls.empty():
-                future, function, arguments, settings = self._calls.get()
-                try:
-                    future.set_result(function(*arguments, **settings))
-                except Exception as error:  # the caller reads it from the future
-                    future.set_exception(error)
+            wait = self.engine.idle and not self._closed
+            for _ in range(max(wait, self._calls.qsize())):  # calls that arrive meanwhile are run after the next step
+                self._run_call(*self._calls.get())
             try:
                 self.engine.step()
-            except Exception as error:  # for example MemoryError: running requests fail, later requests are served
+            except BaseException as error:  # for example MemoryError: running requests fail, later requests are served
                 self.engine.abort(error)
+
+    def _run_call(self, future: Future, function: Callable[..., Any], arguments: tuple, settings: dict) -> None:
+        """Call a function and pass its result or its error to the caller, unless the caller has cancelled the call."""
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(*arguments, **settings))
+        except BaseException as error:  # the caller reads it from the future
+            future.set_exception(error)

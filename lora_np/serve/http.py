@@ -2,48 +2,47 @@
 
 A request's field `model` names the adapter.
 
-    GET  /health   /v1/models
+    GET  /health   /v1/models   /v1/models/NAME
     POST /v1/completions   /v1/chat/completions      one body, or a stream if "stream": true
     POST /v1/load_lora_adapter {lora_name, lora_path}   /v1/unload_lora_adapter {lora_name}
 
-Status codes of errors: 400 wrong request, 404 unknown model or path, 405 wrong HTTP method, 413 body too long, 415 body
-is not JSON, 429 full queue, 500 internal error, 503 the server is shutting down.
+Status codes of errors: 400 wrong request, 401 no API key, 403 not allowed, 404 unknown model or path, 405 wrong HTTP
+method, 408 the client is too slow, 413 body too long, 415 body is not JSON, 429 full queue, 500 internal error, 503 too
+many connections, or the server is shutting down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
 from ..files import Tokenizer
-from ..nn import BASE
 from ..optional import extra
-from .adapters import UnknownAdapter
-from .engine import AdapterServer, QueueFull, Request
-from .engine_thread import EngineThread
-from .protocol import (
-    CompletionRequest,
-    CompletionResponse,
-    ProtocolError,
-    StopStringStream,
-    parse,
-    parse_json,
-    typed,
-    usage,
-)
+from .access import Access, AccessControl
+from .adapters import check_adapter_name
+from .completions import CompletionService, PendingCompletion
+from .engine import AdapterServer
+from .protocol import ProtocolError, parse, parse_json, typed
+from .refusals import log_refusal
+from .responses import CompletionResponse
 
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 Response: TypeAlias = Any
-HOST, PORT = "127.0.0.1", 8000
-MAX_BODY = 2**23  # bytes; longer than any prompt for a model of this library
+REFUSALS = {403, 413, 415, 429, 503}  # these errors are logged; for other errors, the response is enough
+MAX_BODY = 2**21  # bytes; 131,072 token ids need half of them. To parse more would delay other requests
 
 
 class HttpRequest(Protocol):
-    """The parts of a Starlette request that this module uses: headers, body and later ASGI messages."""
+    """The parts of a Starlette request that this module uses: address, path, headers, body and later ASGI messages."""
+
+    @property
+    def client(self) -> tuple[str, int] | None: ...
+
+    @property
+    def path_params(self) -> Mapping[str, str]: ...
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -53,111 +52,23 @@ class HttpRequest(Protocol):
     async def receive(self) -> Mapping[str, Any]: ...
 
 
-class CompletionService:
-    """The state that all routes share: the engine in its thread, the tokenizer, and the base model's name."""
-
-    def __init__(self, engine: AdapterServer, tokenizer: Tokenizer, base: str) -> None:
-        self.thread, self.tokenizer, self.base = EngineThread(engine), tokenizer, base
-        self.accepting = True  # False after the first signal: running requests are finished, new ones are refused
-
-    async def call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        """Call a function in the engine's thread and return its result.
-
-        Raises ProtocolError if the engine raises an error or the server is shutting down.
-        """
-        if not self.accepting:
-            raise ProtocolError(503, "the server is shutting down and accepts no new requests")
-        try:
-            return await asyncio.wrap_future(self.thread.call(function, *arguments, **settings))
-        except QueueFull as error:
-            raise ProtocolError(429, str(error), code="queue_full") from None
-        except UnknownAdapter as error:
-            raise ProtocolError(404, error.args[0], "model", "model_not_found") from None
-        except (ValueError, TypeError, OSError) as error:
-            raise ProtocolError(400, str(error)) from None
-
-    def encode(self, completion: CompletionRequest, chat: bool) -> tuple[list[int], StopStringStream]:
-        """Return the token ids of a prompt or a chat, and the stream that decodes the answer.
-
-        Raises ProtocolError if the prompt cannot be encoded.
-        """
-        try:
-            if isinstance(completion.prompt, str):
-                ids = self.tokenizer.encode(completion.prompt).tolist()
-            else:
-                ids = self.tokenizer.apply_chat_template(completion.prompt).tolist() if chat else completion.prompt
-            return ids, StopStringStream(self.tokenizer, ids, completion.stop)
-        except ValueError as error:
-            raise ProtocolError(400, str(error), "messages" if chat else "prompt") from None
-
-    async def submit(self, completion: CompletionRequest, chat: bool) -> PendingCompletion:
-        """Add a request to the engine's queue. Raises ProtocolError."""
-        ids, stream = self.encode(completion, chat)
-        limit = self.thread.engine.config.max_position_embeddings
-        room = limit - len(ids)
-        if room < (completion.max_tokens or 1):
-            message = (
-                f"{len(ids)} prompt tokens + {completion.max_tokens or 1} new tokens exceed this model's limit of"
-                f" {limit} tokens; shorten the prompt, or ask for fewer new tokens"
-            )
-            raise ProtocolError(400, message, "messages" if chat else "prompt", "context_length_exceeded")
-        pending = PendingCompletion(stream)
-        eos = self.tokenizer.eos_token_id
-        pending.request = await self.call(
-            self.thread.engine.submit,
-            ids,
-            BASE if completion.model == self.base else completion.model,
-            completion.max_tokens or room,
-            stop_tokens=() if eos is None else (eos,),
-            on_token=pending.on_token,
-            on_finish=pending.on_finish,
-            **completion.sampling,
-        )
-        return pending
-
-
-class PendingCompletion:
-    """A completion in progress: it receives tokens from the engine's thread and sends text to the event loop."""
-
-    def __init__(self, stream: StopStringStream) -> None:
-        self.stream, self.loop = stream, asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None follows the last piece of text
-        self.request: Request
-        self.watch: asyncio.Task  # a reference to the task; the event loop itself has only a weak one
-
-    def on_token(self, token: int) -> bool:
-        """Decode a token; return True if the text now contains a stop string. The engine's thread calls this method."""
-        if text := self.stream.add(token):
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, text)
-        return self.stream.stopped
-
-    def on_finish(self, request: Request) -> None:
-        """Send the last piece of text to the event loop. The engine's thread calls this method."""
-        for piece in (self.stream.end(), None):
-            if piece != "":
-                self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
-
-    async def text(self) -> AsyncIterator[str]:
-        """Yield the pieces of text. Raises ProtocolError if the engine failed."""
-        while (piece := await self.pieces.get()) is not None:
-            yield piece
-        if self.request.finish_reason not in ("stop", "length"):
-            raise ProtocolError(500, f"generation failed: {self.request.error or 'the request was cancelled'}")
-
-    def usage(self) -> dict[str, int]:
-        """Return the numbers of prompt tokens and generated tokens."""
-        return usage(self.request.prompt.size, len(self.request.tokens))
-
-
 # ------------------------------------------------------------------------------------------------------------ the routes
 
 
-def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
+def create_app(
+    engine: AdapterServer,
+    tokenizer: Tokenizer,
+    base: str,
+    access: Access | None = None,
+    runtime_lora_updating: bool = False,
+) -> App:
     """Return the server as an ASGI application; `app.state.service` is its CompletionService.
 
-    Raises MissingExtra if Starlette is not installed.
+    `access` says which clients may use the server; by default only clients on this computer. If `runtime_lora_updating` is
+    True, clients may load and unload adapters. Raises MissingExtra if Starlette is not installed.
     """
-    Starlette, JSONResponse, Route = _starlette()
+    Starlette, JSONResponse, Route, CORSMiddleware = _starlette()
+    access = access or Access()
     service = CompletionService(engine, tokenizer, base)
 
     @asynccontextmanager
@@ -171,6 +82,8 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
             try:
                 answer = await handler(service, request)
             except ProtocolError as error:
+                if error.status in REFUSALS:
+                    log_refusal(request.client, error.status, str(error))
                 return JSONResponse(error.body, error.status)
             return JSONResponse(answer) if isinstance(answer, dict) else answer
 
@@ -185,24 +98,31 @@ def create_app(engine: AdapterServer, tokenizer: Tokenizer, base: str) -> App:
     routes = [
         route("/health", "GET", health),
         route("/v1/models", "GET", models),
+        route("/v1/models/{name:path}", "GET", model),
         route("/v1/completions", "POST", lambda service, request: complete(service, request, chat=False)),
         route("/v1/chat/completions", "POST", lambda service, request: complete(service, request, chat=True)),
-        route("/v1/load_lora_adapter", "POST", load),
-        route("/v1/unload_lora_adapter", "POST", unload),
+        route("/v1/load_lora_adapter", "POST", load if runtime_lora_updating else not_enabled),
+        route("/v1/unload_lora_adapter", "POST", unload if runtime_lora_updating else not_enabled),
     ]
     app = Starlette(
         routes=routes, lifespan=lifespan, exception_handlers={404: http_error, 405: http_error, 500: internal_error}
     )
-    app.state.service = service
+    if access.allowed_origins:  # a browser shows a response to a page of another origin only if the response allows it
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.allowed_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(AccessControl, access=access)  # the last one is called first
+    app.state.service, app.state.access = service, access
     return app
 
 
-def _starlette() -> tuple[Any, Any, Any]:
+def _starlette() -> tuple[Any, Any, Any, Any]:
     with extra("serve", "the HTTP server"):
         from starlette.applications import Starlette
+        from starlette.middleware.cors import CORSMiddleware
         from starlette.responses import JSONResponse
         from starlette.routing import Route
-    return Starlette, JSONResponse, Route
+    return Starlette, JSONResponse, Route, CORSMiddleware
 
 
 async def health(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
@@ -216,19 +136,39 @@ async def health(service: CompletionService, request: HttpRequest) -> dict[str, 
 async def models(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
     """List the base model and its adapters."""
     names = await service.call(service.thread.engine.adapters.names)
-    kind = {"object": "model", "created": 0, "owned_by": "lora_np"}
-    cards = [{"id": name, **kind, "root": name, "parent": service.base} for name in names]
-    return {"object": "list", "data": [{"id": service.base, **kind, "root": service.base, "parent": None}, *cards]}
+    return {"object": "list", "data": [_card(service, name) for name in (service.base, *names)]}
+
+
+async def model(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Describe one model: the base model or an adapter."""
+    name = request.path_params["name"]
+    if name != service.base:
+        await service.call(service.thread.engine.adapters.check, name)
+    return _card(service, name)
+
+
+def _card(service: CompletionService, name: str) -> dict[str, Any]:
+    parent = None if name == service.base else service.base
+    return {"id": name, "object": "model", "created": 0, "owned_by": "lora_np", "root": name, "parent": parent}
 
 
 async def load(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
     """Load an adapter."""
     body = await _json_body(request)
     name, path = (_required_string(body, field) for field in ("lora_name", "lora_path"))
-    if name == service.base:
-        raise ProtocolError(400, f"{name!r} is the name of the base model; choose another name", "lora_name")
+    try:
+        check_adapter_name(name, service.base)
+    except ValueError as error:
+        raise ProtocolError(400, str(error), "lora_name") from None
     await service.call(service.thread.engine.load_adapter, name, path)
     return {"status": "ok", "lora_name": name}
+
+
+async def not_enabled(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
+    """Refuse to load or unload an adapter."""
+    raise ProtocolError(
+        403, "loading and unloading adapters is off; start the server with --adapters FOLDER to allow it"
+    )
 
 
 async def unload(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
@@ -244,15 +184,24 @@ async def _json_body(request: HttpRequest) -> dict[str, Any]:
     The header Content-Type must be application/json. For a page of another site, a browser sends this type only if the
     server allows the request.
     """
+    from starlette.requests import ClientDisconnect
+
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ProtocolError(415, f"Content-Type is {content_type!r}; expected 'application/json'")
-    raw = b""
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY:
-            raise ProtocolError(413, f"the body exceeds the limit of {MAX_BODY} bytes")
-    return parse_json(raw)
+    length = request.headers.get("content-length", "0")  # uvicorn refuses other values than digits
+    too_long = ProtocolError(413, f"the body exceeds the limit of {MAX_BODY} bytes")
+    if int(length) > MAX_BODY:
+        raise too_long
+    raw = bytearray()
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > MAX_BODY:
+                raise too_long
+    except ClientDisconnect:
+        raise ProtocolError(400, "the client disconnected before the end of the body") from None
+    return parse_json(bytes(raw))
 
 
 def _required_string(body: dict[str, Any], field: str) -> str:
@@ -270,70 +219,35 @@ async def complete(service: CompletionService, request: HttpRequest, chat: bool)
 
     completion = parse(await _json_body(request), chat)
     pending = await service.submit(completion, chat)
-    response = CompletionResponse(completion.model, chat)
-    pending.watch = asyncio.create_task(_cancel_if_disconnected(service, pending, request))
+    response = CompletionResponse(completion.model, chat, service.spell, completion.include_usage)
+    pending.watch = asyncio.create_task(_cancel_if_disconnected(pending, request))
     if completion.stream:
-        return StreamingResponse(_events(pending, response, completion.include_usage), media_type="text/event-stream")
-    text = "".join([piece async for piece in pending.text()])
-    return response.body(text, pending.request.finish_reason, pending.usage())
+        return StreamingResponse(_events(pending, response), media_type="text/event-stream")
+    choices = await pending.whole()
+    if completion.logprobs is None:
+        return response.body(choices, pending.usage())
+    return await asyncio.to_thread(response.body, choices, pending.usage())  # many log probabilities take a second
 
 
-async def _cancel_if_disconnected(service: CompletionService, pending: PendingCompletion, request: HttpRequest) -> None:
+async def _cancel_if_disconnected(pending: PendingCompletion, request: HttpRequest) -> None:
     """Wait until the client disconnects, then cancel the request. A finished request is not changed."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    service.thread.call(service.thread.engine.cancel, pending.request)
+    pending.cancel()
 
 
-async def _events(pending: PendingCompletion, response: CompletionResponse, include_usage: bool) -> AsyncIterator[str]:
+async def _events(pending: PendingCompletion, response: CompletionResponse) -> AsyncIterator[str]:
     def event(data: dict[str, Any]) -> str:
         return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
     try:
         if response.chat:
-            yield event(response.role_chunk())
-        async for piece in pending.text():
+            for choice in pending.choices:
+                yield event(response.role_chunk(choice.index))
+        async for piece in pending.pieces():
             yield event(response.chunk(piece))
-        yield event(response.chunk("", pending.request.finish_reason))
-        if include_usage:
+        if response.include_usage:
             yield event(response.usage_chunk(pending.usage()))
         yield "data: [DONE]\n\n"
     except ProtocolError as error:  # status 200 is already sent, so the error is an event
         yield event(error.body)
-
-
-# ------------------------------------------------------------------------------------------------------------ the server
-
-
-def make_server(
-    app: App,
-    host: str = HOST,
-    port: int = PORT,
-    on_start: Callable[[str], Any] = lambda url: None,
-) -> Any:
-    """Return a uvicorn.Server for the application.
-
-    After the first SIGTERM or SIGINT, the server finishes the running requests and answers new requests with status
-    503. After a second signal, the server stops at once. `on_start` is called with the server's URL when the server
-    accepts connections. Raises MissingExtra if uvicorn is not installed.
-    """
-    with extra("serve", "the HTTP server"):
-        import uvicorn
-    service = app.state.service
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            if not service.accepting or sig not in (signal.SIGTERM, signal.SIGINT):
-                super().handle_exit(sig, frame)
-            service.accepting = False
-
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                on_start("http://{}:{}".format(*self.servers[0].sockets[0].getsockname()[:2]))
-
-        async def on_tick(self, counter: int) -> bool:
-            """Return True to end the server. uvicorn calls this method ten times per second."""
-            return await super().on_tick(counter) or (not service.accepting and service.thread.engine.idle)
-
-    return Server(uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on"))

@@ -1,38 +1,30 @@
-"""Requests and responses of OpenAI's completions and chat completions API, as data.
+"""Requests of OpenAI's completions and chat completions API, as data.
 
-`parse` checks the body of a request; `CompletionResponse` builds the body of a response. vLLM's additions for adapters are in
-`http.py`. Sources: OpenAI's API reference (completions, chat completions, errors) and vLLM's OpenAI-compatible server.
+`parse` checks the body of a request. `fields.py` lists the fields. vLLM's additions for adapters are in `http.py`. Sources:
+OpenAI's API reference (completions, chat completions, errors) and vLLM's OpenAI-compatible server.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..files.tokenizer import TextStream, Tokenizer
+from .fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
 
 MAX_TOKENS = 16  # OpenAI's default for a completion; a chat completion may use the whole context length
-MAX_STOPS = 4
+MAX_CHOICES = 128  # prompts times n; OpenAI's limit of n
+MAX_TOP_LOGPROBS = 20  # as in OpenAI's API of chats and in vLLM
+MAX_STOPS = 4  # as in OpenAI's API
+MAX_STOP_LENGTH = 256  # characters; neither OpenAI nor vLLM documents a limit
+SHOWN, MAX_MESSAGE = 60, 1000  # characters of a value in an error message, and of the whole message
+REPETITION_PENALTY = 0.01, 100.0  # far beyond useful values, and no logit overflows
+STREAM_OPTIONS = ("include_usage", "include_obfuscation")  # this server never obfuscates
+UNSUPPORTED_PARTS = ("tool_calls", "function_call", "audio")  # of a message
 GREEDY = 1e-5  # a lower temperature counts as 0, as in vLLM: logits divided by it can overflow
 
-# Fields of the API that this server does not support, each with the values that are accepted because they switch it off.
-UNSUPPORTED: dict[str, tuple] = {
-    **dict.fromkeys(("n", "best_of"), (1,)),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty"), (0,)),
-    **dict.fromkeys(("logprobs", "echo", "parallel_tool_calls"), (False,)),
-    **dict.fromkeys(("logit_bias",), ({},)),
-    **dict.fromkeys(("tools", "functions"), ([],)),
-    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
-    **dict.fromkeys(("suffix", "top_logprobs", "modalities", "audio", "prediction", "reasoning_effort"), ()),
-    "response_format": ({"type": "text"},),
-}
 JSON_TYPES = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "array"}
-IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-SUPPORTED = {"model", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "stream", "stream_options"}
 
 
 class ProtocolError(Exception):
@@ -42,23 +34,43 @@ class ProtocolError(Exception):
         super().__init__(message)
         kinds = {404: "not_found_error", 429: "rate_limit_error"}
         self.status = status
+        message, param = encodable(message[:MAX_MESSAGE]), None if param is None else encodable(param)
         kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def encodable(text: str) -> str:
+    """Return `text` with each half of a surrogate pair written as an escape sequence, so that UTF-8 can encode it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown(value: Any) -> str:
+    """Return a short text for an error message: a value in a request can have millions of characters."""
+    if isinstance(value, list | dict):
+        return f"a JSON {JSON_TYPES[type(value)]} with {len(value)} entries"
+    if isinstance(value, str):
+        return repr(value[:SHOWN]) + "…" * (len(value) > SHOWN)
+    return f"{value!r:.{SHOWN}}"
+
+
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A checked request for a completion or a chat completion.
+    """A checked request for completions or chat completions.
 
-    `prompt` is a text, a list of token ids, or the messages of a chat. `max_tokens` is None if only the context length
-    limits the answer.
+    A prompt is a text, a list of token ids, or the messages of a chat. `max_tokens` is None if only the context length
+    limits the answer. `logprobs` is the number of most likely tokens per position, or None for no log probabilities.
     """
 
     model: str
-    prompt: str | list
+    prompts: list[str | list]
+    n: int
     max_tokens: int | None
     sampling: dict[str, Any]
     stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    logprobs: int | None
+    echo: bool
     stream: bool
     include_usage: bool
 
@@ -76,43 +88,41 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 def parse(body: dict[str, Any], chat: bool) -> CompletionRequest:
     """Check all fields of a body. Raises ProtocolError with the name of a missing, wrong, unknown or unsupported field."""
-    required = "messages" if chat else "prompt"
-    limit_names = ("max_tokens", "max_completion_tokens") if chat else ("max_tokens",)
-    supported = SUPPORTED | {required, *limit_names}
+    fields = CHAT_FIELDS if chat else COMPLETION_FIELDS
     for key, value in body.items():
-        if key in UNSUPPORTED:
-            if value is not None and not any(value == off and type(value) is type(off) for off in UNSUPPORTED[key]):
-                raise ProtocolError(
-                    400, f"this server does not support {key} = {value!r}; leave it out", key, "unsupported_parameter"
-                )
-        elif key not in supported | IGNORED:
-            names = ", ".join(sorted(supported))
-            raise ProtocolError(400, f"unknown field {key!r}; supported fields are {names}", key, "unknown_parameter")
-    limits = [integer(body, name, 1) for name in limit_names]
-    temperature = number(body, "temperature", 0, 2)
-    sampling = {
-        "temperature": 1.0 if temperature is None else temperature if temperature >= GREEDY else 0.0,
-        "top_p": number(body, "top_p", 0, 1, above=True),
-        "top_k": integer(body, "top_k", 1),
-        "seed": integer(body, "seed", 0, 2**63 - 1),
-    }
-    if sampling["seed"] is None:
-        sampling["seed"] = secrets.randbits(63)
-    options = typed(body, "stream_options", dict) or {}
-    model = typed(body, "model", str)
-    if model is None:
+        check_field(fields, key, value)
+    if (model := typed(body, "model", str)) is None:
         raise ProtocolError(
             400, "the field model is missing; expected the name of the base model or of an adapter", "model"
         )
+    prompts: list[str | list] = [messages(body)] if chat else prompts_of(body)
+    echo = not chat and bool(typed(body, "echo", bool))
+    stream = bool(typed(body, "stream", bool))
     return CompletionRequest(
         model,
-        messages(body) if chat else prompt(body),
-        next((limit for limit in reversed(limits) if limit is not None), None if chat else MAX_TOKENS),
-        sampling,
+        prompts,
+        number_of_choices(body, len(prompts)),
+        max_tokens(body, chat, echo),
+        sampling(body),
         stops(body),
-        bool(typed(body, "stream", bool)),
-        bool(typed(options, "include_usage", bool)),
+        stop_token_ids(body),
+        bool(typed(body, "ignore_eos", bool)),
+        chat_logprobs(body) if chat else integer(body, "logprobs", 0, MAX_TOP_LOGPROBS),
+        echo,
+        stream,
+        include_usage(body, stream),
     )
+
+
+def check_field(fields: dict[str, Field], key: str, value: Any) -> None:
+    """Raise ProtocolError if a field is unknown, or if the server does not support its value."""
+    if key not in fields:
+        names = ", ".join(sorted(name for name, field in fields.items() if field.honoured))
+        message = f"unknown field {shown(key)}; supported fields are {names}"
+        raise ProtocolError(400, message, key[:SHOWN], "unknown_parameter")
+    if not fields[key].accepts(value):
+        message = f"this server does not support {key} = {shown(value)}; leave it out"
+        raise ProtocolError(400, message, key, "unsupported_parameter")
 
 
 # ------------------------------------------------------------------------------------------------------------ the fields
@@ -125,7 +135,7 @@ def typed(body: dict[str, Any], name: str, kind: type) -> Any:
     """
     value = body.get(name)
     if value is not None and type(value) is not kind:
-        raise ProtocolError(400, f"{name} = {value!r}; expected a JSON {JSON_TYPES[kind]}", name)
+        raise ProtocolError(400, f"{name} = {shown(value)}; expected a JSON {JSON_TYPES[kind]}", name)
     return value
 
 
@@ -134,7 +144,7 @@ def integer(body: dict[str, Any], name: str, low: int, high: int | None = None) 
     value = typed(body, name, int)
     if value is not None and not (low <= value and (high is None or value <= high)):
         raise ProtocolError(
-            400, f"{name} = {value}; expected at least {low}" + (f", at most {high}" * (high is not None)), name
+            400, f"{name} = {shown(value)}; expected at least {low}" + (f", at most {high}" * (high is not None)), name
         )
     return value
 
@@ -148,7 +158,9 @@ def number(body: dict[str, Any], name: str, low: float, high: float, above: bool
     if value is None:
         return None
     if type(value) not in (int, float) or not (low < value if above else low <= value) or not value <= high:
-        raise ProtocolError(400, f"{name} = {value!r}; expected {low} {'<' if above else '≤'} {name} ≤ {high}", name)
+        raise ProtocolError(
+            400, f"{name} = {shown(value)}; expected {low} {'<' if above else '≤'} {name} ≤ {high}", name
+        )
     return float(value)
 
 
@@ -156,23 +168,102 @@ def stops(body: dict[str, Any]) -> tuple[str, ...]:
     """Return the stop strings, which end an answer."""
     value = body.get("stop")
     found = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or len(found) > MAX_STOPS or not all(isinstance(s, str) and s for s in found):
-        raise ProtocolError(
-            400, f"stop = {value!r}; expected one string or up to {MAX_STOPS}, and no empty string", "stop"
-        )
+    if (
+        not isinstance(found, list)
+        or len(found) > MAX_STOPS
+        or not all(isinstance(string, str) and 0 < len(string) <= MAX_STOP_LENGTH for string in found)
+    ):
+        expected = f"one string or up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_LENGTH} characters"
+        raise ProtocolError(400, f"stop = {shown(value)}; expected {expected}", "stop")
     return tuple(found)
 
 
-def prompt(body: dict[str, Any]) -> str | list[int]:
-    """Return the prompt of a completion: a text or token ids."""
-    value = body.get("prompt")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]  # a batch of one
-    if isinstance(value, str) or (isinstance(value, list) and value and all(type(token) is int for token in value)):
-        return value
-    raise ProtocolError(
-        400, "prompt: expected one text or one list of token ids; send one request per prompt", "prompt"
+def sampling(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings for choosing the next token, with the names of `generate`."""
+    temperature, top_k, seed = (
+        number(body, "temperature", 0, 2),
+        integer(body, "top_k", -1),
+        integer(body, "seed", 0, 2**63 - 1),
     )
+    penalties = {
+        "repetition_penalty": number(body, "repetition_penalty", *REPETITION_PENALTY),
+        "presence_penalty": number(body, "presence_penalty", -2, 2),
+        "frequency_penalty": number(body, "frequency_penalty", -2, 2),
+    }
+    return {
+        "temperature": 1.0 if temperature is None else temperature if temperature >= GREEDY else 0.0,
+        "top_p": number(body, "top_p", 0, 1, above=True),
+        "top_k": top_k if top_k is not None and top_k > 0 else None,  # 0 and -1 mean all tokens, as in vLLM
+        "min_p": number(body, "min_p", 0, 1) or None,
+        "seed": secrets.randbits(63) if seed is None else seed,
+        **{name: value for name, value in penalties.items() if value is not None},
+    }
+
+
+def max_tokens(body: dict[str, Any], chat: bool, echo: bool) -> int | None:
+    """Return the largest number of new tokens. A request with `echo` may ask for the prompt alone: 0 new tokens."""
+    limit = integer(body, "max_tokens", 0 if echo else 1)
+    if not chat:
+        return MAX_TOKENS if limit is None else limit
+    newer = integer(body, "max_completion_tokens", 1)
+    return limit if newer is None else newer
+
+
+def number_of_choices(body: dict[str, Any], prompts: int) -> int:
+    """Return n, the number of answers per prompt."""
+    n = integer(body, "n", 1, MAX_CHOICES) or 1
+    if n * prompts > MAX_CHOICES:
+        message = (
+            f"{prompts} prompts with n = {n} are {n * prompts} answers; expected at most {MAX_CHOICES} per request"
+        )
+        raise ProtocolError(400, message, "prompt" if n == 1 else "n")
+    return n
+
+
+def chat_logprobs(body: dict[str, Any]) -> int | None:
+    """Return the number of most likely tokens per position in a chat completion, or None for no log probabilities."""
+    wanted, top = typed(body, "logprobs", bool), integer(body, "top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if top and not wanted:
+        raise ProtocolError(400, f"top_logprobs = {top} needs logprobs = true", "top_logprobs")
+    return (top or 0) if wanted else None
+
+
+def include_usage(body: dict[str, Any], stream: bool) -> bool:
+    """Return True if a stream must end with the numbers of tokens."""
+    options = typed(body, "stream_options", dict)
+    if options is None:
+        return False
+    if not stream:
+        raise ProtocolError(400, "stream_options needs stream = true; leave stream_options out", "stream_options")
+    for name in options:
+        if name not in STREAM_OPTIONS:
+            message = f"stream_options contains {shown(name)}; supported options are {', '.join(STREAM_OPTIONS)}"
+            raise ProtocolError(400, message, "stream_options", "unknown_parameter")
+    typed(options, "include_obfuscation", bool)
+    return bool(typed(options, "include_usage", bool))
+
+
+def stop_token_ids(body: dict[str, Any]) -> tuple[int, ...]:
+    """Return the token ids that end an answer, in addition to the stop tokens of the model."""
+    value = typed(body, "stop_token_ids", list) or []
+    if not all(type(token) is int and token >= 0 for token in value):
+        raise ProtocolError(400, f"stop_token_ids = {shown(value)}; expected a list of token ids", "stop_token_ids")
+    return tuple(value)
+
+
+def prompts_of(body: dict[str, Any]) -> list[str | list]:
+    """Return the prompts of a completion. Each prompt is a text or a list of token ids."""
+    value = body.get("prompt")
+    found: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
+    if all(isinstance(prompt, str) for prompt in found) or all(is_token_ids(prompt) for prompt in found):
+        return found
+    expected = "a text, a list of token ids, a list of texts, or a list of lists of token ids"
+    raise ProtocolError(400, f"prompt = {shown(value)}; expected {expected}", "prompt")
+
+
+def is_token_ids(value: Any) -> bool:
+    """Return True if a JSON value is a list of at least one integer."""
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
 def messages(body: dict[str, Any]) -> list[dict[str, str]]:
@@ -187,77 +278,9 @@ def messages(body: dict[str, Any]) -> list[dict[str, str]]:
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
             raise ProtocolError(400, f"messages[{i}]: expected a role and a text as content", "messages")
+        for name in UNSUPPORTED_PARTS:
+            if message.get(name):
+                text = f"this server does not support messages[{i}].{name}; leave it out"
+                raise ProtocolError(400, text, "messages", "unsupported_parameter")
         found.append({"role": message["role"], "content": content})
     return found
-
-
-# --------------------------------------------------------------------------------------------------------- the responses
-
-
-class StopStringStream:
-    """Decodes one token after another, and ends the text before the first stop string.
-
-    Text that could be the beginning of a stop string is returned later, if the next tokens do not complete the string.
-    `stopped` is True after a stop string. `after` contains the token ids of the prompt; the decoded text follows them.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stop: tuple[str, ...] = ()) -> None:
-        self._stream, self._stop, self._held = TextStream(tokenizer, after), stop, ""
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        """Add a token; return the new text that is certain to be part of the answer."""
-        text = self._held + self._stream.add(token)
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        hold = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
-
-    def end(self) -> str:
-        """Return the remaining text. Call this method after the last token."""
-        return "" if self.stopped else self._held + self._stream.end()
-
-
-@dataclass
-class CompletionResponse:
-    """Builds the response to one request, either one body or the chunks of a stream."""
-
-    model: str
-    chat: bool
-    id: str = field(default_factory=lambda: secrets.token_hex(12))
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def body(self, text: str, finish_reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
-        """Return the body of a response that is not streamed."""
-        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return self._object("", [self._choice(content, finish_reason)]) | {"usage": usage}
-
-    def chunk(self, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-        """Return a chunk of a stream, with new text or with the finish reason."""
-        content = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
-        return self._object(".chunk", [self._choice(content, finish_reason)])
-
-    def role_chunk(self) -> dict[str, Any]:
-        """Return the first chunk of a chat's stream."""
-        return self._object(".chunk", [self._choice({"delta": {"role": "assistant", "content": ""}}, None)])
-
-    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        """Return the last chunk of a stream, for a request with `include_usage`."""
-        return self._object(".chunk", []) | {"usage": usage}
-
-    def _choice(self, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-
-    def _object(self, suffix: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = f"chat.completion{suffix}" if self.chat else "text_completion"
-        name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
-        return {"id": name, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return the numbers of prompt tokens, generated tokens and all tokens."""
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}

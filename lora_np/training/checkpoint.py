@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..backend import array_module, scalars_to_host, to_host
-from ..files import load_arrays, save_arrays
+from ..files import check_finite, load_arrays, lock, save_arrays
+from ..files.durable import remove_unfinished
 from ..nn import Trainable
 from ..quantization import Quantized4bit
 from .optim import Optimizer, Schedule
@@ -85,6 +88,17 @@ class Checkpoint:
         self.path, self.optimizer, self.settings = path, optimizer, settings
         self.parameters = {name: p for name, p in model.named_parameters() if p.trainable}
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training with this file, and remove temporary files of a killed process."""
+        if self.path is None:
+            yield
+            return
+        path = Path(self.path)
+        with lock(path.with_name(f"{path.name}.lock")):
+            remove_unfinished(path.parent, path.name)
+            yield
+
     def save(self, step: int, rows: list[dict[str, float]]) -> None:
         """Write the file, if `path` is not None. If a weight is not finite, keep the old file and raise FloatingPointError."""
         finite = scalars_to_host([array_module(p.value).isfinite(p.value).all() for p in self.parameters.values()])
@@ -104,8 +118,17 @@ class Checkpoint:
         arrays, metadata = load_arrays(self.path)
         if "settings" not in metadata:
             raise ValueError(f"{self.path} is not a checkpoint of train(): give another path, or remove the file")
+        try:
+            settings = dict(json.loads(metadata["settings"]))
+            step, rows = int(metadata["step"]), list(map(dict, json.loads(metadata["history"])))
+            if step < 0:
+                raise ValueError(f"step = {step}")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path} is damaged: {error!r:.80}; remove the file, or restore another copy"
+            ) from None
         saved_values = {name.removeprefix("value/"): x for name, x in arrays.items() if name.startswith("value/")}
-        theirs = json.loads(metadata["settings"]) | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
+        theirs = settings | {name: f"{x.dtype} {x.shape}" for name, x in saved_values.items()}
         ours = self.settings | {name: f"{p.compute_dtype} {p.value.shape}" for name, p in self.parameters.items()}
         changed = [
             f"{key} was {theirs.get(key, 'absent')}, now {ours.get(key, 'absent')}"
@@ -117,8 +140,13 @@ class Checkpoint:
             raise ValueError(
                 f"{self.path} belongs to another run: {'; '.join(changed[:3])}{more}. Use the settings of that run, or another path"
             )
+        for key, x in arrays.items():
+            kind, _, rest = key.partition("/")
+            if kind not in ("value", "optimizer") or rest.partition("/")[0] not in self.parameters:
+                raise ValueError(f"{self.path}: unexpected tensor {key}; remove the file, or restore another copy")
+            check_finite(f"{self.path}: {key}", x)
         self.optimizer.state.clear()
-        self.optimizer.t = int(metadata["step"])
+        self.optimizer.t = step
         for key, array in arrays.items():
             kind, rest = key.split("/", 1)
             name, _, slot = rest.partition("/")
@@ -128,7 +156,7 @@ class Checkpoint:
                 p.value = moved.astype(p.value.dtype, copy=False)
             else:
                 self.optimizer.state.setdefault(name, {})[slot] = moved
-        return self.optimizer.t, json.loads(metadata["history"])
+        return step, rows
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
         """Restore the state in the file, if the file exists, and return the error for a number that is not finite."""

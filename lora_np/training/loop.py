@@ -2,7 +2,7 @@
 
 All random numbers depend only on `seed` and `step`: each step always has the same batch and the same dropout masks.
 Therefore a run that stops and resumes from a checkpoint gives exactly the result of an uninterrupted run, and a
-checkpoint needs no random state.
+checkpoint needs no random state. Ctrl-C saves the state after the last complete update; see interrupts.py.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ..backend import Array, scalars_to_host
+from ..memory import keep_freed_memory
 from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 from ..progress import Progress
 from .checkpoint import Checkpoint, digests, run_settings
+from .interrupts import Interrupts
 from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
 from .parallel import loss_and_gradients
 
@@ -110,8 +113,10 @@ def train(
     resume: bool = False,
     seed: int = 0,
     workers: int = 1,
+    gradient_checkpointing: bool = False,
     label: str = "train",
     progress: bool | Literal["lines"] = True,
+    on_step: Callable[[History], object] | None = None,
 ) -> History:
     """Train the trainable parameters of a model: the adapter of a PeftModel, or all weights of a Transformer.
 
@@ -140,18 +145,23 @@ def train(
     checkpoint : str or PathLike, optional
         A file to which the state of the run is saved.
     checkpoint_every : int
-        Save every `checkpoint_every` steps. The state is also saved at the first and the last step.
+        Save every `checkpoint_every` steps. The state is also saved at the first and the last step, and after Ctrl-C.
     resume : bool
         If True and the checkpoint exists, continue from the checkpoint. The result equals exactly the result of an
         uninterrupted run.
     seed : int
         Seed of the dropout masks.
     workers : int
-        Number of threads among which the rows of each batch are divided. The dropout masks depend on this number.
+        Number of threads among which the rows of each batch are divided.
+    gradient_checkpointing : bool
+        True saves memory: each block keeps only its input, and runs its forward pass again in the backward pass. The
+        gradients are equal to the bit.
     label : str
         Text in front of the progress bar.
     progress : bool or "lines"
         True shows a progress bar on a terminal; "lines" prints a line from time to time if there is no terminal.
+    on_step : callable, optional
+        A function that is called after each step with the history so far, for example to write the losses to a file.
 
     Returns
     -------
@@ -165,6 +175,10 @@ def train(
         are different if their settings, their frozen weights or their `batches.digest` differ.
     FileExistsError
         If the checkpoint exists and `resume` is False.
+    BlockingIOError
+        If another run uses the same checkpoint.
+    KeyboardInterrupt
+        After Ctrl-C. If there is a checkpoint, the checkpoint then contains every complete update.
     FloatingPointError
         If a loss, a gradient or a weight is not finite. If a checkpoint exists, the model is reset to the
         state in the checkpoint before the error is raised.
@@ -190,65 +204,82 @@ def train(
     if not trainable:
         raise ValueError("nothing is trainable: call unfreeze() on the model, or add an adapter with get_peft_model")
     optimizer.check(name for name, _ in trainable)
+    if gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+        raise TypeError(f"{type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
     history, start = History(), 0
     unseen = {name: list(text) if isinstance(text, Iterator) else text for name, text in _by_name(heldout).items()}
     settings = run_settings(model, optimizer, steps, schedule, max_grad_norm, accumulate, seed, workers)
     if checkpoint is not None:
         settings |= digests(model, batches)
     saved = Checkpoint(checkpoint, model, optimizer, settings)
-    if checkpoint is not None and Path(checkpoint).exists():
-        if not resume:
-            raise FileExistsError(
-                f"{checkpoint} exists: pass resume=True to continue from it, or remove it to start again"
-            )
-        start, history.rows = saved.load()
-    else:
-        optimizer.state.clear()
-        optimizer.t = 0
-    elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
-    tokens_seen = int(history.rows[-1]["tokens"]) if history.rows else 0
-    began = time.perf_counter() - elapsed
+    with saved.locked(), Interrupts() as interrupts:
+        if checkpoint is not None and Path(checkpoint).exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{checkpoint} exists: pass resume=True to continue from it, or remove it to start again"
+                )
+            start, history.rows = saved.load()
+        else:
+            optimizer.state.clear()
+            optimizer.t = 0
+        elapsed = history.rows[-1]["seconds"] if history.rows else 0.0
+        tokens_seen = int(history.rows[-1]["tokens"]) if history.rows else 0
+        began = time.perf_counter() - elapsed
 
-    def heldout_losses(step: int) -> dict[str, float]:
-        nonlocal began
-        paused = time.perf_counter()
-        values = {name: evaluate(model, batches) for name, batches in unseen.items()}
-        began += time.perf_counter() - paused  # evaluation does not count as training time
-        for value in values.values():
-            if not math.isfinite(value):
-                raise saved.stopped(step, f"held-out loss {value}")
-        return values
+        def heldout_losses(step: int) -> dict[str, float]:
+            nonlocal began
+            paused = time.perf_counter()
+            values = {name: evaluate(model, batches) for name, batches in unseen.items()}
+            began += time.perf_counter() - paused  # evaluation does not count as training time
+            for value in values.values():
+                if not math.isfinite(value):
+                    with interrupts.held():
+                        raise saved.stopped(step, f"held-out loss {value}")
+            return values
 
-    with Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start) as bar:
-        if unseen and not history.rows:
-            history.rows.append({"step": 0, **heldout_losses(0), "seconds": 0.0, "tokens": 0})
-        for step in range(start, steps):
-            model.zero_grad()
-            numbers = range(step * accumulate, (step + 1) * accumulate)
-            together = [batches[i % len(batches)] if isinstance(batches, Sequence) else batches[i] for i in numbers]
-            losses = []
-            for i, (tokens, targets), share in zip(numbers, together, _shares(together), strict=True):
-                tokens_seen += tokens.size
-                if not share:
-                    continue  # no target of this batch counts
-                rng = np.random.default_rng([seed, i, DROPOUT])
-                losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
-            size = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
-            loss, norm = map(float, scalars_to_host([sum(losses[1:], losses[0]), size]))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
-            if step % checkpoint_every == 0:
-                saved.save(step, history.rows)  # after the loss: a finite loss shows that the update before it was good
-            lr = optimizer.lr * schedule(step)
-            optimizer.step(trainable, lr=lr)
-            row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
-            row |= {"seconds": time.perf_counter() - began, "tokens": tokens_seen}
-            last = step + 1 == steps
-            if last or (eval_every and (step + 1) % eval_every == 0):
-                row |= heldout_losses(step + 1)
-            history.rows.append(row)
-            bar.update(1, loss=loss, **{"tokens/s": round(tokens_seen / max(row["seconds"], 1e-9))})
-        saved.save(steps, history.rows)
+        def evaluate_if_due(step: int) -> None:
+            """Add the held-out losses to the last row. After Ctrl-C in an evaluation, the resumed run evaluates again."""
+            due = step == steps or (eval_every and step % eval_every == 0)
+            if due and not unseen.keys() <= history.rows[-1].keys():
+                history.rows[-1] |= heldout_losses(step)
+
+        shown_as = Progress(steps, label, enabled=bool(progress), lines=progress == "lines", done=start)
+        with keep_freed_memory(), _checkpointing(model, gradient_checkpointing), shown_as as bar:
+            shown = bar.bar is not None or bar.lines
+            if start and shown:
+                bar.say(f"{label}: resumed at step {start} of {steps}")
+            try:
+                if history.rows:
+                    evaluate_if_due(start)
+                elif unseen:
+                    history.rows.append({"step": 0, **heldout_losses(0), "seconds": 0.0, "tokens": 0})
+                for step in range(start, steps):
+                    total, tokens = _gradients(model, batches, step, accumulate, seed, workers)
+                    size = grad_norm(trainable) if max_grad_norm is None else clip_grad_norm(trainable, max_grad_norm)
+                    loss, norm = map(float, scalars_to_host([total, size]))
+                    with interrupts.held():  # no Ctrl-C between the parts of an update
+                        if not (math.isfinite(loss) and math.isfinite(norm)):
+                            raise saved.stopped(step + 1, f"loss {loss}, gradient norm {norm}")
+                        if step % checkpoint_every == 0:
+                            saved.save(step, history.rows)  # the finite loss shows that the last update was good
+                        lr = optimizer.lr * schedule(step)
+                        optimizer.step(trainable, lr=lr)
+                        tokens_seen += tokens
+                        row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
+                        history.rows.append(row | {"seconds": time.perf_counter() - began, "tokens": tokens_seen})
+                    evaluate_if_due(step + 1)
+                    rate = round(tokens_seen / max(history.rows[-1]["seconds"], 1e-9))
+                    bar.update(1, loss=loss, **{"tokens/s": rate})
+                    if on_step is not None:
+                        on_step(history)
+                with interrupts.held():
+                    saved.save(steps, history.rows)
+            except KeyboardInterrupt:
+                if checkpoint is not None:
+                    saved.save(optimizer.t, history.rows)
+                    if shown:
+                        bar.say(f"{label}: stopped at step {optimizer.t} of {steps}; the state is in {checkpoint}")
+                raise
     model.zero_grad()
     return history
 
@@ -310,6 +341,33 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
     if not count:
         raise ValueError("nothing to evaluate: the list of held-out batches is empty, or no target in the list counts")
     return total / count
+
+
+def _gradients(
+    model: Trainable, batches: Batches, step: int, accumulate: int, seed: int, workers: int
+) -> tuple[Array, int]:
+    """Compute the gradients of one update. Return the loss and the number of tokens in its batches, with padding."""
+    model.zero_grad()
+    numbers = range(step * accumulate, (step + 1) * accumulate)
+    together = [batches[i % len(batches)] if isinstance(batches, Sequence) else batches[i] for i in numbers]
+    losses = []
+    for i, (tokens, targets), share in zip(numbers, together, _shares(together), strict=True):
+        if share:  # else no target of this batch counts
+            rng = np.random.default_rng([seed, i, DROPOUT])
+            losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))
+    return sum(losses[1:], losses[0]), sum(tokens.size for tokens, _ in together)
+
+
+@contextmanager
+def _checkpointing(model: Any, on: bool) -> Iterator[None]:
+    """Turn gradient checkpointing on while the context is open."""
+    if on:
+        model.gradient_checkpointing_enable()
+    try:
+        yield
+    finally:
+        if on:
+            model.gradient_checkpointing_disable()
 
 
 def _by_name(heldout: Sequence[Batch] | Mapping[str, Sequence[Batch]] | None) -> dict[str, Sequence[Batch]]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, to_host
 from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 from ..optional import extra
+from .rows import RowsOfMasks, pieces, tokens_at_once
 
 BLAS_LOCK = Lock()  # one call at a time may change the number of BLAS threads, a setting of the whole process
 
@@ -34,37 +35,46 @@ def loss_and_gradients(
 ) -> Array:
     """Compute the loss L of a batch, and add dloss · ∂L/∂θ to the gradient of each trainable parameter.
 
-    `tokens` and `targets` (b, t) are as in `Transformer.loss`. With `workers` > 1 the rows are split into one shard per
-    worker, and the BLAS threads are divided among the shards. L is the mean over the N counted tokens of the batch. With N_k
-    counted tokens in shard k,
+    `tokens` and `targets` (b, t) are as in `Transformer.loss`. The rows are divided among the workers, and the BLAS threads
+    too. Each worker computes its rows in pieces that fit in the processor's cache (rows.py). L is the mean over the N
+    counted tokens of the batch. With N_k counted tokens in piece k,
 
         L = Σ_k (N_k/N) L_k,
 
-    and the gradients are summed with the same weights N_k/N, in the order of the shards. Without dropout, the result
-    equals the result of one worker up to rounding. With dropout, each shard draws its own masks. For a fixed number of
-    workers, the result is exactly reproducible. Each shard has its own gradients. The gradients of an adapter need
-    little memory. In full fine-tuning, the gradients of each worker need as much memory as all weights. Raises
-    ValueError in the same cases as `loss`.
+    and the gradients are summed with the same weights N_k/N, in the order of the rows. The result equals the result of
+    one worker and one piece up to rounding, also with dropout: each piece draws its rows of the masks of the whole batch. For a
+    fixed number of workers, the result is exactly reproducible. Each worker has its own gradients. The gradients of an
+    adapter need little memory. In full fine-tuning, the gradients of each worker need as much memory as all weights.
+    Raises ValueError in the same cases as `loss`.
     """
-    shards = []
-    if workers > 1:
-        pieces = zip(*(array_module(rows).array_split(rows, workers) for rows in (tokens, targets)), strict=True)
-        counted = [(x, y, int((y != IGNORE_INDEX).sum())) for x, y in pieces]
-        shards = [shard for shard in counted if shard[2]]  # leave out shards without counted tokens
-    if len(shards) < 2:
+    at_once = tokens_at_once(model)
+    if workers == 1 and (at_once is None or tokens.size <= at_once):  # one piece: nothing to divide
         loss, cached = model.loss(tokens, targets, rng=rng)
         model.backward(cached, dloss)
         return loss
-    total = sum(n for _, _, n in shards)
-    replicas = [model.replica() for _ in shards]
-    rngs = [None] * len(shards) if rng is None else rng.spawn(len(shards))
+    counted = to_host((targets != IGNORE_INDEX).sum(-1))  # (b,)
+    total = int(counted.sum())
+    if not total:
+        model.loss(tokens, targets)  # raises the error
+    # pieces without counted tokens are left out, and workers without pieces
+    divided = pieces(len(tokens), tokens.shape[1], workers, at_once)
+    shards = [[rows for rows in shard if counted[rows].any()] for shard in divided]
+    shards = [shard for shard in shards if shard]
+    replicas = [model] if len(shards) == 1 else [model.replica() for _ in shards]
 
     def run(k: int) -> Array:
-        x, y, n = shards[k]
-        loss, cached = replicas[k].loss(x, y, rng=rngs[k])
-        replicas[k].backward(cached, dloss * n / total)
-        return loss * (n / total)
+        losses = []
+        for rows in shards[k]:
+            share = int(counted[rows].sum()) / total
+            masks = rng if rng is None or rows == slice(0, len(counted)) else RowsOfMasks(rng, rows, counted)
+            loss, cached = replicas[k].loss(tokens[rows], targets[rows], rng=masks)
+            replicas[k].backward(cached, dloss * share)
+            del cached  # before the next forward pass, which needs the memory
+            losses.append(loss * share)
+        return sum(losses[1:], losses[0])
 
+    if len(shards) == 1:
+        return run(0)
     each = max(1, workers // len(shards))  # BLAS threads per shard: above 1 if the batch has fewer rows than workers
     with BLAS_LOCK, _blas().limit(limits=each, user_api="blas"), ThreadPoolExecutor(len(shards)) as pool:
         losses = list(pool.map(run, range(len(shards))))

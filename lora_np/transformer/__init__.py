@@ -1,6 +1,9 @@
-"""The model: a Llama decoder, its configuration, its key/value cache, and text generation.
+"""The model: a decoder, its configuration, its key/value cache, and text generation.
 
-Reading order: config, cache, decoder, model, generation.
+config, cache, decoder and model describe Llama. families lists the differences of the other families; fused (Phi-3), gemma
+and gpt2 contain their modules, and build chooses the modules of a family.
+
+Reading order: families, config, cache, decoder, fused, gemma, gpt2, build, model, generation.
 """
 
 from .cache import KeyValueCache

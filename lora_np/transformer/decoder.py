@@ -7,54 +7,73 @@ The backward pass runs through the layers in reverse order. The backward pass st
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from .. import ops
 from ..backend import Array
 from ..nn import Cache, Context, Embedding, Linear, Module, RMSNorm
-from ..ops.activation import SwigluCache
+from ..nn.norms import IDENTITY, Identity
 from ..ops.attention import AttentionCache
-from ..ops.embedding import EmbeddingCache
 from ..ops.norm import RMSNormCache
 from ..ops.rotary import RotaryCache
 from .cache import KeyValueCache, LayerCache
+from .checkpointing import BlockInput, forward_and_forget
 
-# Cache is the cache of one projection. The last entry of each tuple is the key/value cache if it has a trainable prefix.
-SelfAttentionCache: TypeAlias = tuple[Cache, Cache, Cache, RotaryCache, AttentionCache, Cache, LayerCache | None]
-MLPCache: TypeAlias = tuple[Cache, Cache, SwigluCache, Cache]
+# Cache is the cache of a layer. The last entry of each tuple is the key/value cache if it has a trainable prefix.
+SelfAttentionCache: TypeAlias = tuple[Cache, tuple[Any, Any], RotaryCache, AttentionCache, Cache, LayerCache | None]
+MLPCache: TypeAlias = tuple[Cache, tuple[Array, Array], Cache]
 BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
-DecoderCache: TypeAlias = tuple[EmbeddingCache, list[BlockCache], RMSNormCache, KeyValueCache | None]
+DecoderCache: TypeAlias = tuple[Any, list[BlockCache], RMSNormCache, KeyValueCache | None]
 
 Past = TypeVar("Past", LayerCache, KeyValueCache)
 
 
 class Attention(Module):
-    """Grouped-query causal attention with rotary positions: three input projections and one output projection."""
+    """Grouped-query causal attention with rotary positions: three input projections and one output projection.
 
-    def __init__(self, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear, head_dim: int) -> None:
+    `scores` contains keyword arguments of `ops.attention_forward`, in families with a window, a soft cap or another scale.
+    """
+
+    def __init__(
+        self,
+        q_proj: Linear,
+        k_proj: Linear,
+        v_proj: Linear,
+        o_proj: Linear,
+        head_dim: int,
+        q_norm: RMSNorm | Identity = IDENTITY,
+        k_norm: RMSNorm | Identity = IDENTITY,
+        scores: Mapping[str, Any] | None = None,
+    ) -> None:
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
-        self.head_dim = head_dim
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self.head_dim, self.scores = head_dim, scores or {}
 
     def forward(
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, SelfAttentionCache]:
         """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
         b, t, _ = x.shape
-        q, q_cache = self.q_proj.forward(x, context)
-        k, k_cache = self.k_proj.forward(x, context)
-        v, v_cache = self.v_proj.forward(x, context)
-        q, rotary_cache = ops.rotary_forward(self._heads(q), *rotary)  # (b, t, h·d) → (b, h, t, d)
-        k, _ = ops.rotary_forward(self._heads(k), *rotary)  # (b, t, g·d) → (b, g, t, d)
+        (q, k, v), input_cache = self.project(x, context)
+        q, q_norm_cache = self.q_norm.forward(
+            self._heads(q)
+        )  # (b, t, h·d) → (b, h, t, d); most families have no q_norm
+        k, k_norm_cache = self.k_norm.forward(self._heads(k))  # (b, t, g·d) → (b, g, t, d)
+        q, rotary_cache = ops.rotary_forward(q, *rotary)
+        k, _ = ops.rotary_forward(k, *rotary)
         k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)
-        o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask)
+        o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask, **self.scores)
         o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
         y, o_cache = self.o_proj.forward(o, context)
-        return y, (q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, _trained(past))
+        norm_caches = q_norm_cache, k_norm_cache
+        return y, (input_cache, norm_caches, rotary_cache, attention_cache, o_cache, _trained(past))
 
     def backward(self, dy: Array, cache: SelfAttentionCache, need_dx: bool = True) -> Array | None:
         """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx."""
-        q_cache, k_cache, v_cache, rotary_cache, attention_cache, o_cache, past = cache
-        inner = need_dx or self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
+        input_cache, (q_norm_cache, k_norm_cache), rotary_cache, attention_cache, o_cache, past = cache
+        inner = need_dx or self.inputs_trainable or self.q_norm.trainable or self.k_norm.trainable
         do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
         if do is None:
             return None
@@ -66,10 +85,31 @@ class Attention(Module):
         t = dy.shape[1]
         dk, dv = dk[:, :, -t:], dv[:, :, -t:]  # the tokens of this call; earlier tokens are constants
         dq, dk = ops.rotary_backward(dq, rotary_cache), ops.rotary_backward(dk, rotary_cache)
-        # In the forward pass x is the input of three projections, so its gradient is the sum of their three gradients.
-        dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
-        dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
-        dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
+        below_norms = need_dx or self.inputs_trainable
+        dq_proj = self.q_norm.backward(dq, q_norm_cache, below_norms)
+        dk_proj = self.k_norm.backward(dk, k_norm_cache, below_norms)
+        if dq_proj is None or dk_proj is None:
+            return None
+        return self.project_backward(self._rows(dq_proj), self._rows(dk_proj), self._rows(dv), input_cache, need_dx)
+
+    @property
+    def inputs_trainable(self) -> bool:
+        """True if an input projection has a trainable parameter."""
+        return self.q_proj.trainable or self.k_proj.trainable or self.v_proj.trainable
+
+    def project(self, x: Array, context: Context) -> tuple[tuple[Array, Array, Array], Cache]:
+        """Compute q (b, t, h·d), k (b, t, g·d) and v (b, t, g·d) from x (b, t, d)."""
+        q, q_cache = self.q_proj.forward(x, context)
+        k, k_cache = self.k_proj.forward(x, context)
+        v, v_cache = self.v_proj.forward(x, context)
+        return (q, k, v), (q_cache, k_cache, v_cache)
+
+    def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Cache, need_dx: bool) -> Array | None:
+        """Compute dx (b, t, d). In the forward pass x is the input of three projections, so dx is the sum of their gradients."""
+        q_cache, k_cache, v_cache = cache
+        dx = self.q_proj.backward(dq, q_cache, need_dx)
+        dx_k = self.k_proj.backward(dk, k_cache, need_dx)
+        dx_v = self.v_proj.backward(dv, v_cache, need_dx)
         if dx is None or dx_k is None or dx_v is None:
             return None
         dx += dx_k
@@ -87,28 +127,53 @@ class Attention(Module):
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 
 
-class MLP(Module):
-    """The SwiGLU MLP: y = down(silu(gate(x)) ∘ up(x))."""
+class Activation(NamedTuple):
+    """The gated activation h = act(gate) ∘ up of an MLP."""
 
-    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
+    forward: Callable[[Array, Array], tuple[Array, tuple[Array, Array]]]
+    backward: Callable[[Array, tuple[Array, Array]], tuple[Array, Array]]
+
+
+SWIGLU = Activation(ops.swiglu_forward, ops.swiglu_backward)
+
+
+class MLP(Module):
+    """The gated MLP: y = down(act(gate(x)) ∘ up(x)). With the activation SiLU, it is called SwiGLU."""
+
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: Activation = SWIGLU) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self.activation = activation
 
     def forward(self, x: Array, context: Context) -> tuple[Array, MLPCache]:
         """Compute y (b, t, d) from x (b, t, d)."""
-        gate, gate_cache = self.gate_proj.forward(x, context)
-        up, up_cache = self.up_proj.forward(x, context)
-        h, swiglu_cache = ops.swiglu_forward(gate, up)
+        (gate, up), input_cache = self.project(x, context)
+        h, activation_cache = self.activation.forward(gate, up)
         y, down_cache = self.down_proj.forward(h, context)
-        return y, (gate_cache, up_cache, swiglu_cache, down_cache)
+        return y, (input_cache, activation_cache, down_cache)
 
     def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
         """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx."""
-        gate_cache, up_cache, swiglu_cache, down_cache = cache
-        inner = need_dx or self.gate_proj.trainable or self.up_proj.trainable
-        dh = self.down_proj.backward(dy, down_cache, need_dx=inner)
+        input_cache, activation_cache, down_cache = cache
+        dh = self.down_proj.backward(dy, down_cache, need_dx=need_dx or self.inputs_trainable)
         if dh is None:
             return None
-        dgate, dup = ops.swiglu_backward(dh, swiglu_cache)
+        dgate, dup = self.activation.backward(dh, activation_cache)
+        return self.project_backward(dgate, dup, input_cache, need_dx)
+
+    @property
+    def inputs_trainable(self) -> bool:
+        """True if an input projection has a trainable parameter."""
+        return self.gate_proj.trainable or self.up_proj.trainable
+
+    def project(self, x: Array, context: Context) -> tuple[tuple[Array, Array], Cache]:
+        """Compute gate and up, both (b, t, f), from x (b, t, d)."""
+        gate, gate_cache = self.gate_proj.forward(x, context)
+        up, up_cache = self.up_proj.forward(x, context)
+        return (gate, up), (gate_cache, up_cache)
+
+    def project_backward(self, dgate: Array, dup: Array, cache: Cache, need_dx: bool) -> Array | None:
+        """Compute dx (b, t, d), the sum of the gradients of the two projections."""
+        gate_cache, up_cache = cache
         dx = self.gate_proj.backward(dgate, gate_cache, need_dx)
         dx_up = self.up_proj.backward(dup, up_cache, need_dx)
         if dx is None or dx_up is None:
@@ -130,10 +195,10 @@ class Block(Module):
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, BlockCache]:
         """Compute z (b, t, d) from x (b, t, d)."""
-        normed, norm1_cache = self.input_layernorm.forward(x)
+        normed, norm1_cache = self.input_layernorm.forward(x, context)
         y, attention_cache = self.self_attn.forward(normed, rotary, context, past)
         y += x  # the residual, added in place to y; x must not change, because the norm's cache holds it
-        normed, norm2_cache = self.post_attention_layernorm.forward(y)
+        normed, norm2_cache = self.post_attention_layernorm.forward(y, context)
         z, mlp_cache = self.mlp.forward(normed, context)
         z += y
         return z, (norm1_cache, attention_cache, norm2_cache, mlp_cache, _trained(past))
@@ -165,6 +230,14 @@ class Block(Module):
         dx += dx_attention
         return dx
 
+    @property
+    def sublayers(self) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
+        """The attention and the MLP, each with the norm of its input and the norm of its output."""
+        return (
+            (self.input_layernorm, self.self_attn, IDENTITY),
+            (self.post_attention_layernorm, self.mlp, IDENTITY),
+        )
+
 
 class Decoder(Module):
     """The module that computes hidden states from tokens: the embedding, the blocks and the last norm. Hugging Face
@@ -174,15 +247,25 @@ class Decoder(Module):
         self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
 
     def forward(
-        self, tokens: Array, rotary: tuple[Array, Array], context: Context, past: KeyValueCache | None = None
+        self,
+        tokens: Array,
+        positions: Array,
+        rotary: list[tuple[Array, Array]],
+        context: Context,
+        past: KeyValueCache | None = None,
     ) -> tuple[Array, DecoderCache]:
-        """Compute the hidden states x (b, t, d) of tokens (b, t)."""
-        x, embed_cache = self.embed_tokens.forward(tokens)
-        block_caches = []
+        """Compute the hidden states x (b, t, d) of tokens (b, t) at positions (b or 1, t).
+
+        `rotary` has the cosines and sines of each layer.
+        """
+        x, embed_cache = self.embed(tokens, positions, context)
+        block_caches: list[Any] = []
         for i, block in enumerate(self.layers):
-            x, cache = block.forward(x, rotary, context, None if past is None else past.layers[i])
+            layer_past = None if past is None else past.layers[i]
+            run: Any = partial(forward_and_forget, block) if context.gradient_checkpointing else block.forward
+            x, cache = run(x, rotary[i], context, layer_past)
             block_caches.append(cache)
-        x, norm_cache = self.norm.forward(x)
+        x, norm_cache = self.norm.forward(x, context)
         return x, (embed_cache, block_caches, norm_cache, _trained(past))
 
     def reaches(self, cache: DecoderCache) -> bool:
@@ -195,16 +278,33 @@ class Decoder(Module):
         The pass stops when no earlier layer is trainable.
         """
         embed_cache, block_caches, norm_cache, past = cache
-        below = [self.embed_tokens.trainable]  # below[i]: does a layer before block i need a gradient?
+        below = [self.embedding_trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:
             below.append(below[-1] or block.trainable or past is not None)
         dz = self.norm.backward(dx, norm_cache, need_dx=below[-1])
         for i in reversed(range(len(self.layers))):
             if dz is None:
                 return
-            dz = self.layers[i].backward(dz, block_caches[i], need_dx=below[i])
+            kept: Any = block_caches[i]
+            if isinstance(kept, BlockInput):
+                kept = kept.cache(self.layers[i])
+            dz = self.layers[i].backward(dz, kept, need_dx=below[i])
+            del kept  # before the cache of the next block is computed
         if dz is not None:
-            self.embed_tokens.backward(dz, embed_cache)
+            self.embed_backward(dz, embed_cache)
+
+    @property
+    def embedding_trainable(self) -> bool:
+        """True if the embedding is trainable."""
+        return self.embed_tokens.trainable
+
+    def embed(self, tokens: Array, positions: Array, context: Context) -> tuple[Array, Any]:
+        """Compute x (b, t, d), the vectors of the tokens. The positions are used in GPT-2 only."""
+        return self.embed_tokens.forward(tokens, context)
+
+    def embed_backward(self, dx: Array, cache: Any) -> None:
+        """Add the gradient of the embedding."""
+        self.embed_tokens.backward(dx, cache)
 
 
 def _trained(past: Past | None) -> Past | None:

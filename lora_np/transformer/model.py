@@ -1,5 +1,5 @@
-"""A decoder-only Transformer of the Llama family, with the names of Hugging Face. This module contains no code for
-LoRA.
+"""A decoder-only Transformer: Llama and the families in families.py, with the names of Hugging Face. This module contains
+no code for LoRA.
 
     tokens → decoder → head → logits → cross-entropy against the tokens shifted by one
 
@@ -18,11 +18,13 @@ from numpy.typing import DTypeLike
 
 from .. import ops
 from ..backend import Array, array_module, move
-from ..nn import Cache, Context, Embedding, Linear, Module, RMSNorm
+from ..nn import Cache, Context, Linear, Module
 from ..ops.loss import CrossEntropyCache
+from .build import Builder
 from .cache import KeyValueCache
 from .config import TransformerConfig
-from .decoder import MLP, Attention, Block, Decoder, DecoderCache
+from .decoder import Decoder, DecoderCache
+from .gemma import SoftcappedHead
 
 LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
 # loss, head, indices of the counted positions among b·t (None: all), the shape (b, t, d), decoder
@@ -66,6 +68,10 @@ class Transformer(Module):
     True
     """
 
+    tokens_at_once = 512  # `train` computes this many tokens of a batch at a time: their activations fit in the cache
+
+    gradient_checkpointing = False  # in `loss`: see gradient_checkpointing_enable
+
     # Hugging Face's names for load_model and save_model. pretrained/models.py assigns both, because this module must not
     # import from a higher layer of the package.
     from_pretrained: ClassVar[Callable[..., Transformer]]
@@ -73,9 +79,14 @@ class Transformer(Module):
 
     def __init__(self, config: TransformerConfig, model: Decoder, lm_head: Linear | None) -> None:
         self.config = config
-        self.model = model
+        vars(self)[config.family.decoder] = model
         if lm_head is not None:  # else tied: the embedding matrix is also the weight of the head
             self.lm_head = lm_head
+
+    @property
+    def model(self) -> Decoder:
+        """The decoder. Its name is "model", in GPT-2 "transformer"."""
+        return vars(self)[self.config.family.decoder]
 
     def extra_repr(self) -> str:
         """Return the text that `print(model)` adds for this module: a note if the head is tied.
@@ -85,14 +96,14 @@ class Transformer(Module):
         str
             The note, or "" if the head is a separate module.
         """
-        return "" if hasattr(self, "lm_head") else "lm_head is tied to model.embed_tokens"
+        return "" if hasattr(self, "lm_head") else f"lm_head is tied to {self.config.family.embedding}"
 
     @classmethod
     def random(cls, config: TransformerConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> Transformer:
         """Make a model with random weights.
 
         Weights are normal with standard deviation 0.02, as in GPT-2. The projections that write to the residual stream
-        (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights are 1.
+        (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights are 1, biases are 0.
 
         Parameters
         ----------
@@ -111,10 +122,10 @@ class Transformer(Module):
         rng = np.random.default_rng(seed)
         residual = 0.02 / np.sqrt(2 * config.num_hidden_layers)
 
-        def normal(out: int, in_: int, writes: bool = False) -> Array:
+        def normal(out: int, in_: int, writes: bool) -> Array:
             return ((residual if writes else 0.02) * rng.standard_normal((out, in_))).astype(dtype)
 
-        return cls._build(config, normal, np.ones(config.hidden_size, dtype))
+        return cls._build(config, normal, dtype)
 
     @classmethod
     def empty(cls, config: TransformerConfig, dtype: DTypeLike = np.float32) -> Transformer:
@@ -135,30 +146,15 @@ class Transformer(Module):
             A model on the host that cannot be trained until its weights are replaced.
         """
         zero = np.zeros((), dtype)
-        return cls._build(
-            config,
-            lambda out, in_, writes=False: np.broadcast_to(zero, (out, in_)),
-            np.ones(config.hidden_size, dtype),
-        )
+        return cls._build(config, lambda out, in_, writes: np.broadcast_to(zero, (out, in_)), dtype)
 
     @classmethod
-    def _build(cls, config: TransformerConfig, matrix: Callable[..., Array], ones: Array) -> Transformer:
-        """Build the modules. `matrix(out, in)` makes a weight. `writes=True` marks a layer that adds to the residual."""
-        d, f = config.hidden_size, config.intermediate_size
-        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-
-        def norm() -> RMSNorm:
-            return RMSNorm(ones.copy(), config.rms_norm_eps)
-
-        embed_tokens = Embedding(matrix(config.vocab_size, d))
-        layers = []
-        for _ in range(config.num_hidden_layers):
-            q_proj, k_proj, v_proj = (Linear(matrix(out, d)) for out in (q, kv, kv))
-            attention = Attention(q_proj, k_proj, v_proj, Linear(matrix(d, q, writes=True)), config.head_dim)
-            mlp = MLP(Linear(matrix(f, d)), Linear(matrix(f, d)), Linear(matrix(d, f, writes=True)))
-            layers.append(Block(norm(), attention, norm(), mlp))
-        lm_head = None if config.tie_word_embeddings else Linear(matrix(config.vocab_size, d))
-        return cls(config, Decoder(embed_tokens, layers, norm()), lm_head)
+    def _build(
+        cls, config: TransformerConfig, matrix: Callable[[int, int, bool], Array], dtype: DTypeLike
+    ) -> Transformer:
+        """Build the modules. `matrix(out, in, writes)` makes a weight; see `Builder`."""
+        builder = Builder(config, matrix, lambda n, value: np.full(n, value, dtype))
+        return cls(config, builder.decoder(), builder.head())
 
     def forward(
         self,
@@ -237,12 +233,22 @@ class Transformer(Module):
             ops.checks.check_mask(context.attention_mask, tokens.shape[0], start + tokens.shape[1])
             context = replace(context, attention_mask=move(context.attention_mask, like=weight))
         if context.position_ids is None:
-            positions = array_module(weight).arange(start, start + tokens.shape[1])
+            positions = array_module(weight).arange(start, start + tokens.shape[1])[None]  # (1, t): equal for all rows
         else:
             ops.checks.check_shape("position_ids", context.position_ids, *tokens.shape)
-            positions = move(context.position_ids, like=weight)[:, None]  # (b, 1, t): equal for all heads
-        rotary = ops.rotary_tables(positions, self.config.head_dim, self.config.rope_theta, weight.real.dtype)
-        return self.model.forward(self._ids("tokens", tokens), rotary, context, past)
+            positions = move(context.position_ids, like=weight)
+        kinds = self.config.kinds
+        tables = {kind: self._rotary(kind, positions) for kind in set(kinds)}
+        rotary = [tables[kind] for kind in kinds]
+        return self.model.forward(self._ids("tokens", tokens), positions, rotary, context, past)
+
+    def _rotary(self, kind: str, positions: Array) -> tuple[Array, Array]:
+        """Return the cosines and sines for the layers of one kind."""
+        theta, scaling = self.config.rope(kind)
+        dtype = self.model.norm.weight.value.real.dtype
+        shared = positions.shape[0] == 1
+        positions = positions[0] if shared else positions[:, None]  # (b, 1, t): equal for all heads
+        return ops.rotary_tables(positions, self.config.rotary_dim, theta, dtype, scaling)
 
     def logits(self, x: Array, context: Context) -> Array:
         """Apply the output head.
@@ -309,11 +315,14 @@ class Transformer(Module):
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
         ids = self._ids("targets", targets, ignore_index)
-        x, decoder_cache = self.hidden(tokens, context := _one_context(context, rng), past_key_values)
+        context = replace(_one_context(context, rng), gradient_checkpointing=self.gradient_checkpointing)
+        x, decoder_cache = self.hidden(tokens, context, past_key_values)
         mixed = not isinstance(context.adapter, str | None)  # one adapter per row
         rows, shape = None if mixed else self._counted(targets, ignore_index), x.shape
+        if not mixed:
+            x, ids = x.reshape(-1, shape[-1]), ids.reshape(-1)  # (b, t, d) → (b·t, d), (b, t) → (b·t,)
         if rows is not None:
-            x, ids = x.reshape(-1, shape[-1])[rows], ids.reshape(-1)[rows]  # (b, t, d) → (n, d), (b, t) → (n,)
+            x, ids = x[rows], ids[rows]  # the n counted positions
         logits, head_cache = self.output_head.forward(x, context)
         loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
         return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
@@ -335,7 +344,37 @@ class Transformer(Module):
             counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
             dx.reshape(-1, shape[-1])[rows] = counted  # positions that do not count get no gradient from the head
         if dx is not None:
-            self.model.backward(dx, decoder_cache)
+            self.model.backward(dx.reshape(shape), decoder_cache)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Turn gradient checkpointing on: in `loss`, each block keeps only its input.
+
+        `backward` computes the forward pass of each block again, with the same dropout masks. The gradients are equal to the
+        bit, the activations need less memory, and a step takes longer.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> model = ln.load_model("tiny")
+        >>> model.gradient_checkpointing_enable()
+        >>> model.gradient_checkpointing
+        True
+        """
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Turn gradient checkpointing off.
+
+        Examples
+        --------
+        >>> import lora_np as ln
+        >>> model = ln.load_model("tiny")
+        >>> model.gradient_checkpointing_enable()
+        >>> model.gradient_checkpointing_disable()
+        >>> model.gradient_checkpointing
+        False
+        """
+        self.gradient_checkpointing = False
 
     def backward_from_logits(self, dlogits: Array, cache: LogitsCache) -> None:
         """Add the gradients of any loss, given the derivative of the loss with respect to the logits.
@@ -368,8 +407,14 @@ class Transformer(Module):
         return move(ids, like=self.model.norm.weight.value)
 
     @property
-    def output_head(self) -> Linear:
-        """The output head. A tied head and the embedding share one parameter, so both add to its gradient."""
+    def output_head(self) -> Linear | SoftcappedHead:
+        """The output head, with the soft cap of the logits if the model has one."""
+        cap = self.config.final_logit_softcapping
+        return self.linear_head if cap is None else SoftcappedHead(self.linear_head, cap)
+
+    @property
+    def linear_head(self) -> Linear:
+        """The linear layer of the output head. A tied head and the embedding share one parameter, so both add to its gradient."""
         if hasattr(self, "lm_head"):
             return self.lm_head
         head = Linear.__new__(Linear)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 
 import pytest
 
-from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model
+from lora_np import Transformer, TransformerConfig, VeraConfig, costs, get_peft_model, load_model
 from lora_np.__main__ import COMMANDS, main
 from lora_np.commands import methods, on_paper
 from lora_np.costs import MODELS
@@ -198,6 +199,16 @@ def test_a_help_page_has_a_purpose_and_an_example_and_fits_the_terminal(page, co
     assert [option for option in options if option.count("(default") > 1] == [], "a default is written once"
 
 
+@pytest.mark.parametrize("argv", [[], None])
+def test_without_a_command_the_list_of_commands_is_shown(argv, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lora_np"])
+    assert main(argv) == 0
+    shown = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert shown.out == capsys.readouterr().out and "\nget and train models:\n" in shown.out and not shown.err
+
+
 def test_serve_names_its_extra_before_it_looks_for_a_model(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "starlette", None)
     assert main(["serve", "--model", "no-such-model"]) == 1
@@ -234,3 +245,13 @@ def test_pretraining_for_a_few_steps_writes_a_model_that_loads_and_its_card(tmp_
     assert costs.count(load_model(tmp_path)).total == costs.count(load_model("tiny")).total
     assert "| unigram (byte frequencies) |" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_params_and_memory_read_any_config_file(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(load_model("tiny").config.to_dict()))
+    assert main(["params", "--model", str(tmp_path / "config.json"), "--r", "4"]) == 0
+    assert "config.json: 1,017,216 parameters, LoRA of rank 4" in capsys.readouterr().out
+    assert main(["memory", "--model", str(tmp_path), "--method", "qlora"]) == 0
+    assert "24 GB: fits" in capsys.readouterr().out
+    assert main(["params", "--model", "qwen-3-0.6b"]) == 0
+    assert "qwen-3-0.6b: 596,049,920 parameters" in capsys.readouterr().out

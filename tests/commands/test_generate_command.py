@@ -17,8 +17,8 @@ import pytest
 import lora_np as ln
 from lora_np.__main__ import main
 from lora_np.commands import generate as command
-from lora_np.files import ByteTokenizer, VocabularyTokenizer
-from lora_np.files.tokenizer import CHATML, TextStream
+from lora_np.files import ByteTokenizer, TextStream, VocabularyTokenizer
+from lora_np.files.tokenizer import CHATML
 from lora_np.transformer.generation import Sampling
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -169,6 +169,16 @@ def test_a_model_with_a_chat_template_answers_the_prompt_and_stops_at_the_end_of
     run("--model", folder, "Who is there?")
     assert capsys.readouterr().out == ANSWER + "\n"
     assert asked == [[f"{START}user\nWho is there?{STOP}\n{START}assistant\n"]]
+
+
+def test_the_stop_tokens_of_generation_config_end_an_answer_too(tmp_path, capsys):
+    tokenizer = a_byte_a_token()
+    save_parrot(tmp_path, [*tokenizer.encode("\n" + ANSWER), 0], tokenizer.vocab_size)  # ends with 0; eos is 2
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    run("--model", tmp_path, "--max-new-tokens", 40, "Who is there?")
+    out, err = capsys.readouterr()
+    assert (out, "6 tokens in" in err) == (ANSWER + "\n", True), "generation went on after the stop token"
 
 
 def test_a_system_message_comes_first(folder, asked):

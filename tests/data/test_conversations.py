@@ -139,6 +139,65 @@ def test_of_a_prompt_and_completion_the_completion_counts_and_the_end_of_text(to
     assert spelt_out.tokens.tolist() == e.tokens.tolist(), "the end is not written twice"
 
 
+@pytest.fixture
+def gemma_like(smol):
+    """A tokenizer whose texts end with token 0 and whose turns end with token 2, as in Gemma and Llama 3."""
+    tokenizer = VocabularyTokenizer(smol.backend, {"bos": 1, "eos": 0}, SMOLLM2)
+    tokenizer.more_stop_token_ids = (2,)
+    return tokenizer
+
+
+@records
+def test_an_answer_counts_up_to_the_token_that_ends_a_turn_which_need_not_be_eos(record, gemma_like):
+    answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
+    assert counted_runs(example(record, gemma_like), gemma_like) == [answer + "<|im_end|>" for answer in answers]
+
+
+def test_a_completion_that_ends_with_a_stop_token_gets_no_eos(gemma_like):
+    for completion, counted in ((" 2", " 2<|endoftext|>"), (" 2<|im_end|>", " 2<|im_end|>")):
+        e = example({"prompt": "1 + 1 =", "completion": completion}, gemma_like)
+        assert counted_runs(e, gemma_like) == [counted]
+
+
+@records
+def test_the_marks_of_a_template_are_the_answers(record, smol):
+    """The template marks the answer and its end; `WITH_MASK` has no generation prompt, which marks do not need."""
+    marked = VocabularyTokenizer(smol.backend, {"bos": 1, "eos": 2, "pad": 2}, WITH_MASK)
+    e, expected = example(record, marked), example(record, smol)
+    assert e.tokens.tolist() == expected.tokens.tolist() and e.counts.tolist() == expected.counts.tolist()
+
+
+def test_marks_decide_also_if_they_leave_out_the_end_of_a_turn_or_earlier_answers(smol):
+    short = WITH_MASK.replace("message['content'] + '<|im_end|>' }}{% endg", "message['content'] }}{% endg").replace(
+        "{% endgeneration %}", "{% endgeneration %}<|im_end|>"
+    )
+    last = WITH_MASK.replace("{% if message['role'] == 'assistant' %}", "{% if loop.last %}")
+    forgetful = WITH_MASK.replace("{{ message['content'] +", "{{ (message['content'] if loop.last else '…') +")
+    three = RECORDS["three turns"]
+    for template, expected in (
+        (short, ["1.", "That is 2.\nOr II.", "3"]),
+        (last, ["3<|im_end|>"]),
+        (forgetful, ["…<|im_end|>", "…<|im_end|>", "3<|im_end|>"]),  # without marks, such a template is refused
+    ):
+        tokenizer = VocabularyTokenizer(smol.backend, {"eos": 2}, template)
+        assert counted_runs(example(three, tokenizer), tokenizer) == expected
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", NO_SEAM)
+def test_the_marked_tokens_are_those_of_transformers(name, smol):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_pairs(), chat_template=WITH_MASK)
+    expected = theirs.apply_chat_template(
+        RECORDS[name]["messages"], return_assistant_tokens_mask=True, return_dict=True
+    )
+    e = example(RECORDS[name], VocabularyTokenizer(smol.backend, {"eos": 0}, WITH_MASK))
+    n = len(e.tokens)
+    assert e.tokens.tolist() == expected["input_ids"][:n]
+    assert e.counts.tolist() == [bool(m) for m in expected["assistant_masks"][:n]]
+    assert not any(expected["assistant_masks"][n:]), "a counted token was left out"
+
+
 def test_plain_text_begins_with_the_token_that_this_models_texts_begin_with():
     tokenizer = VocabularyTokenizer(byte_pairs(add_bos=True), {"bos": 0}, None)
     e = example({"prompt": "1 + 1 =", "completion": " 2"}, tokenizer)
@@ -313,6 +372,11 @@ def test_a_csv_file_has_one_record_per_row(tmp_path, tokenizer):
         path.write_text(f"prompt,completion\n{row}\n")
         with pytest.raises(ValueError, match=rf"data\.csv.*{message}"):
             read(path, tokenizer)
+
+
+def test_a_json_number_with_too_many_digits_is_an_error_with_its_line(jsonl, tokenizer):
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 1: not JSON \(Exceeds the limit"):
+        read(jsonl('{"a": ' + "9" * 5000 + "}"), tokenizer)
 
 
 def test_json_that_is_nested_too_deeply_is_an_error_with_its_line(jsonl, tokenizer):

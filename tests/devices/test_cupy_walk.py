@@ -21,6 +21,7 @@ HOST = {  # whose arrays never leave the host; everything else is walked, a new 
     *("__init__", "__main__", "micro", "optional", "progress", "plots", "files", "data", "pretrained", "costs"),
     *("report", "studies", "exercises", "nn.targets", "training.subspace", "transformer.config"),
     *("peft.combination", "serve.adapters", "serve.engine_thread", "serve.http", "serve.protocol"),
+    *("serve.completions", "serve.request", "serve.stop_strings", "serve.workers"),
 }
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 WALKED = {  # "ops.linear" → its file

@@ -18,6 +18,7 @@ from lora_np import ops
 from lora_np.backend import scalars_to_host
 from lora_np.training import clip_grad_norm, train
 from lora_np.training.checkpoint import Checkpoint
+from lora_np.training.loop import _gradients
 
 test_ops, test_device_traffic = by_path("proofs/test_ops.py"), by_path("devices/test_device_traffic.py")
 
@@ -71,14 +72,14 @@ MUTANTS = {
         ops.activation.sigmoid, "xp.exp(e, out=e)", "xp.exp(e, out=e) if e.max() > -1e9 else None"
     ),
     "a loss that is looked at in the loop": waits(
-        train,
+        _gradients,
         "losses.append(share * loss_and_gradients(model, tokens, targets, rng, workers, share))",
         "losses.append(share * float(loss_and_gradients(model, tokens, targets, rng, workers, share)))",
     ),
     "loss and norm fetched one by one": waits(
         train,
-        "map(float, scalars_to_host([sum(losses[1:], losses[0]), size]))",
-        "float(sum(losses)), float(size)",
+        "map(float, scalars_to_host([total, size]))",
+        "float(total), float(size)",
     ),
     "clipping that asks how long the gradient is": waits(
         clip_grad_norm, "(max_norm / (norm + 1e-6)).clip(None, 1.0)", "min(1.0, max_norm / (float(norm) + 1e-6))", 1.0

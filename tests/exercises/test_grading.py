@@ -18,7 +18,8 @@ from lora_np.exercises.answers import next_step
 from lora_np.exercises.diagnose import verdict
 from lora_np.exercises.editions import HEADER, student_edition, teacher_text, teachers_page
 from lora_np.exercises.grade import grade_class, write_csv
-from lora_np.exercises.program import cells_of, program
+from lora_np.exercises.program import program
+from lora_np.exercises.reading import cells_of
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "notebooks" / "exercises"
@@ -393,7 +394,7 @@ def test_a_class_is_graded_to_its_end(submissions, tmp_path):
         "bob": "known",
         "carl": "stopped",
         "dora": "raised",
-        "eve": "unknown",
+        "eve": "raised",
         "gina": "unreadable",
         "hans": "right",
         "ina": "missing",
@@ -402,6 +403,8 @@ def test_a_class_is_graded_to_its_end(submissions, tmp_path):
         "lee": "missing",
         "lee.ipynb": "right",
     }
+    (eve,) = [row.verdict for row in graded if row.student == "eve"]
+    assert "an answer cannot import lora_np" in eve.words
     write_csv(graded, tmp_path / "grades.csv")
     with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}

@@ -4,6 +4,7 @@ follow the chat template."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -178,8 +179,9 @@ def test_what_is_no_text_or_no_token_is_refused(trained):
 
 
 WRONG = {
-    "another kind": ({"model": "llama"}, "model is 'llama'; only byte-level BPE"),
-    "another way to cut": ({"pre": "qwen2"}, r"pre is 'qwen2'; only \['gpt-2', 'smollm'\]"),
+    "another kind": ({"model": "t5"}, "model is 't5'; only byte-level BPE"),
+    "no scores": ({"model": "llama"}, "tokenizer.ggml.scores is missing"),
+    "another way to cut": ({"pre": "tekken"}, r"pre is 'tekken'; only \['gpt-2', 'llama-bpe', 'qwen2', 'smollm'\]"),
     "no tokens": ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
     "tokens that are numbers": ({"tokens": np.arange(3)}, "tokens is a ndarray; expected a list"),
     "a token twice": ({"tokens": ["a", "a"]}, "contains a token twice"),
@@ -188,6 +190,37 @@ WRONG = {
     "types for other tokens": ({"token_type": np.ones(3)}, "token_type has 3 entries for 800 tokens"),
     "an end token out of range": ({"eos_token_id": 800}, "the id of the eos token is 800; expected 0 to 799"),
 }
+
+
+def test_a_word_of_llama_3_that_is_a_token_is_kept_whole():
+    """In Llama 3, "abc" is a token that no sequence of merges reaches."""
+    entries = {"ggml.model": "gpt2", "ggml.tokens": ["a", "b", "c", "ab", "abc"], "ggml.merges": ["a b"]}
+    kept, cut = (
+        tokenizer_from_gguf({f"tokenizer.{key}": value for key, value in (entries | {"ggml.pre": pre}).items()})
+        for pre in ("llama-bpe", "qwen2")
+    )
+    assert kept.encode("abc").tolist() == [4] and cut.encode("abc").tolist() == [3, 2]
+
+
+def test_numbers_are_cut_into_three_digits_in_llama_3_and_into_one_in_qwen(trained):
+    _, backend = trained
+    pieces = {}
+    for pre in ("llama-bpe", "qwen2"):
+        tokenizer = tokenizer_from_gguf(metadata_for(("gpt-2", backend), pre=pre))
+        pieces[pre] = [word for word, _ in tokenizer.backend.pre_tokenizer.pre_tokenize_str("12345")]
+    assert pieces == {"llama-bpe": ["123", "45"], "qwen2": ["1", "2", "3", "4", "5"]}
+
+
+def test_sentencepiece_merges_the_best_score_first_and_writes_unknown_characters_as_bytes():
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "ab", "ba", "▁a"]
+    scores = np.array([0.0] * 259 + [-9, -9, -9, -1, -2, -3], np.float32)
+    kinds = np.array([2, 3, 3] + [6] * 256 + [1] * 6)
+    metadata = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": kinds, "bos_token_id": 1}
+    tokenizer = tokenizer_from_gguf({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    ids = {token: i for i, token in enumerate(tokens)}
+    assert tokenizer.encode("aba").tolist() == [ids[t] for t in ("<s>", "▁", "ab", "a")]
+    assert tokenizer.encode("é").tolist() == [ids[t] for t in ("<s>", "▁", "<0xC3>", "<0xA9>")]
+    assert tokenizer.decode(tokenizer.encode("ab é a")[1:]) == "ab é a"
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -205,6 +238,11 @@ FILES = {
         "tokenizer_config.json",
         lambda text: '{"eos_token": 3}',
         "eos_token 3 is not in",
+    ),
+    "half a surrogate pair as a token": (
+        "tokenizer_config.json",
+        lambda text: '{"bos_token": "\\ud800"}',
+        r"tokenizer_config\.json: the bos_token '\\ud800' is not in",
     ),
     "a template that is not a string": (
         "tokenizer_config.json",
@@ -226,6 +264,20 @@ def test_damaged_files_are_named(case, trained, tmp_path):
     path = tmp_path / file
     path.write_text(edit(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
+        tokenizer_from_folder(tmp_path)
+
+
+def test_an_error_of_a_template_names_the_file_of_the_template(trained, tmp_path):
+    tokenizer_from_gguf(metadata_for(trained)).save_pretrained(tmp_path)
+    config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
+    config.write_text('{"chat_template": "{{ 1 // 0 }}"}')
+    with pytest.raises(ValueError, match=rf"template in {re.escape(str(config))} raised an error: integer division"):
+        tokenizer_from_folder(tmp_path).apply_chat_template(CHAT)
+    jinja.write_text("{% for %}")
+    with pytest.raises(ValueError, match=rf"template in {re.escape(str(jinja))} raised an error: "):
+        tokenizer_from_folder(tmp_path).apply_chat_template(CHAT)
+    jinja.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(jinja))} is damaged or not UTF-8"):
         tokenizer_from_folder(tmp_path)
 
 

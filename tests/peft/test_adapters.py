@@ -5,6 +5,7 @@ test_adapters_oracles.py proves that PEFT and lora_np read each other's folders.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -127,11 +128,13 @@ def test_targets_are_written_so_that_peft_means_the_same_layers(targets, written
     assert LoraMethod().settings(LoraConfig(target_modules=targets), model)["target_modules"] == written
 
 
-def test_an_expression_that_would_reach_a_tied_head_in_peft_is_written_as_names(make_model):
-    """A tied head is not a layer here, but PEFT has it as a layer that a regular expression can match."""
+def test_an_expression_that_reaches_a_tied_head_is_written_as_it_is(make_model):
+    """A tied head is a layer that a regular expression can match, here and in PEFT."""
     config = LoraConfig(target_modules=r".*(o_proj|head)")
-    assert LoraMethod().settings(config, make_model())["target_modules"] == r".*(o_proj|head)"
-    assert LoraMethod().settings(config, make_model(tie_word_embeddings=True))["target_modules"] == ["o_proj"]
+    for tied in (False, True):
+        assert (
+            LoraMethod().settings(config, make_model(tie_word_embeddings=tied))["target_modules"] == r".*(o_proj|head)"
+        )
 
 
 def test_patterns_whose_order_decides_are_written_one_a_layer(make_model):
@@ -476,10 +479,12 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_nothing_else(make_model, t
     before = content(tmp_path)
 
     def full(*_):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("lora_np.files.arrays._write", full)
+    with pytest.raises(
+        OSError, match=r"No space left on device; this file was not written.*adapter_model\.safetensors"
+    ):
         peft_model.save_pretrained(tmp_path)
     assert content(tmp_path) == before
     assert len(os.listdir(tmp_path)) == 2, "a temporary file was not deleted"
@@ -522,7 +527,7 @@ DAMAGE = {
         renamed("0.self_attn.q_proj", "7.self_attn.q_proj"),
         r"unexpected tensor \S*layers\.7\.self_attn",
     ),
-    "an adapter's name in a key": (
+    "an adapter's name in some keys": (
         renamed("lora_A.weight", "lora_A.default.weight"),
         r"unexpected tensor \S*lora_A\.default",
     ),
@@ -543,26 +548,34 @@ DAMAGE = {
     "no kind": (configured(peft_type=None), "peft_type is None"),
     "modules_to_save": (
         configured(modules_to_save=["lm_head"]),
-        r"modules_to_save is \['lm_head'\]; lora_np does not support this feature",
+        r"base_model\.model\.lm_head\.weight is missing",
     ),
     "DoRA without its magnitudes": (configured(use_dora=True), r"q_proj\.lora_magnitude_vector, .* is missing"),
     "DoRA in words": (configured(use_dora="yes"), r"adapter_config\.json: use_dora = 'yes'; expected True or"),
-    "a bias": (configured(bias="all"), "bias is 'all'; lora_np does not support this feature"),
     "a bias in B": (configured(lora_bias=True), "lora_bias is True"),
-    "Conv1D": (configured(fan_in_fan_out=True), "fan_in_fan_out is True"),
-    "some layers only": (configured(layers_to_transform=[0]), r"layers_to_transform is \[0\]"),
-    "the first layer only": (configured(layers_to_transform=0), "layers_to_transform is 0"),
+    "some layers only": (configured(layers_to_transform=[0]), r"unexpected tensor \S*layers\.1\."),
+    "the first layer only": (configured(layers_to_transform=0), r"unexpected tensor \S*layers\.1\."),
+    "a layer excluded": (configured(exclude_modules=["v_proj"]), r"unexpected tensor \S*layers\.0\S*v_proj"),
+    "blocks with another name": (
+        configured(layers_to_transform=[0], layers_pattern=["h"]),
+        "layers_to_transform and modules_to_save leave no layer to adapt",
+    ),
+    "blocks that are no numbers": (
+        configured(layers_to_transform=["0"]),
+        r"layers_to_transform = '0'; expected indices",
+    ),
     "layers repeated": (configured(layer_replication=[[0, 2], [1, 2]]), "layer_replication is"),
-    "token rows": (configured(trainable_token_indices=[1]), r"trainable_token_indices is \[1\]"),
     "parameters": (configured(target_parameters=["x"]), r"target_parameters is \['x'\]"),
     "megatron": (configured(megatron_config={"x": 1}), "megatron_config is"),
-    "QALoRA": (configured(use_qalora=True), "use_qalora is True"),
     "aLoRA": (configured(alora_invocation_tokens=[1]), "alora_invocation_tokens is"),
     "a feature of tomorrow": (
-        configured(use_tomorrow="yes"),
-        "use_tomorrow is 'yes'; lora_np does not support this feature of PEFT",
+        configured(use_tomorrow="yes", peft_version="0.99.0"),
+        r"use_tomorrow is 'yes'; the file is from PEFT 0\.99\.0, which is newer",
     ),
-    "PiSSA": (configured(init_lora_weights="pissa_niter_4"), "init_lora_weights = 'pissa_niter_4'"),
+    "PiSSA": (
+        configured(init_lora_weights="pissa_niter_4"),
+        "init_lora_weights is 'pissa_niter_4': the base was changed by random numbers",
+    ),
     "a rank of 0": (configured(r=0), r"adapter_config\.json: r = 0; the rank must be at least 1"),
     "a rank in words": (configured(r="8"), r"adapter_config\.json: r = '8'; the rank is a whole number"),
     "a pattern of rank 0": (configured(rank_pattern={"q_proj": 0}), r"rank_pattern\['q_proj'\] = 0"),
@@ -652,9 +665,105 @@ def test_an_edited_configuration_without_effect_on_the_numbers_is_read(make_mode
     )
 
 
+def test_settings_that_peft_does_not_know_either_are_ignored_with_a_warning_that_names_them(make_model, tmp_path):
+    """Trainers add their own keys. PEFT ignores them and warns."""
+    saved(make_model, tmp_path, **Q_V)
+    edit_settings(tmp_path, unsloth_fixed=True, trainer="mine")
+    with pytest.warns(UserWarning, match=r"unknown settings \['trainer', 'unsloth_fixed'\] are ignored"):
+        PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0.21.2", "0.7.0", "0.21", None, "", 7])
+def test_an_unknown_setting_is_ignored_unless_a_newer_version_of_peft_wrote_the_file(version, make_model, tmp_path):
+    saved(make_model, tmp_path, **Q_V)
+    edit_settings(tmp_path, peft_version=version, use_tomorrow="yes")
+    if version == 7:
+        with pytest.raises(ValueError, match="from PEFT 7, which is newer than"):
+            PeftModel.from_pretrained(make_model(), tmp_path)
+    else:
+        with pytest.warns(UserWarning, match="use_tomorrow"):
+            PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["default", "my.poet"])
+def test_keys_with_the_adapters_name_are_read(name, make_model, random_batch, tmp_path):
+    before = saved(make_model, tmp_path, **Q_V, use_dora=True)
+    renamed("lora_A.weight", f"lora_A.{name}.weight")(tmp_path)
+    renamed("lora_B.weight", f"lora_B.{name}.weight")(tmp_path)
+    renamed("lora_magnitude_vector", f"lora_magnitude_vector.{name}.weight")(tmp_path)
+    tokens, _ = random_batch()
+    assert_array_equal(PeftModel.from_pretrained(make_model(), tmp_path).forward(tokens)[0], before.forward(tokens)[0])
+
+
+def test_a_bias_setting_without_biases_is_read_and_a_trained_bias_is_refused(make_model, tmp_path):
+    saved(make_model, tmp_path, **Q_V)
+    edit_settings(tmp_path, bias="all")
+    assert PeftModel.from_pretrained(make_model(), tmp_path).active_adapter == "default"
+    key = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"
+    edit_arrays(tmp_path, lambda arrays: arrays | {key: np.zeros(16)})
+    with pytest.raises(
+        ValueError, match=rf"bias is 'all' and the file contains {key}; trained biases are not supported"
+    ):
+        PeftModel.from_pretrained(make_model(), tmp_path)
+
+
+BAD_TOKENS = {
+    "a token out of range": ({"trainable_token_indices": [0, 999]}, (2, 12), "tokens below"),
+    "too few rows": (
+        {"trainable_token_indices": [0, 1, 2]},
+        (2, 12),
+        r"has shape \(2, 12\) for the tokens \[0, 1, 2\]",
+    ),
+    "rows of another width": ({"trainable_token_indices": [0, 1]}, (2, 11), "expected one row of 12 numbers"),
+    "tokens that are no numbers": ({"trainable_token_indices": ["0", True]}, (2, 12), "tokens below"),
+    "another module": (
+        {"trainable_token_indices": {"wte": [0, 1]}},
+        (2, 12),
+        r"unexpected tensor \S*trainable_tokens_delta",
+    ),
+    "one number": ({"trainable_token_indices": 3}, (2, 12), "adapter_config.json"),
+    "modules in one text": (
+        {"trainable_token_indices": [0, 1], "modules_to_save": "norm"},
+        (2, 12),
+        "modules_to_save = 'norm'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TOKENS)
+def test_trained_tokens_that_do_not_fit_are_refused_and_nothing_changes(what, make_model, tmp_path):
+    settings, shape, message = BAD_TOKENS[what]
+    saved(make_model, tmp_path, **Q_V)
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    edit_arrays(tmp_path, lambda arrays: arrays | {key: np.ones(shape)})
+    edit_settings(tmp_path, **settings)
+    model = make_model()
+    before = state(model)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_initialisation_that_changes_the_base_needs_an_unquantised_base_and_a_rank_that_fits(
+    init, make_model, tmp_path
+):
+    saved(make_model, tmp_path, dtype=np.float32, r=3, **Q_V)
+    edit_settings(tmp_path, init_lora_weights=init)
+    with pytest.raises(ValueError, match="The weight must be unquantised"):
+        PeftModel.from_pretrained(ln.quantize_model(make_model(np.float32)), tmp_path)
+    edit_settings(tmp_path, r=4)
+    with pytest.raises(ValueError, match=r"lora_A.weight has shape \(3, 12\).*r is 4"):
+        PeftModel.from_pretrained(make_model(np.float32), tmp_path)
+
+
 def test_what_is_not_there_is_named(make_model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no adapter in .*nowhere: .*adapter_config\.json is missing"):
         PeftModel.from_pretrained(make_model(), tmp_path / "nowhere")
+    saved(make_model, tmp_path / "runs" / "poet")
+    saved(make_model, tmp_path / "runs" / "checkpoint-10" / "pirate")
+    with pytest.raises(FileNotFoundError, match=r"in its subfolders checkpoint-10/pirate, poet: give one of these"):
+        PeftModel.from_pretrained(make_model(), tmp_path / "runs")
     saved(make_model, tmp_path)
     weights(tmp_path).rename(tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors is missing; .*pickle and is not read"):

@@ -20,7 +20,6 @@ from lora_np.peft import AdaptedLinear, VeraConfig
 from lora_np.peft.files import read_adapter
 from lora_np.peft.lora import dora, pissa
 from lora_np.peft.lora.method import LoraMethod
-from lora_np.peft.mixed import AdapterRows
 from lora_np.peft.placement import adapted_layers
 from lora_np.peft.vera import VeraAdapter, VeraMethod
 from lora_np.serve.adapters import AdapterStore
@@ -247,25 +246,6 @@ def test_two_workers_find_the_gradients_of_one(make_model, random_batch, setting
     assert found[0].keys() == found[1].keys()
     for name, grad in found[0].items():
         assert_allclose(found[1][name], grad, rtol=1e-11, atol=1e-13, err_msg=name)
-
-
-def test_what_is_more_than_a_bypass_is_not_in_a_mixed_batch(make_model, random_batch, tmp_path):
-    tokens, _ = random_batch()
-    peft_model = adapted(make_model(), use_dora=True)
-    peft_model.save_pretrained(tmp_path)
-    peft_model.add_adapter("plain", LoraConfig())
-    with pytest.raises(ValueError, match="'default' is DoRA, which rescales W"):
-        peft_model.forward(tokens, adapter_names=["default", "plain"])
-    peft_model.forward(tokens, adapter_names=["plain", "__base__"])
-    store = AdapterStore(adapted(make_model()), 2, [tmp_path])
-    with pytest.raises(ValueError, match="'dora' is DoRA"):
-        store.load("dora", ".")
-    assert store.names() == ["default"] == list(store.model.peft_config), "an error must not change the model"
-    with pytest.raises(ValueError, match="PiSSA initialisation has changed the base"):
-        adapted(make_model(), **PISSA).forward(tokens, adapter_names=["default", "__base__"])
-    with_vera_rows = Context(adapter=AdapterRows(["default", "__base__"]))
-    with pytest.raises(ValueError, match="'default' is Vera; rows of this adapter cannot be in a mixed batch"):
-        with_vera(make_model()).model.forward(tokens, context=with_vera_rows)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-4), (np.float64, 1e-12)])

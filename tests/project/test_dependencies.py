@@ -28,6 +28,7 @@ COMES_WITH = {
     "nbformat": "jupyter",
     "IPython": "jupyter",
     "PIL": "matplotlib",
+    "h11": "uvicorn",
 }  # what is imported → the package that is installed for it
 
 
@@ -88,6 +89,7 @@ IMPORTS = {
     if path.parent.name != "sources"
 }
 WITHOUT = {  # folder or file → packages that it may import without an extra around them, and why
+    "commands/settings_file.py": {"yaml"},  # without it a message says so, and that TOML needs no package
     "progress.py": {"tqdm"},  # without it progress is printed as lines
     "report/pictures.py": {"matplotlib"},  # it imports plots first, which has the extra around it
     "studies/": {"matplotlib", "mpl_toolkits"}  # plots imports the pictures
@@ -159,8 +161,10 @@ MISSING = {  # what somebody does → the first package that is missing, and its
     "ln.train(model, [batch], ln.AdamW(1e-3), 1, workers=2)": ("training with workers > 1", "threadpoolctl", "studies"),
     "list(workers.each(print, [1], 1))": ("a study of several runs", "joblib", "studies"),
     "list(workers.each(print, [1], 'tcp://127.0.0.1:1'))": ("a Dask cluster", "distributed", "cluster"),
+    "run_report.Report(folder, tensorboard=True)": ("--report-to tensorboard", "tensorboardX", "tensorboard"),
+    "run_report._draw([], Path(folder))": ("loss.png", "matplotlib", "course"),
     "http.create_app(None, None, 'tiny')": ("the HTTP server", "starlette", "serve"),
-    "http.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
+    "server.make_server(None)": ("the HTTP server", "uvicorn", "serve"),
     "student_edition(folder)": ("writing a notebook", "jupytext", "course"),
     "notebooks.execute(Path('a.py'), Path('a.ipynb'))": ("running a notebook", "jupytext", "course"),
 }
@@ -169,10 +173,11 @@ TRY = f"""
 import json, os, struct, tempfile
 from pathlib import Path
 import lora_np as ln
+from lora_np.commands import run_report
 from lora_np.exercises.editions import student_edition
 from lora_np.files.tokenizer import CHATML
 from lora_np.report import notebooks
-from lora_np.serve import http
+from lora_np.serve import http, server
 from lora_np.studies.harness import workers
 
 os.environ.pop("LORA_NP_CACHE", None)

@@ -37,7 +37,7 @@ from lora_np.training import optim
 from lora_np.training.subspace import SparseProjection, SubspaceModel
 from lora_np.transformer.cache import LayerCache
 from lora_np.transformer.decoder import Attention, Block
-from lora_np.transformer.generation import last_logits
+from lora_np.transformer.generation import Sampling, read_in_chunks
 from lora_np.transformer.model import KeyValueCache
 
 test_bottleneck = by_path("peft/test_bottleneck.py")
@@ -45,6 +45,7 @@ test_family = by_path("peft/test_family.py")
 test_lora = by_path("proofs/test_lora.py")
 test_merging = by_path("peft/test_merging.py")
 test_methods = by_path("peft/test_methods.py")
+test_generate = by_path("transformer/test_generate.py")
 test_mixed_batches = by_path("peft/test_mixed_batches.py")
 test_ops = by_path("proofs/test_ops.py")
 test_prefix = by_path("peft/test_prefix.py")
@@ -56,6 +57,7 @@ test_transformer = by_path("proofs/test_transformer.py")
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
+MIXED_FAMILY = test_mixed_batches.test_gradients_of_dora_and_vera_in_a_mixed_batch_agree_with_the_complex_step
 MIXED = test_mixed_batches.test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12
 LORA = test_lora.test_lora_on_the_whole_model_agrees_with_the_complex_step_to_1e_12
 
@@ -99,9 +101,9 @@ MUTANTS = {
     "no dx through the bypass": op(ops.lora_linear_backward, "dx += dx_bypass", "pass", "lora_linear"),
     "no dx through the frozen path": op(ops.lora_linear_backward, "dx += dx_bypass", "dx = dx_bypass", "lora_linear"),
     "a fresh dropout mask in the backward": Mutant(
-        Bypass.backward,
-        "ops.dropout_backward(dx_bypass, mask)",
-        "ops.dropout_backward(dx_bypass, mask[::-1])",
+        Bypass.row_backward,
+        "ops.dropout_backward(dx, mask)",
+        "ops.dropout_backward(dx, mask[::-1])",
         LORA,
         {"settings": {"lora_dropout": 0.3}},
     ),
@@ -143,18 +145,20 @@ MUTANTS = {
     "dm without its norm": op(ops.dora_backward, "dm /= n", "pass", "dora"),
     "the bypass's dy not stretched": op(ops.dora_backward, "lora_backward(du,", "lora_backward(dy,", "dora"),
     "a true norm that is detached": Mutant(
-        DoraAdapter.forward, 'if self.config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
+        DoraAdapter.prepare, 'if self.config.dora_norm == "detached":', "if True:", DORA, {"settings": {}}
     ),
-    "the norm's gradient for A alone": Mutant(DoraAdapter.backward, "dB += dB_norm", "pass", DORA, {"settings": {}}),
+    "the norm's gradient for A alone": Mutant(
+        DoraAdapter.row_backward, "dB += dB_norm", "pass", DORA, {"settings": {}}
+    ),
     "a detached norm that is not": Mutant(
-        DoraAdapter.forward,
+        DoraAdapter.prepare,
         'if self.config.dora_norm == "detached":',
         "if False:",
         test_family.test_detached_dora_agrees_with_the_complex_step_of_the_function_whose_norm_is_held,
         {"settings": {}},
     ),
     "the frozen path dropped as well": Mutant(
-        DoraAdapter.backward, "du -= dy", "pass", DORA, {"settings": {"lora_dropout": 0.3}}
+        DoraAdapter.row_backward, "du -= dz", "pass", DORA, {"settings": {"lora_dropout": 0.3}}
     ),
     "the base not stretched": Mutant(
         DoraAdapter.delta_weight,
@@ -364,6 +368,23 @@ MUTANTS = {
         {"kind": "uniform", "adapters": 16, "time": 1},
     ),
     "a segment's dx forgotten": Mutant(mixed.MixedRows.backward, "if need_dx:", "if False:", MIXED, {"dropout": 0.0}),
+    "the dx of a row that is computed alone forgotten": Mutant(
+        mixed.MixedRows.backward, "dx[rows] += dx_rows", "pass", MIXED_FAMILY, {"dropout": 0.0}
+    ),
+    "rows of the base without the part that PiSSA removed": Mutant(
+        mixed.MixedRows.__init__,
+        "self.others.append((layer.base_correction, plain))",
+        "pass",
+        test_mixed_batches.test_rows_of_the_base_beside_pissa_use_the_whole_weight,
+        {},
+    ),
+    "penalties that count the prompt": Mutant(
+        Sampling.penalised,
+        "np.unique(np.array(new, np.int64), return_counts=True)",
+        "np.unique([*prompt, *new], return_counts=True)",
+        test_generate.test_the_penalties_count_the_tokens_of_the_answer_and_one_counts_the_prompt_too,
+        {},
+    ),
     "padding that is not zero": Mutant(
         mixed.Group.gather,
         "array_module(x).zeros(",
@@ -419,24 +440,55 @@ MUTANTS = {
     "softmax as if it were elementwise": op(ops.softmax_backward, "p * (dp - dot)", "p * dp * (1 - p)", "softmax"),
     "attention's softmax sum forgotten": op(
         ops.attention_backward,
-        'dz -= xp.einsum("...i,...i->...", _stack(o[..., start:stop, :]), do_block)[..., None]',
+        'dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]',
         "pass",
         "attention",
     ),
     "a block's dk overwrites the others'": op(
-        ops.attention_backward, "dk[:, :, :seen] +=", "dk[:, :, :seen] =", "attention in blocks"
+        ops.attention_backward, "dk[:, :, keys] +=", "dk[:, :, keys] =", "attention in blocks"
     ),
     "a block's dv overwrites the others'": op(
-        ops.attention_backward, "dv[:, :, :seen] +=", "dv[:, :, :seen] =", "attention in blocks"
+        ops.attention_backward, "dv[:, :, keys] +=", "dv[:, :, keys] =", "attention in blocks"
     ),
-    "dq without 1/√d": op(ops.attention_backward, "dq *= 1 / math.sqrt(d)", "pass", "attention"),
+    "dq without 1/√d": op(ops.attention_backward, "dq *= scale", "pass", "attention"),
     "a mask that ignores the past": Mutant(
         ops.attention_forward,
-        "s - t + start :",
+        "s - t + start - first :",
         ": stop - start",
         test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
         {},
     ),
+    "a window of one token more": Mutant(
+        ops.attention._outside_window,
+        "distance >= window",
+        "distance > window",
+        test_ops.test_a_window_shows_the_last_tokens_only_and_counts_no_padding,
+        {},
+    ),
+    "a window that counts padding": Mutant(
+        ops.attention._outside_window,
+        "if mask is None else",
+        "if True else",
+        test_ops.test_a_window_shows_the_last_tokens_only_and_counts_no_padding,
+        {},
+    ),
+    "a soft cap without its slope": op(
+        ops.attention_backward,
+        "dz *= tanh_slope(tanh)",
+        "pass",
+        "attention with a window, a mask, a soft cap and a scale",
+    ),
+    "layer_norm's mean held constant": op(
+        ops.layer_norm_backward, "g -= g.sum(axis=-1, keepdims=True) / d", "pass", "layer_norm"
+    ),
+    "layer_norm's variance held constant": op(ops.layer_norm_backward, "g -= centred * dot", "pass", "layer_norm"),
+    "geglu's gate and up exchanged": op(
+        ops.geglu_backward,
+        "gelu_backward(dy * up, gelu_cache), dy * y",
+        "dy * y, gelu_backward(dy * up, gelu_cache)",
+        "geglu",
+    ),
+    "the cap's slope squared away": op(ops.softcap.tanh_slope, "t * t", "t * 1", "softcap"),
     "silu's slope as σ": op(ops.silu_backward, "dy * _silu_slope(x, s)", "dy * s", "silu"),
     "gate and up exchanged": op(ops.swiglu_backward, "return dgate, dup", "return dup, dgate", "swiglu"),
     "the mean over tokens forgotten": op(
@@ -463,7 +515,7 @@ MUTANTS = {
         Parameter.add_grad, "self.grad += grad", "self.grad = grad", MODEL, {"tied": True}
     ),
     "the residual's gradient lost": Mutant(Block.backward, "dy += dy_mlp", "dy = dy_mlp", MODEL, {"tied": False}),
-    "values left out of dx": Mutant(Attention.backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
+    "values left out of dx": Mutant(Attention.project_backward, "dx += dx_v", "pass", MODEL, {"tied": False}),
     "keys not turned back": Mutant(
         Attention.backward, "ops.rotary_backward(dk, rotary_cache)", "dk", MODEL, {"tied": False}
     ),
@@ -524,7 +576,7 @@ MUTANTS = {
         {},
     ),
     "a position for padding": Mutant(
-        last_logits,
+        read_in_chunks,
         "None if mask is None or not skip_padding else",
         "None if True else",
         test_prefix.test_a_padded_row_has_the_logits_that_it_has_alone,

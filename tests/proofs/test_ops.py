@@ -21,6 +21,7 @@ def normal(*shape: int) -> Array:
 IDS = xp.asarray(RNG.integers(0, 5, (2, 7)))  # with repeats, so that rows of the embedding collect several gradients
 TARGETS = xp.asarray(np.where(RNG.random((3, 4)) < 0.3, ops.IGNORE_INDEX, RNG.integers(0, 6, (3, 4))))
 FROZEN = normal(4, 5)
+MASK = xp.arange(9) >= xp.asarray([[2], [0]])  # the first row begins with padding
 TABLES = ops.rotary_tables(xp.arange(5), 6, 100.0, np.float64)
 
 
@@ -102,9 +103,31 @@ CASES = {
         ops.attention_backward,
         {"q": normal(1, 4, 150, 3), "k": normal(1, 2, 155, 3), "v": normal(1, 2, 155, 3)},  # three of them, and a past
     ),
+    "attention with a window": (
+        lambda q, k, v: ops.attention_forward(q, k, v, window=5),
+        ops.attention_backward,
+        {"q": normal(1, 4, 70, 3), "k": normal(1, 2, 73, 3), "v": normal(1, 2, 73, 3)},  # two blocks, and a past
+    ),
+    "attention with a window, a mask, a soft cap and a scale": (
+        lambda q, k, v: ops.attention_forward(q, k, v, MASK, scale=0.3, window=4, softcap=1.5),
+        ops.attention_backward,
+        {"q": normal(2, 4, 7, 3), "k": normal(2, 2, 9, 3), "v": normal(2, 2, 9, 3)},
+    ),
     "silu": (ops.silu_forward, ops.silu_backward, {"x": normal(3, 5)}),
     "gelu": (ops.gelu_forward, ops.gelu_backward, {"x": normal(3, 5)}),
     "swiglu": (ops.swiglu_forward, ops.swiglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
+    "layer_norm": (
+        ops.layer_norm_forward,
+        ops.layer_norm_backward,
+        {"x": normal(2, 3, 5), "w": normal(5), "b": normal(5)},
+    ),
+    "geglu": (ops.geglu_forward, ops.geglu_backward, {"gate": normal(3, 5), "up": normal(3, 5)}),
+    "softcap": (lambda x: ops.softcap_forward(x, 1.5), ops.softcap_backward, {"x": normal(3, 5)}),
+    "partial rotary": (
+        lambda x: ops.rotary_forward(x, *(table.astype(x.real.dtype) for table in TABLES)),
+        ops.rotary_backward,
+        {"x": normal(2, 3, 5, 10)},  # 6 of 10 features are rotated
+    ),
     "cross_entropy": (
         lambda logits: ops.cross_entropy_forward(logits, TARGETS),
         ops.cross_entropy_backward,
@@ -223,14 +246,36 @@ def test_attention_with_a_past_equals_the_tail_of_attention_without():
     assert_allclose(tail, whole[:, :, 4:], rtol=1e-13)
 
 
+def test_a_window_shows_the_last_tokens_only_and_counts_no_padding():
+    q, k, v = normal(2, 1, 7, 6), normal(2, 1, 7, 6), normal(2, 1, 7, 6)
+    mask = np.array([[True] * 7, [True, True, False, False, True, True, True]])
+    o, _ = ops.attention_forward(q, k, v, xp.asarray(mask), window=3)
+    without, _ = ops.attention_forward(q, k, v, window=3)
+    assert_allclose(without[0], o[0], rtol=1e-13)
+    q, k, v, o = host([q, k, v, o])
+    for row, query in [(0, 0), (0, 2), (0, 6), (1, 4), (1, 6)]:
+        seen = np.flatnonzero(mask[row, : query + 1])[-3:]  # the last three tokens up to the query
+        p, _ = ops.softmax_forward(k[row, 0, seen] @ q[row, 0, query] / np.sqrt(6))
+        assert_allclose(o[row, 0, query], p @ v[row, 0, seen], rtol=1e-12)
+
+
+def test_a_soft_cap_bounds_every_score():
+    q, k, v = 100 * normal(1, 1, 4, 6), 100 * normal(1, 1, 4, 6), normal(1, 1, 4, 6)
+    o, _ = ops.attention_forward(q, k, v, softcap=1e-9)
+    assert_allclose(o[0, 0, 3], v[0, 0].mean(axis=0), rtol=1e-6)  # all scores are nearly equal
+
+
 def test_attention_in_blocks_is_attention(monkeypatch):
     """Blocks leave out only what does not count, with padding and a past too."""
     q, k, v, do = normal(2, 4, 7, 6), normal(2, 2, 9, 6), normal(2, 2, 9, 6), normal(2, 4, 7, 6)
     mask = xp.asarray(np.arange(9) > np.array([[1], [-1]]))
 
     def all_of_it():
-        o, cache = ops.attention_forward(q, k, v, mask)
-        return [o, *ops.attention_backward(do, cache)]
+        found = []
+        for window in (None, 4):
+            o, cache = ops.attention_forward(q, k, v, mask, window=window)
+            found += [o, *ops.attention_backward(do, cache)]
+        return found
 
     whole = all_of_it()
     monkeypatch.setattr(ops.attention, "BLOCK", 3)

@@ -735,6 +735,10 @@ DAMAGED = {
         lambda a: a.update({f"{WEIGHT}.nested_absmax": np.float32([np.nan])}),
         "absmax contains NaN or infinity",
     ),
+    "absmax with two axes": (
+        lambda a: a.update({f"{WEIGHT}.absmax": a[f"{WEIGHT}.absmax"][:, None]}),
+        r"absmax has shape \(8, 1\); expected one axis",
+    ),
     "another code": (
         lambda a: a.update({f"{WEIGHT}.quant_map": a[f"{WEIGHT}.quant_map"] ** 3}),
         "its array quant_map differs from the code values of its type",
@@ -834,3 +838,25 @@ def test_a_refusal_to_quantise_changes_nothing(make_model):
     with pytest.raises(ValueError, match="NaN"):
         quantized(model)
     assert not any(isinstance(m, QuantizedLinear) for _, m in model.named_modules())
+
+
+def test_loading_quantises_one_matrix_at_a_time(tmp_path):
+    """The peak is the stored model and a few arrays of one matrix, far below the model in float32."""
+    sizes = {"vocab_size": 64, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 12}
+    config = ln.TransformerConfig(**sizes, num_attention_heads=4, num_key_value_heads=4)
+    ln.Transformer.random(config).save_pretrained(tmp_path)
+    tracemalloc.start()
+    model = ln.load_model(tmp_path, device="numpy", quantize="nf4")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    stored = sum(p.value.nbytes for _, p in model.named_parameters())
+    matrix = 4 * 512 * 256
+    assert peak < stored + 8 * matrix < 4 * ln.costs.count(model).total / 2
+
+
+def test_a_quantised_model_is_not_quantised_again(tmp_path):
+    ln.quantize_model(ln.load_model("tiny")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="already quantised; leave out"):
+        ln.load_model(tmp_path, quantize="nf4")
+    with pytest.raises(ValueError, match="nf3"):
+        ln.load_model("tiny", quantize="nf3")

@@ -122,6 +122,47 @@ def test_new_requests_do_not_change_the_tokens_of_running_ones(make_server, alon
     assert all(request.tokens == alone(prompt, adapter, n) for request, prompt, adapter, n in done)
 
 
+def test_dora_vera_and_pissa_are_served_beside_lora(make_model, folders, tmp_path):
+    """Each request gets exactly the tokens of `generate` with its adapter alone; the adapters come from their folders."""
+    lora = {"r": 2, "target_modules": "all-linear"}
+    configs = {
+        "dora": LoraConfig(use_dora=True, init_lora_weights=False, **lora),
+        "vera": ln.VeraConfig(r=6, target_modules="all-linear", init_weights=False),
+        "pissa": LoraConfig(init_lora_weights="pissa", **lora),
+        "lora": LoraConfig(init_lora_weights=False, **lora),
+    }
+    models = {BASE: make_model()}
+    for i, (name, config) in enumerate(configs.items()):
+        models[name] = get_peft_model(make_model(), config, seed=i)
+        if name == "pissa":  # as after training
+            for layer in models[name].lora_layers():
+                layer.adapters["default"].lora_A.value *= 1.5
+        models[name].save_pretrained(folders / name)
+    server = AdapterServer(make_model(), folders=[folders], max_loras=3)
+    for name in configs:
+        server.load_adapter(name, name)
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    asked = [(name, prompt) for prompt in prompts for name in (*configs, BASE)]
+    requests = [server.submit(prompt, name, 9) for name, prompt in asked]
+    server.run()
+    for request, (name, prompt) in zip(requests, asked, strict=True):
+        assert request.tokens == generate(models[name], [prompt], 9)[0], name
+    assert len({tuple(request.tokens) for request in requests[:5]}) == 5, "else the test proves nothing"
+
+
+def test_a_pissa_model_itself_is_served_beside_its_base(make_model):
+    model = get_peft_model(
+        make_model(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights="pissa"), "pissa"
+    )
+    for layer in model.lora_layers():
+        layer.adapters["pissa"].lora_A.value *= 1.5
+    server = AdapterServer(model)
+    requests = [server.submit([1, 2], name, 8) for name in ("pissa", BASE, "pissa")]
+    server.run()
+    assert requests[1].tokens == generate(make_model(), [[1, 2]], 8)[0]
+    assert requests[0].tokens == requests[2].tokens == generate(model, [[1, 2]], 8)[0] != requests[1].tokens
+
+
 def test_a_seed_samples_the_same_tokens_as_in_generate(make_server, alone):
     server, settings = make_server(), {"temperature": 1.3, "top_k": 7, "top_p": 0.9}
     done = [server.submit([1, 2], "3", 12, seed=seed, **settings) for seed in range(6)]
@@ -208,7 +249,7 @@ def test_a_long_queue_of_prompts_does_not_delay_running_requests(make_server, mo
         ([1] * 30, {"max_new_tokens": 3}, ValueError, "limit of 32 tokens"),
         ([1], {"max_new_tokens": 0}, ValueError, "at least 1"),
         ([1], {"temperature": -1, "max_new_tokens": 5}, ValueError, "temperature"),
-        ([1], {"adapter": "poet"}, UnknownAdapter, "unknown adapter 'poet'; this server has 0, 1"),
+        ([1], {"adapter": "poet"}, UnknownAdapter, "there is no model 'poet'; this server has __base__, 0, 1"),
     ],
 )
 def test_bad_requests_are_refused_at_once(prompt, settings, error, message, make_server):
@@ -316,6 +357,29 @@ def test_adapters_load_only_from_the_allowed_folders(make_server, folders, make_
     server.load_adapter("pirate", "inner")
 
 
+def test_adapter_names_may_contain_slashes_and_dots(make_server, alone):
+    """Names of published adapters have such characters. In the PeftModel they would split the parameters' names."""
+    names = ["org/poet-v1.2", "org%2Fpoet-v1.2", "..", "/", "a%b"]
+    server = make_server(0, max_loras=2)
+    for i, name in enumerate(names):
+        server.load_adapter(name, str(i))
+    requests = [server.submit([1, 2], name, 6) for name in names]
+    server.run()
+    assert server.adapters.names() == names
+    assert [request.tokens for request in requests] == [alone([1, 2], str(i), 6) for i in range(len(names))]
+    for name in names:
+        server.unload_adapter(name)
+    assert server.adapters.names() == [] and not server.adapters.model.peft_config
+
+
+def test_an_adapter_of_the_model_itself_keeps_a_name_with_a_percent_sign(make_model):
+    model = get_peft_model(make_model(), LoraConfig(r=2, init_lora_weights=False), "50%")
+    server = AdapterServer(model)
+    request = server.submit([1], "50%", 4)
+    server.run()
+    assert request.tokens == generate(model, [[1]], 4)[0]
+
+
 def test_an_adapter_that_does_not_fit_is_refused_when_it_is_loaded(make_server, folders):
     server = make_server(1)
     (folders / "1" / "adapter_model.safetensors").write_bytes(b"no tensors")
@@ -324,7 +388,7 @@ def test_an_adapter_that_does_not_fit_is_refused_when_it_is_loaded(make_server, 
     with pytest.raises(ValueError, match="already exists"):
         server.load_adapter("0", "2")
     with pytest.raises(ValueError, match="invalid adapter name"):
-        server.load_adapter("a.b", "2")
+        server.load_adapter("lora_A", "2")
     assert server.adapters.names() == ["0"]
 
 

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,8 @@ import lora_np as ln
 from lora_np import AdapterServer, LoraConfig, PeftModel, generate, get_peft_model
 from lora_np.commands import serve as command
 from lora_np.files import ByteTokenizer
-from lora_np.serve.protocol import ProtocolError, StopStringStream, parse, parse_json
+from lora_np.serve.protocol import ProtocolError, parse, parse_json
+from lora_np.serve.stop_strings import StopStringStream
 
 WHY = 'not installed: pip install -e ".[serve,dev]"'
 starlette = pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
@@ -30,7 +32,9 @@ uvicorn = pytest.importorskip("uvicorn", reason=f"uvicorn is {WHY}")
 httpx = pytest.importorskip("httpx", reason=f"httpx is {WHY}")
 openai = pytest.importorskip("openai", reason=f"openai is {WHY}")
 
-from lora_np.serve.http import create_app, make_server  # noqa: E402
+from lora_np.serve.access import Access  # noqa: E402
+from lora_np.serve.http import MAX_BODY, create_app  # noqa: E402
+from lora_np.serve.server import make_server  # noqa: E402
 
 pytestmark = pytest.mark.serve
 
@@ -59,9 +63,9 @@ def folders(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(engine):
+def serving(engine, runtime_lora_updating=True, **access):
     """Run a server in a thread of this process; yield its address."""
-    app = create_app(engine, ByteTokenizer(), "base")
+    app = create_app(engine, ByteTokenizer(), "base", Access(**access), runtime_lora_updating)
     listening, urls = threading.Event(), []
     server = make_server(app, port=0, on_start=lambda url: urls.append(url) or listening.set())
     thread = threading.Thread(target=server.run)
@@ -198,6 +202,31 @@ def test_adapters_are_loaded_and_unloaded_while_the_server_runs(client, url, alo
         assert answer.status_code == 400 and answer.json()["error"]["message"], path
 
 
+def test_one_model_is_described_and_a_wrong_name_gets_the_names_that_there_are(client, url, engine):
+    for name, parent in (("base", None), ("a3", "base")):
+        card = client.models.retrieve(name)
+        assert (card.id, card.object, card.parent) == (name, "model", parent)
+        assert card in client.models.list().data
+    for ask in (
+        lambda: client.models.retrieve("org/poet-v1.2"),
+        lambda: client.completions.create(model="org/poet-v1.2", prompt=PROMPT),
+    ):
+        with pytest.raises(
+            openai.NotFoundError, match=r"no model 'org/poet-v1\.2'; this server has base, a0, a1, "
+        ) as caught:
+            ask()
+        assert caught.value.code == "model_not_found"
+
+
+def test_names_with_slashes_and_dots_are_models_like_others(client, url, alone):
+    name = "org/poet-v1.2"
+    loaded = httpx.post(f"{url}/v1/load_lora_adapter", json={"lora_name": name, "lora_path": "later"})
+    assert loaded.status_code == 200 and client.models.retrieve(name).id == name
+    answer = client.completions.create(model=name, prompt=PROMPT, max_tokens=5, temperature=0)
+    assert answer.choices[0].text == text(alone(PROMPT, "later", 5)) and answer.model == name
+    assert httpx.post(f"{url}/v1/unload_lora_adapter", json={"lora_name": name}).status_code == 200
+
+
 def test_200_concurrent_requests_over_16_adapters_get_the_right_answers(client, folders, engine):
     """Compare with an engine that runs one request after another; half of the requests stream."""
     rng = np.random.default_rng(0)
@@ -272,7 +301,9 @@ BAD = {
     "no model": ({"model": None}, 400, "model"),
     "a prompt that is a number": ({"prompt": 3}, 400, "prompt"),
     "an empty prompt": ({"prompt": ""}, 400, None),
-    "several prompts": ({"prompt": ["a", "b"]}, 400, "prompt"),
+    "a text and token ids": ({"prompt": ["a", [1]]}, 400, "prompt"),
+    "no prompts": ({"prompt": []}, 400, "prompt"),
+    "too many prompts": ({"prompt": ["a"] * 129}, 400, "prompt"),
     "an unknown token id": ({"prompt": [300]}, 400, "prompt"),
     "half a surrogate pair": ({"prompt": "\ud800"}, 400, "prompt"),
     "a prompt too long": ({"prompt": "a" * 600}, 400, "prompt"),
@@ -284,9 +315,18 @@ BAD = {
     "NaN as temperature": ({"temperature": float("nan")}, 400, "temperature"),
     "top_p of 0": ({"top_p": 0}, 400, "top_p"),
     "a seed below 0": ({"seed": -1}, 400, "seed"),
-    "several answers": ({"n": 2}, 400, "n"),
-    "penalties": ({"presence_penalty": 0.5}, 400, "presence_penalty"),
-    "probabilities": ({"logprobs": 3}, 400, "logprobs"),
+    "too many answers": ({"n": 65, "prompt": ["a", "b"]}, 400, "n"),
+    "a large penalty": ({"presence_penalty": 2.5}, 400, "presence_penalty"),
+    "a repetition penalty of 0": ({"repetition_penalty": 0}, 400, "repetition_penalty"),
+    "a repetition penalty that overflows": ({"repetition_penalty": 1e-310}, 400, "repetition_penalty"),
+    "min_p of 2": ({"min_p": 2}, 400, "min_p"),
+    "top_k of -2": ({"top_k": -2}, 400, "top_k"),
+    "too many probabilities": ({"logprobs": 21}, 400, "logprobs"),
+    "more probabilities than memory": ({"logprobs": 20, "n": 128, "max_tokens": 500}, 400, "logprobs"),
+    "an unknown stop token": ({"stop_token_ids": [256]}, 400, "stop_token_ids"),
+    "a stop token that is a text": ({"stop_token_ids": ["a"]}, 400, "stop_token_ids"),
+    "stream options without a stream": ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
+    "an unknown stream option": ({"stream": True, "stream_options": {"x": 1}}, 400, "stream_options"),
     "an unknown field": ({"temprature": 1}, 400, "temprature"),
     "an empty stop": ({"stop": [""]}, 400, "stop"),
     "five stops": ({"stop": list("abcde")}, 400, "stop"),
@@ -312,7 +352,13 @@ def test_a_malformed_body_is_a_400(body, url):
 
 
 @pytest.mark.parametrize(
-    "messages", [[], "hi", [{"role": "user"}], [{"content": "hi"}], [3], [{"role": "user", "content": [{"image": 1}]}]]
+    "messages",
+    [
+        *([], "hi", [{"role": "user"}], [{"content": "hi"}], [3]),
+        [{"role": "user", "content": [{"image": 1}]}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}],
+        [{"role": "assistant", "content": "", "audio": {"id": "1"}}],
+    ],
 )
 def test_malformed_messages_are_a_400(messages, url):
     answer = httpx.post(f"{url}/v1/chat/completions", json={"model": "base", "messages": messages})
@@ -339,6 +385,45 @@ def test_an_endless_body_is_a_413(url):
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_a_body_that_announces_too_many_bytes_is_a_413_before_it_is_read(url):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    connection.putrequest("POST", "/v1/completions")
+    for name, value in {**JSON, "Content-Length": str(MAX_BODY + 1)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    with contextlib.closing(connection):
+        assert connection.getresponse().status == 413
+
+
+def test_loading_and_unloading_adapters_is_refused_unless_it_was_asked_for(folders):
+    engine = AdapterServer(base_model(), folders=[folders])
+    engine.load_adapter("a0", "a0")
+    with serving(engine, runtime_lora_updating=False) as url:
+        for path, body in (("load", {"lora_name": "a1", "lora_path": "a1"}), ("unload", {"lora_name": "a0"})):
+            answer = httpx.post(f"{url}/v1/{path}_lora_adapter", json=body)
+            assert answer.status_code == 403 and "--adapters FOLDER" in answer.json()["error"]["message"]
+    assert engine.adapters.names() == ["a0"]
+
+
+def test_the_openai_client_sends_its_key(folders):
+    with serving(AdapterServer(base_model()), api_keys=("secret",)) as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+            assert [m.id for m in client.models.list().data] == ["base"]
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError) as error:
+                client.completions.create(model="base", prompt=PROMPT)
+            assert error.value.code == "invalid_api_key"
+
+
+def test_the_url_of_an_ipv6_address_has_brackets():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this computer has no IPv6")
+    with serving(AdapterServer(base_model()), host="::1") as url:
+        assert url.startswith("http://[::1]:") and httpx.get(f"{url}/health").status_code == 200
+
+
 def test_a_tiny_temperature_counts_as_0(client, alone):
     answer = client.completions.create(model="a1", prompt=PROMPT, max_tokens=8, temperature=1e-310)
     assert answer.choices[0].text == text(alone(PROMPT, "a1", 8))
@@ -361,11 +446,21 @@ def test_a_full_queue_is_a_429(folders):
 
 
 def test_unsupported_fields_with_neutral_values_are_accepted():
-    body = {"model": "m", "prompt": "p", "n": 1, "logprobs": None, "presence_penalty": 0, "user": "me", "echo": False}
+    body = {
+        "model": "m",
+        "prompt": "p",
+        "n": 1,
+        "logprobs": None,
+        "presence_penalty": 0,
+        "user": "me",
+        "echo": False,
+        "top_k": -1,
+    }
     assert parse(body, chat=False).max_tokens == 16
-    body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], "tools": []}
+    message = {"role": "user", "content": [{"type": "text", "text": "a"}] * 2, "tool_calls": [], "refusal": None}
+    body = {"model": "m", "messages": [message], "tools": []}
     order = parse(body, chat=True)
-    assert order.max_tokens is None and order.prompt == [{"role": "user", "content": "aa"}]
+    assert order.max_tokens is None and order.prompts == [[{"role": "user", "content": "aa"}]]
 
 
 def test_a_body_must_be_a_json_object():

@@ -186,7 +186,7 @@ def test_a_table_reads_back_what_it_saved_and_refuses_what_is_none(tmp_path):
     table = Table("s", "q?", "c", {"a": [1, None]}, [{"r": 1, "x": [0.1]}, {"r": 2}], seconds=1.5)
     assert Table.load(table.save(tmp_path / "t.json")) == table
     (tmp_path / "no.json").write_text('{"rows": [')
-    with pytest.raises(ValueError, match=r"no\.json does not contain the table of a study"):
+    with pytest.raises(ValueError, match=r"no\.json is damaged or not JSON"):
         Table.load(tmp_path / "no.json")
 
 

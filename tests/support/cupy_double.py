@@ -166,6 +166,9 @@ class ndarray:
     ) -> ndarray:
         return _call(np.std, self, out=out, axis=axis, dtype=dtype, ddof=ddof, keepdims=keepdims)
 
+    def cumsum(self, axis: Any = None, dtype: Any = None, out: Any = None) -> ndarray:
+        return _call(np.cumsum, self, axis=axis, dtype=dtype, out=out)
+
     def max(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
         return _call(np.max, self, out=out, axis=axis, keepdims=keepdims)
 

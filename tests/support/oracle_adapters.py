@@ -22,9 +22,10 @@ def fill(model, seed=1):
     """Random A and B, with B ≠ 0: at B = 0 an adapter that was not loaded would pass for one that was."""
     rng = np.random.default_rng(seed)
     for name, p in model.named_parameters():
-        if ".lora_" in name and isinstance(model, ln.Module):
+        adapted = ".lora_" in name or ".modules_to_save." in name
+        if adapted and isinstance(model, ln.Module):
             p.value = rng.standard_normal(p.value.shape).astype(p.value.dtype) / 3
-        elif ".lora_" in name:
+        elif adapted:
             p.data.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape)) / 3))
     return model
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from adapted import adapted
 from lora_np import ops
 from lora_np.training import parallel
 from lora_np.training.parallel import loss_and_gradients
+from lora_np.training.rows import RowsOfMasks, pieces
 
 
 @pytest.fixture
@@ -104,19 +107,73 @@ def test_dloss_scales_the_gradient_and_what_is_there_already_stays(make_model, b
             np.testing.assert_allclose(p.grad, 1.5 * once[name], rtol=1e-12)
 
 
-def test_each_shard_draws_its_own_dropout_masks(make_model, batch):
-    model = adapted(make_model(), lora_dropout=0.5)
-    tokens, targets = (np.repeat(a[:1], 2, axis=0) for a in batch)  # two equal rows
+@pytest.mark.parametrize("tokens_at_once", [None, 6, 13])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_dropout_masks_depend_neither_on_the_workers_nor_on_the_pieces(make_model, batch, workers, tokens_at_once):
+    """Also for an adapter of the head, which sees the counted tokens only."""
+    model = adapted(make_model(), target_modules=["q_proj", "down_proj", "lm_head"], lora_dropout=0.5)
+    whole, gradients = run(model, batch, rng=np.random.default_rng(1))
+    without, _ = run(model, batch)
+    model.tokens_at_once = tokens_at_once
+    loss, shared = run(model, batch, rng=np.random.default_rng(1), workers=workers)
+    assert float(loss) == pytest.approx(float(whole), rel=1e-14) and abs(float(without) - float(whole)) > 1e-4
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(shared[name], gradient, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937], ids=["can advance", "cannot advance"])
+@pytest.mark.parametrize("size", [(7, 4, 6), (7, 3, 5)], ids=["even", "odd"])
+def test_the_masks_of_some_rows_are_rows_of_the_masks_of_the_batch(bits, size):
+    counted = np.array([1, 0, 3, 4, 2, 0, 1])
+    rng, parts = np.random.Generator(bits(5)), [slice(0, 2), slice(2, 3), slice(3, 7)]
+    some = [RowsOfMasks(rng, rows, counted) for rows in parts]
+    for _ in range(3):  # several layers draw, one after the other
+        whole = rng.random(size, np.float32)
+        drawn = [
+            each.random((rows.stop - rows.start, *size[1:]), np.float32) for each, rows in zip(some, parts, strict=True)
+        ]
+        np.testing.assert_array_equal(np.concatenate(drawn), whole)
+        head = rng.random((11, size[2]), np.float32)
+        drawn = [each.random((n, size[2]), np.float32) for each, n in zip(some, (1, 3, 7), strict=True)]
+        np.testing.assert_array_equal(np.concatenate(drawn), head)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 6, 12, 18, 1000])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pieces_that_fit_the_cache_add_up_to_the_whole_batch(make_model, batch, tokens_at_once, workers):
+    model = adapted(make_model())
+    model.tokens_at_once = None
+    loss, gradients = run(model, batch)
     seen = []
 
     class Spy(type(model)):
         def loss(self, tokens, targets, rng=None):
-            seen.append(rng.random())
-            return super().loss(tokens, targets, rng=np.random.default_rng(0))
+            seen.append(tokens.size)
+            return super().loss(tokens, targets, rng=rng)
 
     model.__class__ = Spy
-    loss_and_gradients(model, tokens, targets, rng=np.random.default_rng(1), workers=2)
-    assert len(set(seen)) == 2
+    model.tokens_at_once = tokens_at_once
+    pieced_loss, pieced = run(model, batch, workers=workers)
+    assert max(seen) <= max(6, tokens_at_once) and sum(seen) == 30
+    assert float(pieced_loss) == pytest.approx(float(loss), rel=1e-14)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(pieced[name], gradient, rtol=1e-10, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "at_once", "sizes"),
+    [
+        (16, 1, 512, [[4, 4, 4, 4]]),
+        (16, 2, 512, [[4, 4], [4, 4]]),
+        (5, 2, 256, [[2, 1], [2]]),
+        (3, 8, 1, [[1], [1], [1]]),
+    ],
+)
+def test_a_piece_has_at_most_so_many_tokens_or_one_row(rows, workers, at_once, sizes):
+    found = pieces(rows, 128, workers, at_once)
+    assert [[part.stop - part.start for part in shard] for shard in found] == sizes
+    assert [row for shard in found for part in shard for row in range(rows)[part]] == list(range(rows))
+    assert [len(shard) for shard in pieces(rows, 128, workers, None)] == [1] * min(rows, workers)
 
 
 def test_the_shards_really_run_side_by_side(make_model, batch):
@@ -153,6 +210,20 @@ def test_a_replica_shares_the_weights_and_not_the_gradients(make_model, batch):
         assert name == twins_name and p is not q and p.value is q.value and p.trainable == q.trainable
     twin.backward(twin.loss(*batch)[1])
     assert all(p.grad is None and q.grad is not None for (_, p), (_, q) in pairs)
+
+
+def test_the_gradients_of_a_replica_are_freed_with_the_replica(make_model, batch):
+    """Else full fine-tuning with workers keeps the gradients of earlier steps until the garbage collector runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        replica = make_model().replica()
+        replica.backward(replica.loss(*batch)[1])
+        gradients = [weakref.ref(p.grad) for _, p in replica.named_parameters()]
+        del replica
+        assert [name for name in map(repr, gradients) if "dead" not in name] == []
+    finally:
+        gc.enable()
 
 
 def test_an_error_in_a_shard_is_raised_and_leaves_no_gradient(make_model, batch):

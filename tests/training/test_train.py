@@ -226,6 +226,28 @@ def test_evaluate_uses_no_dropout_and_leaves_no_gradient(make, batches):
 # -------------------------------------------------------------------------------------------------------------- history
 
 
+def test_on_step_gets_the_history_after_each_step_with_the_evaluations(make, batches):
+    seen = []
+    given = {"heldout": batches[:1], "eval_every": 2, "progress": False}
+    history = train(make("lora"), batches, AdamW(1e-3), 3, **given, on_step=lambda h: seen.append([*map(dict, h.rows)]))
+    assert [len(rows) for rows in seen] == [2, 3, 4], "the row of step 0 has the held-out loss before training"
+    assert [[row["step"] for row in rows if "heldout" in row] for rows in seen] == [[0], [0, 2], [0, 2, 3]]
+    assert seen[-1] == history.rows
+
+
+def test_on_step_of_a_resumed_run_gets_the_rows_of_the_checkpoint_too(make, batches, tmp_path):
+    seen, given = [], {"checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 1, "progress": False}
+
+    def stop(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make("lora"), batches, AdamW(1e-3), 4, **given, on_step=stop)
+    train(make("lora"), batches, AdamW(1e-3), 4, **given, resume=True, on_step=lambda h: seen.append(len(h)))
+    assert seen == [3, 4], "the two finished steps are not repeated"
+
+
 def test_history_has_a_row_a_step_with_what_was_measured(make, batches):
     model = make("lora")
     history = train(model, batches, AdamW(0.01), 4, heldout=batches[:1], eval_every=2, accumulate=3)
@@ -327,7 +349,8 @@ def test_lines_say_how_far_it_is_how_fast_and_how_long_it_takes_still(make, batc
     history = train(
         make("lora"), batches, SGD(0.1), 4, checkpoint=tmp_path / "run", resume=True, label="mine", progress="lines"
     )
-    lines = screen.getvalue().splitlines()
+    resumed, *lines = screen.getvalue().splitlines()
+    assert resumed == "mine: resumed at step 1 of 4"
     assert [line.split(",")[0] for line in lines] == ["mine: 2/4 steps", "mine: 3/4 steps", "mine: 4/4 steps"]
     row = history.rows[-1]
     rate = round(row["tokens"] / row["seconds"])
@@ -426,18 +449,18 @@ def train_until_killed(model, batches, checkpoint, moment):
     if moment == "in a step":
         batches = StopAt(batches, at=7, kill=True)
     else:
-        import safetensors.numpy
+        from lora_np.files import arrays as module
 
-        writes, save_file = [], safetensors.numpy.save_file
+        writes, write = [], module._write
 
-        def save_half(arrays, path, metadata):
+        def write_half(path, arrays, metadata):
             writes.append(path)
-            save_file(arrays, path, metadata)
+            write(path, arrays, metadata)
             if len(writes) == 3:
                 os.truncate(path, os.path.getsize(path) // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        safetensors.numpy.save_file = save_half
+        module._write = write_half
     resumable(model, batches, AdamW(0.05), checkpoint, every=1)
 
 
@@ -450,7 +473,7 @@ def test_a_run_killed_by_the_system_resumes_to_the_bit(moment, make, batches, tm
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL, "the process must be killed by SIGKILL"
-    half_written = [p for p in tmp_path.iterdir() if p.name != "run"]
+    half_written = [p for p in tmp_path.iterdir() if p.name not in ("run", "run.lock")]
     assert len(half_written) == (moment == "in a write")
     load_arrays(tmp_path / "run")  # complete: a partly written file has another name
 
@@ -547,6 +570,33 @@ def test_a_file_that_is_no_checkpoint_is_refused(make, batches, tmp_path):
         resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
     (tmp_path / "run").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="run is damaged"):
+        resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+
+
+LIES = {
+    "a weight that is NaN": (lambda a, m: a[sorted(a)[-1]].fill(np.nan), r"run: \S+ contains NaN or infinity"),
+    "a state that is infinite": (
+        lambda a, m: a[sorted(a)[0]].fill(np.inf),
+        r"run: optimizer/\S+ contains NaN or infinity",
+    ),
+    "a step that is not a number": (lambda a, m: m.update(step="two"), "run is damaged: ValueError.*two"),
+    "a negative step": (lambda a, m: m.update(step="-1"), "run is damaged: ValueError.*step = -1"),
+    "no step": (lambda a, m: m.pop("step"), "run is damaged: KeyError"),
+    "a history that is not JSON": (lambda a, m: m.update(history="[{"), "run is damaged: JSONDecodeError"),
+    "deep settings": (lambda a, m: m.update(settings="[" * 100_000), "run is damaged: RecursionError"),
+    "settings that are a number": (lambda a, m: m.update(settings="3"), "run is damaged: TypeError"),
+    "another tensor": (lambda a, m: a.update({"optimizer/W/v": np.ones(3)}), "run: unexpected tensor optimizer/W/v"),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_checkpoint_whose_content_lies_is_named(case, make, batches, tmp_path):
+    change, message = LIES[case]
+    resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
+    arrays, metadata = load_arrays(tmp_path / "run")
+    change(arrays, metadata)
+    save_arrays(tmp_path / "run", arrays, metadata)  # with a right digest
+    with pytest.raises(ValueError, match=message):
         resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
 
 

@@ -145,6 +145,32 @@ def test_what_is_as_likely_as_the_last_that_stays_stays_too():
         np.testing.assert_allclose(Sampling(1.0, **cut).probabilities(z), [0.2, 0.4, 0.2, 0.2], atol=1e-12)
 
 
+def test_min_p_keeps_what_is_likely_enough_compared_with_the_likeliest():
+    z = np.log([0.1, 0.5, 0.15, 0.25])
+    np.testing.assert_allclose(Sampling(1.0, min_p=0.4).probabilities(z), [0, 2 / 3, 0, 1 / 3], atol=1e-12)
+    np.testing.assert_allclose(Sampling(1.0, min_p=0).probabilities(z), [0.1, 0.5, 0.15, 0.25], atol=1e-12)
+
+
+def test_the_penalties_count_the_tokens_of_the_answer_and_one_counts_the_prompt_too():
+    z = np.array([1.0, -2.0, 3.0, 4.0])
+    np.testing.assert_allclose(Sampling(repetition_penalty=2).penalised(z, [1], [2, 2]), [1, -4, 1.5, 4])
+    np.testing.assert_allclose(Sampling(presence_penalty=0.5).penalised(z, [1], [2, 2, 0]), [0.5, -2, 2.5, 4])
+    np.testing.assert_allclose(Sampling(frequency_penalty=0.5).penalised(z, [1], [2, 2, 0]), [0.5, -2, 2, 4])
+    assert Sampling(repetition_penalty=2).choose(z, np.random.default_rng(0), [3], [2]) == 3
+    assert Sampling(frequency_penalty=2).choose(z, np.random.default_rng(0), [3], [3, 3]) == 2
+
+
+def test_a_penalty_changes_what_generate_writes_and_neutral_values_compute_nothing(make_model, monkeypatch):
+    plain = generate(make_model(), PROMPTS, 10)
+    for name, value in (("repetition_penalty", 3.0), ("presence_penalty", 9.0), ("frequency_penalty", 9.0)):
+        penalised = generate(make_model(), PROMPTS, 10, **{name: value})
+        assert penalised != plain
+        assert max(map(len, map(set, penalised))) > max(map(len, map(set, plain))), "more different tokens"
+    monkeypatch.setattr(Sampling, "penalised", None)
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
+    assert generate(make_model(), PROMPTS, 10, **neutral) == plain
+
+
 def test_samples_follow_the_probabilities():
     rng, sampling, z = np.random.default_rng(0), Sampling(1.0), np.log([0.1, 0.6, 0.3])
     counts = np.bincount([sampling.choose(z, rng) for _ in range(4000)]) / 4000
@@ -155,6 +181,10 @@ def test_samples_follow_the_probabilities():
     ("arguments", "message"),
     [
         ({"prompts": []}, "expected a list"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty = 0; expected a finite number above 0"),
+        ({"presence_penalty": float("nan")}, "presence_penalty"),
+        ({"frequency_penalty": float("inf")}, "frequency_penalty"),
         ({"prompts": ["text"]}, "encode text with a tokenizer"),
         ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single prompt"),
         ({"prompts": np.arange(3)}, r"write \[prompt\]"),

@@ -37,8 +37,8 @@ def counting(first: int, steps: int) -> First:
     return First(first, f"{first}  # then {', '.join(map(str, rest))}" if rest else str(first), rest)
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(10)
+def cases(seed: int = 10) -> list[Case]:
+    rng = np.random.default_rng(seed)
     simple = {"lr": 0.5, "beta1": 0.5, "beta2": 0.75, "eps": 0.25, "weight_decay": 0.25}
     usual = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 

@@ -7,8 +7,8 @@ import numpy as np
 from ..exercise import Case, Exercise, Mistake
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(9)
+def cases(seed: int = 9) -> list[Case]:
+    rng = np.random.default_rng(seed)
 
     def case(label: str, t: int, d: int) -> Case:
         return Case(label, {name: rng.integers(-4, 5, (t, d)) / 2 for name in ("do", "q", "k", "v")})

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 from ..exercise import Case, Exercise, Mistake
 
 A, B, BOTH = "size_A = r * in_", "size_B = out * r", "size_A + size_B"
 
 
-def cases() -> list[Case]:
+def cases(seed: int | None = None) -> list[Case]:
     def case(label: str, *shapes: tuple[int, int], r: int) -> Case:
         return Case(label, {"shapes": list(shapes), "r": r})
 
+    if seed is not None:
+        rng = random.Random(seed)
+        shapes = [(rng.randint(1, 5000), rng.randint(1, 5000)) for _ in range(6)]
+        return [case(f"{n} random matrices", *shapes[:n], r=rng.randint(1, 64)) for n in (1, 3, 6)]
     return [
         case("one matrix, two features out, three in", (2, 3), r=2),
         case("two matrices, neither of them square", (4, 6), (2, 5), r=3),

@@ -11,8 +11,8 @@ from ..exercise import Case, Exercise, Mistake
 R, ROOT, SCALING, PRODUCT = "r = A.shape[0]", "np.sqrt(r) if use_rslora else r", "alpha / divisor", "B @ A"
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(4)
+def cases(seed: int = 4) -> list[Case]:
+    rng = np.random.default_rng(seed)
 
     def case(label: str, out: int, in_: int, r: int, alpha: float, **flag: bool) -> Case:
         arrays: dict[str, Any] = {"A": rng.integers(-4, 5, (r, in_)) / 2, "B": rng.integers(-4, 5, (out, r)) / 2}

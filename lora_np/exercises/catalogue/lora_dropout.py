@@ -14,7 +14,7 @@ KEPT, TIMES, DROPPED = "rng.random(x.shape) >= p", "1 / (1 - p)", "dropped = x *
 UP_AGAIN, BACK, RETURN_DX = "dropped @ A.T @ B.T", "dy @ B @ A", "dx_frozen + dx_dropped * mask"
 
 
-def cases() -> list[Case]:
+def cases(seed: int | None = None) -> list[Case]:
     def case(label: str, seed: int, in_: int, out: int, r: int, scaling: float, p: float) -> Case:
         rng = np.random.default_rng(seed)  # chosen so that no two masks of a token have the same y or dx
         shapes = {"x": (6, in_), "W": (out, in_), "A": (r, in_), "B": (out, r), "dy": (6, out)}
@@ -24,6 +24,12 @@ def cases() -> list[Case]:
         dy = arrays.pop("dy")
         return Case(label, arrays | {"scaling": scaling, "p": p, "rng": np.random.default_rng(6), "dy": dy})
 
+    if seed is not None:
+        new = case("random numbers", seed, 4, 5, 2, 3.5, 0.35)
+        rng = np.random.default_rng(seed)
+        for name in ("x", "W", "A", "B", "dy"):  # with random fractions, two masks do not give equal results by chance
+            new.arguments[name] = rng.uniform(0.5, 2, new.arguments[name].shape) * np.sign(new.arguments[name])
+        return [Case(new.label, new.arguments | {"rng": np.random.default_rng(seed + 1)})]
     return [
         case("everything square, r = 3, p = 0.15", 146, 3, 3, 3, 2.5, 0.15),
         case("all sizes different, p = 0.35", 1099, 4, 5, 2, 3.5, 0.35),

@@ -21,8 +21,8 @@ def observe(function: Callable[..., Any], *arguments: Any) -> Any:
     return value
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(2)
+def cases(seed: int = 2) -> list[Case]:
+    rng = np.random.default_rng(seed)
 
     def case(label: str, *leading: int, in_: int, out: int, r: int, alpha: float) -> Case:
         shapes: dict[str, tuple[int, ...]] = {"x": (*leading, in_), "W": (out, in_), "A": (r, in_), "B": (out, r)}

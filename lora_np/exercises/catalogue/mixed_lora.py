@@ -12,8 +12,8 @@ from ..exercise import Case, Exercise, Mistake
 BASE = "__base__"
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(12)
+def cases(seed: int = 12) -> list[Case]:
+    rng = np.random.default_rng(seed)
 
     def case(label: str, *names: str, t: int, in_: int, out: int, ranks: Sequence[int]) -> Case:
         """Return a case with adapters "a", "b", … with the given ranks and with the scalings 2, 3, …"""

@@ -11,12 +11,14 @@ SCALE, DIVISOR, SCALED = "np.abs(w).max()", "s if s > 0 else 1.0", "scaled = w /
 NEAREST, PAIRS, PACKED = "distance.argmin(axis=1)", "q[::2], q[1::2]", "16 * first + second"
 
 
-def cases() -> list[Case]:
-    rng, values = np.random.default_rng(11), np.array(code_book("nf4"))
+def cases(seed: int | None = None) -> list[Case]:
+    rng, values = np.random.default_rng(11 if seed is None else seed), np.array(code_book("nf4"))
 
     def case(label: str, *w: float) -> Case:
         return Case(label, {"w": np.array(w, float), "values": values.copy()})
 
+    if seed is not None:
+        return [case(f"{n} random weights", *rng.standard_normal(n)) for n in (2, 8, 64)]
     return [
         case("two weights", 2.0, -0.9),
         case("the largest is negative", -4.0, 1.1, 0.3, 2.4),

@@ -9,8 +9,8 @@ import numpy as np
 from ..exercise import Case, Exercise, Mistake
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(8)
+def cases(seed: int = 8) -> list[Case]:
+    rng = np.random.default_rng(seed)
 
     def case(label: str, *shape: int, eps: float, scale: float = 1.0) -> Case:
         arrays: dict[str, Any] = {"dy": rng.integers(-4, 5, shape) / 2, "x": scale * rng.integers(-4, 5, shape) / 2}

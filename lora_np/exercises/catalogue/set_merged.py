@@ -37,8 +37,8 @@ def observe(function: Callable[..., Any], layer: dict[str, Any], merged: First) 
     return seen
 
 
-def cases() -> list[Case]:
-    rng = np.random.default_rng(7)
+def cases(seed: int = 7) -> list[Case]:
+    rng = np.random.default_rng(seed)
 
     def case(label: str, *script: str, in_: int, out: int, r: int, scaling: float) -> Case:
         shapes = {"W": (out, in_), "A": (r, in_), "B": (out, r)}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from ..config import TargetedConfig, check_choice, check_positive, check_probability, check_rank
+from ...nn.patterns import LONGEST_PATTERN, ends_in_match, needs_steps, parse
+from ...nn.targets import is_target, layer_index, plain_targets
+from ..config import TargetedConfig, check_choice, check_positive, check_probability, check_rank, check_whole
 
 T = TypeVar("T")
-AT_THE_END = r"(.*\.)?({})$"  # a key of rank_pattern or alpha_pattern matches the end of a layer's name
+MOST_PATTERNS = 4_000  # of rank_pattern, alpha_pattern and layers_pattern together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,17 @@ class LoraConfig(TargetedConfig):
         Must be "none" or None: biases stay frozen.
     fan_in_fan_out : bool, default False
         Must be False: weights have shape (out, in).
-    modules_to_save, exclude_modules, layers_to_transform, layers_pattern : collection or None, default None
-        Must be None or empty. To exclude modules or to select layers, use a regular expression in `target_modules`.
+    modules_to_save : collection of str or None, default None
+        Modules that are trained in full and saved with the adapter: "lm_head", "embed_tokens", norms or linear layers. A
+        name selects all modules whose names end with it, as in PEFT. The base keeps its own weights.
+    exclude_modules : str, collection of str or None, default None
+        Layers that get no adapter, although `target_modules` selects them. The value has the same forms as
+        `target_modules`.
+    layers_to_transform : int, collection of int or None, default None
+        Indices of the blocks to adapt; 0 is the first block. None adapts all blocks. As in PEFT, a full name in
+        `target_modules` selects its layer in any block.
+    layers_pattern : str, collection of str or None, default None
+        Names of the list of blocks, for models that call it neither "layers" nor "h". Used with `layers_to_transform`.
     r : int, default 8
         Rank of ΔW, at least 1.
     lora_alpha : float, default 8
@@ -88,6 +98,10 @@ class LoraConfig(TargetedConfig):
     use_dora: bool = False
     dora_norm: Literal["detached", "true"] = "detached"
     freeze_A: bool = False
+    exclude_modules: str | Collection[str] | None = None
+    layers_to_transform: int | Collection[int] | None = None
+    layers_pattern: str | Collection[str] | None = None
+    modules_to_save: Collection[str] | None = None
 
     switches = ("use_rslora", "use_dora", "freeze_A")
 
@@ -105,14 +119,69 @@ class LoraConfig(TargetedConfig):
             check_rank(f"rank_pattern[{key!r}]", r)
         for key, alpha in self.alpha_pattern.items():
             check_positive(f"alpha_pattern[{key!r}]", alpha)
-        for key in [*self.rank_pattern, *self.alpha_pattern]:
-            try:
-                re.compile(AT_THE_END.format(key))
-            except re.error as error:
-                raise ValueError(f"the pattern {key!r} is not a valid regular expression: {error}") from None
+        self.check_selection()
+        check_patterns([*self.rank_pattern, *self.alpha_pattern, *(self.layers_pattern or ())])
         check_probability("lora_dropout", self.lora_dropout)
         check_choice("dora_norm", self.dora_norm, "detached", "true")
         check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
+
+    def check_selection(self) -> None:
+        """Store the fields that select layers as strings, tuples or None, and check these fields."""
+        for name in ("exclude_modules", "layers_pattern", "modules_to_save"):
+            given: Any = getattr(self, name)
+            given = [given] if name != "exclude_modules" and isinstance(given, str) else given
+            object.__setattr__(self, name, plain_targets(given, name) if given else None)
+        indices: Any = self.layers_to_transform
+        if indices is not None and not isinstance(indices, Iterable):
+            indices = (indices,)
+        indices = tuple(indices or ()) or None
+        for index in indices or ():
+            check_whole("layers_to_transform", index, least=0, what="expected indices of blocks")
+        object.__setattr__(self, "layers_to_transform", indices)
+        if self.layers_pattern and indices is None:
+            raise ValueError("layers_pattern has an effect only together with layers_to_transform; set both or neither")
+
+    def selects(self, name: str) -> bool:
+        """Return True if a linear layer gets an adapter.
+
+        Parameters
+        ----------
+        name : str
+            The name of the layer, for example "model.layers.0.self_attn.q_proj".
+
+        Returns
+        -------
+        bool
+            True if `target_modules` selects the layer and no other setting leaves it out.
+        """
+        targets = self.target_modules
+        if self.exclude_modules is not None and is_target(name, self.exclude_modules):
+            return False
+        if self.saves(name) or not is_target(name, targets):
+            return False
+        full_name = not isinstance(targets, str) and name in targets
+        return full_name or not self.blocks or layer_index(name, self.layers_pattern or ()) in self.blocks
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The indices in `layers_to_transform`; empty if all blocks are adapted."""
+        blocks: Any = self.layers_to_transform
+        return blocks or ()
+
+    def saves(self, name: str) -> bool:
+        """Return True if a copy of the module is trained in full.
+
+        Parameters
+        ----------
+        name : str
+            The name of the module, for example "lm_head".
+
+        Returns
+        -------
+        bool
+            True if `modules_to_save` contains the end of the name.
+        """
+        return name.endswith(tuple(self.modules_to_save or ()))
 
     @property
     def scaling(self) -> float:
@@ -139,6 +208,21 @@ class LoraConfig(TargetedConfig):
 def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
     """Return the value of the first key that matches the layer `name`, or `default` if no key matches.
 
-    Source: PEFT, `get_pattern_key`.
+    A key matches the last components of a name. Source: PEFT, `get_pattern_key`.
     """
-    return next((value for key, value in pattern.items() if re.match(AT_THE_END.format(key), name)), default)
+    return next((value for key, value in pattern.items() if ends_in_match(key, name)), default)
+
+
+def check_patterns(keys: list[str]) -> None:
+    """Raise ValueError if a key is not a regular expression, or if the keys would take too long to match."""
+    if len(keys) > MOST_PATTERNS:
+        raise ValueError(
+            f"rank_pattern, alpha_pattern and layers_pattern have {len(keys):,} keys; expected at most {MOST_PATTERNS:,}"
+        )
+    for key in keys:
+        parse(key)
+    if sum(len(key) for key in keys if needs_steps(key)) > LONGEST_PATTERN:
+        raise ValueError(
+            "the regular expressions of rank_pattern, alpha_pattern and layers_pattern have more than "
+            f"{LONGEST_PATTERN:,} characters; use the names of the layers as keys"
+        )

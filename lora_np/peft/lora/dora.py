@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ... import ops
 from ...backend import Array
@@ -37,7 +38,6 @@ class DoraAdapter(LoraAdapter):
     m always has the base's dtype, because rounding m to 16 bits would rescale W.
     """
 
-    mixable = False
     depends_on_weight = True
 
     def __init__(self, config: LoraConfig, A: Parameter, B: Parameter, m: Parameter) -> None:
@@ -65,59 +65,75 @@ class DoraAdapter(LoraAdapter):
         At the start m = n and B = 0, so y equals the base's output exactly.
         """
         y, base_cache = base.forward(x, context)
-        dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
-        u, dropped_cache = (y, None) if mask is None else base.forward(dropped, context)
-        has_bias = hasattr(base, "bias")
-        if has_bias:
-            u = u - base.bias.value
-        A, B = self.factors(x.dtype)
-        norm_cache: NormCache | None
-        n, norm_cache = row_norm(base, A, B, self.config.scaling)
-        if self.config.dora_norm == "detached":
-            norm_cache = None
-        elif isinstance(base.weight.value, Quantized4bit):
-            norm_cache = (None, *norm_cache[1:])  # the dequantised W is not saved
-        m = self.lora_magnitude_vector.value
-        adapted, cache = ops.dora_forward(dropped, u, A, B, m, n, self.config.scaling, self.lora_A.trainable)
-        if has_bias or mask is not None:  # otherwise y is u, and both operations cancel
-            adapted -= u
-            adapted += y
-        return adapted, (base_cache, mask, (dropped_cache, norm_cache, cache))
+        adapted, own_cache = self.row_forward(x, y, base, context)
+        return adapted, (base_cache, *own_cache)
 
     def backward(self, dy: Array, cache: DoraLayerCache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (…, in) for dy (…, out), or None if dx is not needed.
 
         This method also adds dA, dB and dm to the gradients of A, B and m. If `dora_norm` is "true", the row lengths n
-        have a gradient too.
+        have a gradient too. Raises RuntimeError if the base is trained.
+        """
+        base_cache, *own_cache = cache
+        dy, dx = self.row_backward(dy, own_cache, base, need_dx)
+        if not need_dx:
+            return None
+        dx_frozen = base.backward(dy, base_cache)
+        assert dx is not None and dx_frozen is not None
+        dx += dx_frozen
+        return dx
 
-        In the forward pass y = base(x) − u + DoRA(x̃, u), with u = base(x̃) − bias. Without dropout, base(x) − u is the
-        bias, so the gradient of base(x) is du. With dropout, the gradient of base(x) is dy, and the gradient of
-        base(x̃) is du − dy. Raises RuntimeError if the base is trained.
+    def prepare(self, base: Linear, dtype: DTypeLike) -> tuple[Array, Array, Array, NormCache | None]:
+        """Return A, B, the row lengths n (out,) of W + s·B A, and the cache for their gradient if `dora_norm` is "true"."""
+        norm_cache: NormCache | None
+        A, B = self.factors(dtype)
+        n, norm_cache = row_norm(base, A, B, self.config.scaling)
+        if self.config.dora_norm == "detached":
+            norm_cache = None
+        elif isinstance(base.weight.value, Quantized4bit):
+            norm_cache = (None, *norm_cache[1:])  # the dequantised W is not saved
+        return A, B, n, norm_cache
+
+    def row_forward(
+        self, x: Array, y: Array, base: Linear, context: Context, prepared: Any = None
+    ) -> tuple[Array, Any]:
+        """Compute the output (…, out) for x (…, in) and y = base(x)."""
+        dropped, mask = ops.dropout_forward(x, self.dropout, context.rng)
+        u, dropped_cache = (y, None) if mask is None else base.forward(dropped, context)
+        has_bias = hasattr(base, "bias")
+        if has_bias:
+            u = u - base.bias.value
+        A, B, n, norm_cache = self.prepare(base, x.dtype) if prepared is None else prepared
+        m = self.lora_magnitude_vector.value
+        adapted, cache = ops.dora_forward(dropped, u, A, B, m, n, self.config.scaling, self.lora_A.trainable)
+        if has_bias or mask is not None:  # otherwise y is u, and both operations cancel
+            adapted -= u
+            adapted += y
+        return adapted, (mask, (dropped_cache, norm_cache, cache))
+
+    def row_backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
+        """Return the gradient of y = base(x), and the part of dx that does not come from it.
+
+        In the forward pass the output is y − u + DoRA(x̃, u), with u = base(x̃) − bias. Without dropout, y − u is the
+        bias, so the gradient of y is du. With dropout, the gradient of y is dz, and the gradient of base(x̃) is du − dz.
         """
         if base.trainable:
             raise RuntimeError("DoRA does not compute dW, because the row norms depend on W; freeze the base")
-        base_cache, mask, (dropped_cache, norm_cache, dora_cache) = cache
-        dx, du, dA, dB, dm, dn = ops.dora_backward(dy, dora_cache, need_dx)
+        mask, (dropped_cache, norm_cache, dora_cache) = cache
+        dx, du, dA, dB, dm, dn = ops.dora_backward(dz, dora_cache, need_dx)
         if norm_cache is not None and (self.lora_A.trainable or self.lora_B.trainable):
             dA_norm, dB_norm = row_norm_backward(base, dn, norm_cache, need_dA=dA is not None)
             dB += dB_norm
             if dA is not None:
                 dA += dA_norm
         add_gradients((self.lora_A, self.lora_B, self.lora_magnitude_vector), (dA, dB, dm))
-        if not need_dx:
-            return None
-        if mask is not None:
-            du -= dy
-        dx_frozen = base.backward(du, base_cache if mask is None else dropped_cache)
-        assert dx is not None and dx_frozen is not None
-        dx += dx_frozen
-        if mask is None:
-            return dx
-        dx = ops.dropout_backward(dx, mask)
-        dx_kept = base.backward(dy, base_cache)
-        assert dx_kept is not None
-        dx += dx_kept
-        return dx
+        if mask is None or not need_dx:
+            return du, dx
+        du -= dz
+        dx_dropped = base.backward(du, dropped_cache)
+        assert dx is not None and dx_dropped is not None
+        dx += dx_dropped
+        return dz, ops.dropout_backward(dx, mask)
 
     def delta_weight(self, base: Linear) -> Array:
         """Return ΔW = g ∘ (W + s·B A) − W (out, in)."""

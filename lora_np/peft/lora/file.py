@@ -7,18 +7,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...nn import Module
-from ...nn.targets import is_target
-from ..files import to_python
+from ..files import portable_targets, to_python
 from ..placement import adaptable_layers
 from .config import LoraConfig, T, first_match
 
-# Initialisations of PEFT that draw only A and B. Others (pissa, olora, …) also change the base.
-BASE_UNCHANGED = ("eva", "orthogonal")
+
+def portable_selection(config: LoraConfig, model: Module) -> dict[str, Any]:
+    """Return the settings that select layers in a form that selects the same layers in PEFT.
+
+    PEFT does not combine `layers_to_transform` with a string in `target_modules`. A string is therefore replaced by the
+    names of the selected layers, if another setting selects layers too.
+    """
+    excluded = config.exclude_modules and portable_targets(config.exclude_modules, model)
+    others = {
+        "exclude_modules": excluded,
+        "layers_to_transform": [to_python(index) for index in config.blocks] or None,
+        "layers_pattern": config.layers_pattern and list(config.layers_pattern),
+    }
+    if isinstance(config.target_modules, str) and any(others.values()):
+        others = dict.fromkeys(others)
+    return {"target_modules": portable_targets(config.target_modules, model, config.selects), **others}
 
 
 def portable_patterns(config: LoraConfig, model: Module) -> dict[str, Any]:
     """Return `rank_pattern` and `alpha_pattern` in a form that gives the same r and α in PEFT."""
-    layers = [name for name in adaptable_layers(model) if is_target(name, config.target_modules)]
+    layers = [name for name in adaptable_layers(model) if config.selects(name)]
     return {
         "rank_pattern": portable_pattern(config.rank_pattern, layers, config.r),
         "alpha_pattern": portable_pattern(config.alpha_pattern, layers, config.lora_alpha),
@@ -36,17 +49,3 @@ def portable_pattern(pattern: Mapping[str, T], layers: list[str], default: T) ->
     if all(first_match(kept, name, default) == value for name, value in intended.items()):
         return kept
     return {re.escape(name): to_python(value) for name, value in intended.items() if value != default}
-
-
-def readable_init(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with a value of `init_lora_weights` that LoraConfig accepts.
-
-    Raises ValueError if the factors belong to a base that PiSSA changed.
-    """
-    init = settings.get("init_lora_weights")
-    if init == "pissa":
-        raise ValueError(
-            "init_lora_weights is 'pissa': this adapter fits only the base that PiSSA changed, and not the original "
-            "base. Save it again in PEFT with save_pretrained(path_initial_model_for_weight_conversion=…)"
-        )
-    return {**settings, **({"init_lora_weights": True} if init in BASE_UNCHANGED else {})}

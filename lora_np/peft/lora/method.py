@@ -10,16 +10,19 @@ import numpy as np
 
 from ...backend import to_host
 from ...nn import Linear, Module
+from ...nn.targets import is_target, layer_index
 from ...transformer import Transformer
 from ..adapter import Adapter
 from ..choices import TARGETS, Choice, Option
 from ..cost import AdapterCost
-from ..files import is_base_weight
+from ..files import PREFIX, base_weights, check_arrays, is_base_weight
 from ..method import AdapterHost, LayerMethod
-from . import pissa
+from ..placement import adaptable_layers, is_tied
+from ..trained_copy import TrainedCopy, modules_to_copy
+from . import from_peft, pissa
 from .config import LoraConfig, first_match
 from .dora import DoraAdapter, DoraCost, check_rows
-from .file import portable_patterns, readable_init
+from .file import portable_patterns, portable_selection
 from .layer import LoraAdapter, LoraCost, draw_factors
 
 OPTIONS = {
@@ -32,7 +35,23 @@ OPTIONS = {
 LORAPLUS = {
     "loraplus_lr_ratio": Option(16, "learning rate of B divided by that of A, which is --lr (default {})", "X", float)
 }
-TENSORS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}  # parameter → PEFT's key, if they differ
+# Settings of PEFT that do not change what a saved adapter computes: settings of the initialisation and of training
+WITHOUT_EFFECT = (
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "loftq_config",
+    "velora_config",
+    "monteclora_config",
+    "megatron_core",
+    "use_qalora",
+    "qalora_group_size",
+)
+TENSORS = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "modules_to_save.weight": "weight",
+}  # parameter → PEFT's key, if they differ
 
 
 class LoraMethod(LayerMethod):
@@ -42,6 +61,7 @@ class LoraMethod(LayerMethod):
     peft_type = "LORA"
     recorded_fields = ("target_modules", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
     extra_fields = ("freeze_A", "dora_norm")
+    accepted_keys = WITHOUT_EFFECT
     mergeable = True
     # LoRA's learning rate is the best one of the study "finetuning"; the other rates are only known to work.
     choices: ClassVar[Mapping[str, Choice]] = {
@@ -57,9 +77,12 @@ class LoraMethod(LayerMethod):
     def targets(self, config: LoraConfig, names: list[str], strict: bool = True) -> list[str]:
         """Return the names of the targeted layers.
 
-        With `strict=True`, raises ValueError if a target or a pattern matches no layer.
+        With `strict=True`, raises ValueError if a target, an excluded module, a block index or a pattern matches no layer.
         """
-        layers = super().targets(config, names, strict)
+        super().targets(config, names, strict)
+        layers = [name for name in names if config.selects(name)]
+        if strict:
+            check_selection(config, names)
         for key in [*config.rank_pattern, *config.alpha_pattern] if strict else ():
             if not any(first_match({key: True}, layer, False) for layer in layers):
                 raise ValueError(f"the pattern {key!r} matches no targeted layer, so it has no effect")
@@ -79,6 +102,8 @@ class LoraMethod(LayerMethod):
                 "PiSSA changes the base, but this model has other adapters; use a model without adapters"
             )
         for name, base in layers.items():
+            if config.init_lora_weights == "pissa" and is_tied(host.model, name):
+                raise ValueError(f"{name} and the embedding share one weight; PiSSA would change both")
             if config.init_lora_weights == "pissa":
                 pissa.check_layer(name, base, config.for_layer(name).r)
             if config.use_dora:
@@ -107,6 +132,16 @@ class LoraMethod(LayerMethod):
         """Return an adapter with the tensors A and B and, with DoRA, m."""
         return (DoraAdapter if config.use_dora else LoraAdapter).build(config, base, tensors, dtype)
 
+    def restore(self, host: AdapterHost, name: str, config: LoraConfig, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add a saved adapter, and the modules that were trained in full."""
+        check_some_left(config, list(adaptable_layers(host.model)))
+        copied = modules_to_copy(host.model, tuple(config.modules_to_save or ()))
+        keys = {f"{PREFIX}{path}.weight": path for path in copied}
+        weights = {key: x for key, x in arrays.items() if key in keys}
+        check_arrays(weights, {key: copied[path].weight.value.shape for key, path in keys.items()}, host.storage_dtype)
+        super().restore(host, name, config, {key: x for key, x in arrays.items() if key not in keys})
+        self.insert(host, name, ((path, TrainedCopy(copied[path], weights[key])) for key, path in keys.items()))
+
     def arrays_to_check(
         self, arrays: Mapping[str, np.ndarray], expected: Iterable[str], model: Module
     ) -> Mapping[str, np.ndarray]:
@@ -114,7 +149,13 @@ class LoraMethod(LayerMethod):
 
         PEFT saves a weight of the base if an adapter adapts lm_head.
         """
-        return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, model)}
+        base = base_weights(model)
+        return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, base)}
+
+    def costs(self, config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
+        """Return the cost of each layer's adapter by layer name. Raises ValueError if the adapter trains whole modules."""
+        check_cost_of_copies(bool(config.modules_to_save))
+        return super().costs(config, shapes)
 
     def cost(self, config: LoraConfig, trained: bool = True, half_precision: bool = False) -> AdapterCost:
         """Return the cost of one layer's adapter. rsLoRA and PiSSA have the same cost as LoRA."""
@@ -123,6 +164,7 @@ class LoraMethod(LayerMethod):
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:
         """Return the cost of an existing adapter. Only factors that are not frozen count as trained."""
+        check_cost_of_copies(isinstance(adapter, TrainedCopy))
         assert isinstance(adapter, LoraAdapter)
         trains = {"trained": adapter.lora_B.trainable, "A_trained": adapter.lora_A.trainable}
         return replace(super().cost_of(adapter), **trains)
@@ -132,7 +174,12 @@ class LoraMethod(LayerMethod):
 
         With PiSSA, the initial product s·B A is then subtracted from the base.
         """
+        copied = modules_to_copy(host.model, tuple(config.modules_to_save or ()))
+        for entry in config.modules_to_save or ():
+            if not any(path.endswith(entry) for path in copied):
+                raise ValueError(f"modules_to_save: {entry!r} matches no module, so it has no effect")
         super().add(host, name, config, seed)
+        self.insert(host, name, {path: TrainedCopy(m, to_host(m.weight.value)) for path, m in copied.items()}.items())
         if config.init_lora_weights == "pissa":
             for layer in self.layers(host, name).values():
                 adapter = layer.adapters[name]
@@ -157,9 +204,11 @@ class LoraMethod(LayerMethod):
         super().delete(host, name)
 
     def check_mixable(self, name: str, config: LoraConfig) -> None:
-        """Raise ValueError for DoRA: a mixed batch computes x Wᵀ once for all rows, but DoRA rescales W."""
-        if config.use_dora:
-            raise ValueError(f"{name!r} is DoRA, which rescales W; rows of this adapter cannot be in a mixed batch")
+        """Raise ValueError for modules_to_save. Rows of LoRA, DoRA and PiSSA can share a batch."""
+        if config.modules_to_save:
+            raise ValueError(
+                f"{name!r} has its own {', '.join(config.modules_to_save)}; rows of this adapter cannot be in a mixed batch"
+            )
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """Return the tensors for the file, as a dictionary with PEFT's keys.
@@ -188,9 +237,43 @@ class LoraMethod(LayerMethod):
 
         The fields in `extra_fields` are left out.
         """
-        found = super().settings(config, model) | portable_patterns(self.file_config(config), model)
+        own = self.file_config(config)
+        found = super().settings(config, model) | portable_selection(own, model) | portable_patterns(own, model)
         return {key: value for key, value in found.items() if key not in self.extra_fields}
 
-    def config(self, settings: Mapping[str, Any]) -> LoraConfig:
-        """Return the configuration for the settings of an adapter_config.json."""
-        return super().config(readable_init(settings))
+    def convert(
+        self, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Transformer
+    ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+        """Convert PEFT's file to the forms that this library has."""
+        return from_peft.convert(settings, arrays, model)
+
+
+def check_cost_of_copies(copies: bool) -> None:
+    """Raise ValueError if an adapter trains whole modules."""
+    if copies:
+        raise ValueError(
+            "costs do not include modules_to_save; costs.count(model) counts the parameters of a live model"
+        )
+
+
+def check_selection(config: LoraConfig, names: list[str]) -> None:
+    """Raise ValueError if an excluded module or a block index has no effect, or if no layer is selected."""
+    targeted = [name for name in names if is_target(name, config.target_modules)]
+    excluded = config.exclude_modules or ()
+    for entry in [excluded] if isinstance(excluded, str) else excluded:
+        if not any(is_target(name, entry if isinstance(excluded, str) else [entry]) for name in targeted):
+            raise ValueError(f"exclude_modules: {entry!r} matches no targeted layer, so it has no effect")
+    found = (layer_index(name, config.layers_pattern or ()) for name in targeted)
+    blocks = {index for index in found if index is not None}
+    if missing := sorted(set(config.blocks) - blocks):
+        raise ValueError(
+            f"layers_to_transform: there is no targeted layer in block {missing[0]}; targeted layers are in the blocks "
+            f"{sorted(blocks)}"
+        )
+    check_some_left(config, names)
+
+
+def check_some_left(config: LoraConfig, names: list[str]) -> None:
+    """Raise ValueError if `target_modules` selects a layer, but the other settings leave none."""
+    if any(is_target(name, config.target_modules) for name in names) and not any(map(config.selects, names)):
+        raise ValueError("exclude_modules, layers_to_transform and modules_to_save leave no layer to adapt")

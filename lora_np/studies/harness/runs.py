@@ -18,6 +18,7 @@ from typing import Any
 
 from ...files import write_atomically
 from ...progress import Progress
+from .digests import DIGEST, digest, read_with_digest
 from .workers import Failure, Row, Workers, each
 
 
@@ -45,12 +46,13 @@ def run_all(
     """Measure all runs in parallel and return their rows: [measure(run) for run in runs].
 
     `workers` is a number of processes on this machine or the address of a Dask scheduler. If a `folder` is given, each
-    finished run is written there, and a run whose file exists is read instead of repeated. The file's name contains a
+    finished run is written there, and a run whose file exists is read instead of repeated. A file whose content does not
+    match its digest raises ValueError before any run starts. The file's name contains a
     digest of the run's fields and of `given`. The string `given` is a digest of the data and the weights that all runs
     share. If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
-    rows: list[Row | None] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
+    rows: list[Row | None] = [read_with_digest(p) if p and p.is_file() else None for p in paths]
     todo = [i for i, row in enumerate(rows) if row is None]
     failures = []
     done = len(runs) - len(todo)
@@ -68,7 +70,8 @@ def run_all(
             else:
                 rows[i] = row
                 if path := paths[i]:
-                    write = partial(Path.write_text, data=json.dumps(row), encoding="utf-8", newline="\n")
+                    text = json.dumps({**row, DIGEST: digest(row)})
+                    write = partial(Path.write_text, data=text, encoding="utf-8", newline="\n")
                     write_atomically(path, write)
             bar.update(1)
     if failures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from ...files import write_atomically
 from .colours import FAINT_INK, HAIRLINE, INK, PAPER, for_text
 from .inline import show_sharp_pictures
 from .png import darkened, with_palette
@@ -116,13 +117,10 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str, dark: bool =
     'bypass.png'
     """
     folder, buffer = Path(folder), io.BytesIO()
-    folder.mkdir(parents=True, exist_ok=True)
     with plt.style.context(["default", STYLE]):
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    path, unfinished = folder / f"{name}.png", folder / f".{name}.png.tmp"
-    png = with_palette(buffer.getvalue())
-    unfinished.write_bytes(darkened(png) if dark else png)
-    os.replace(unfinished, path)
+    path, png = folder / f"{name}.png", with_palette(buffer.getvalue())
+    write_atomically(path, partial(Path.write_bytes, data=darkened(png) if dark else png))
     return path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...files import write_atomically
+from .digests import DIGEST, digest, read_with_digest
 
 RENAMED = {  # column or setting of an older version → its name today
     "side": "competitor",
@@ -103,9 +104,10 @@ class Table:
         Returns
         -------
         str
-            The JSON text.
+            The JSON text, with a digest of the other entries.
         """
-        entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in vars(self).items() if key != "rows"]
+        head = {DIGEST: digest(vars(self)), **vars(self)}
+        entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items() if key != "rows"]
         rows = ",\n  ".join(json.dumps(row) for row in self.rows)
         return "{\n " + ",\n ".join([*entries, f'"rows": [\n  {rows}\n ]']) + "\n}\n"
 
@@ -127,7 +129,7 @@ class Table:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a table from a JSON file. Old names of columns and settings are replaced by the new names.
+        """Read a table from a JSON file and check its digest. Old names of columns and settings become the new names.
 
         Parameters
         ----------
@@ -144,11 +146,15 @@ class Table:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file does not contain a table.
+            If the file does not contain a table, or if its digest is missing or differs from the content. The message
+            names the file.
         """
+        content = read_with_digest(Path(path))
         try:
-            table = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
+            table = cls(**content)
+            if not isinstance(table.settings, dict) or not all(isinstance(row, dict) for row in table.rows):
+                raise TypeError("settings and each row must be objects")
+        except TypeError as error:
             raise ValueError(
                 f"{path} does not contain the table of a study ({error}); make it again with its command"
             ) from None

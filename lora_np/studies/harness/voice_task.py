@@ -81,8 +81,7 @@ def answers(model: Transformer | PeftModel, run: FineTuning) -> list[dict[str, s
     tokenizer = load_tokenizer(run.model)
     questions = list(conversations.first_questions(run.data, "heldout"))[1::2]
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}]) for q in questions]
-    eos = tokenizer.eos_token_id
-    new = generate(model, prompts, NEW_TOKENS, stop_tokens=() if eos is None else (eos,))
+    new = generate(model, prompts, NEW_TOKENS, stop_tokens=tokenizer.stop_token_ids)
     return [{"question": q, "answer": tokenizer.decode(ids).strip()} for q, ids in zip(questions, new, strict=True)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import AdamW, Transformer, TransformerConfig, WarmupCosine, data, save_model, train
-from ...files import write_atomically
+from ...files import write_text
 from ..harness.table import Table
 
 TINY = TransformerConfig(
@@ -58,8 +58,7 @@ def pretrain(folder: str | Path, steps: int = SETTINGS["steps"]) -> Table:
     seconds = history.rows[-1]["seconds"] if history.rows else time.perf_counter() - started
     question = "How well can a million parameters learn to write English in minutes?"
     table = Table("pretrain", question, "python -m lora_np pretrain", settings, rows, seconds=seconds)
-    text = card(table)
-    write_atomically(Path(folder) / "README.md", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(Path(folder) / "README.md", card(table))
     table.save(Path(folder) / "pretrain.json")
     checkpoint.unlink()  # all files are written: the checkpoint is no longer needed
     return table

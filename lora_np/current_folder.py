@@ -1,0 +1,23 @@
+"""Keep `python -m lora_np` from importing files of the current folder, for example a numpy.py among submissions.
+
+Python puts the current folder in front of `sys.path` for every `python -m`. Python's own modules that are imported before
+this file cannot be protected here; the option -P of Python protects them too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def is_the_command() -> bool:
+    """Return True while Python imports lora_np for `python -m lora_np`."""
+    started = sys.orig_argv
+    after = started[started.index("-m") + 1 :] if "-m" in started else []
+    return sys.argv[:1] == ["-m"] and after[:1] != [] and after[0].partition(".")[0] == "lora_np"
+
+
+if is_the_command() and sys.path[0] != PACKAGES and not sys.flags.safe_path:
+    del sys.path[0]

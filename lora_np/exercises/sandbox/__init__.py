@@ -1,0 +1,7 @@
+"""The process that runs a student's program. It imports NumPy and nothing else of lora_np: no solution is in its memory.
+
+restrict.py   gives up rights: files, network, processes, time and memory
+wire.py       values as JSON between the grader and the process
+execute.py    executes the statements of a program, and describes exceptions
+child.py      the main loop: receive arguments, call the student's function, reply with its result
+"""

@@ -1,0 +1,200 @@
+"""Give up the rights of this process, so that a student's program can do no more than compute.
+
+On Linux three mechanisms of the kernel work without root, in this process and for good:
+
+- Landlock (since Linux 5.13) allows reading the interpreter, the installed packages and system libraries, and writing
+  to one folder. The folders of lora_np and of the submissions are not among them. It also denies network connections
+  by TCP (since 6.7) and signals to other processes (since 6.12).
+- seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
+  to read the memory of another process, and to change the limits and the priority of another process.
+- setrlimit and timers limit time, memory and the size of files.
+
+Other systems have only the third mechanism or a part of it; `confine` returns what holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+CPU_SECONDS = 1.0  # of processor time after the imports; then the process is ended
+MEMORY = 2 << 30  # bytes of address space more than after the imports; a larger allocation raises MemoryError
+PRINTED = 1 << 20  # bytes of any file, and so of the printed output
+
+SYSTEM = ["lib", "lib64", "lib32", "usr/lib", "usr/lib64", "usr/local/lib", "usr/local/cuda", "usr/share", "nix/store"]
+SYSTEM += [
+    "etc/ld.so.cache",
+    "etc/localtime",
+    "etc/fonts",
+    "etc/ssl",
+    "proc/cpuinfo",
+    "proc/meminfo",
+    "proc/self/statm",
+    "sys/devices/system",
+]
+DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
+
+WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_FILE, TRUNCATE = (
+    1 << bit for bit in (1, 2, 3, 4, 5, 7, 8, 14)
+)  # rights of linux/landlock.h
+READ, OF_FILES = READ_FILE | READ_DIR, READ_FILE | WRITE_FILE | TRUNCATE
+OWN = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_FILE | TRUNCATE
+
+
+def lift_memory_limit() -> None:
+    """Remove the limit of memory that a judge has set for itself, because some packages reserve much when imported."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def confine(hidden: Sequence[str], own: str) -> list[str]:
+    """Give up the rights to files except for the installed packages and the folder `own`, to the network and to
+    processes; return the names of the rights that this system took.
+
+    Below `hidden` nothing can be read, also if a folder above it may be read.
+    """
+    if sys.platform != "linux":
+        return []
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.syscall.restype = ctypes.c_long
+        libc.prctl(1, ctypes.c_ulong(signal.SIGKILL))  # PR_SET_PDEATHSIG: end with the grader
+        if libc.prctl(38, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0:  # PR_SET_NO_NEW_PRIVS, which both require
+            return [*_landlock(libc, readable(hidden), own), *_seccomp(libc)]
+    return []
+
+
+def readable(hidden: Iterable[str]) -> Iterator[str]:
+    """Yield the files and folders that a program may need, without those in `hidden`."""
+    out = [os.path.realpath(path) for path in hidden]
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
+    roots = [f"/{path}" for path in SYSTEM]
+    roots += [os.path.join(prefix, name) for prefix in prefixes for name in ("lib", "lib64", "share", "etc")]
+    roots += [*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)]
+
+    def below(folder: str) -> Iterator[str]:
+        if not any(path == folder or path.startswith(f"{folder.rstrip('/')}/") for path in out):
+            yield folder
+        elif folder not in out:
+            for name in os.listdir(folder):
+                path = os.path.join(folder, name)
+                if not os.path.islink(path):
+                    yield from below(path)
+
+    for root in dict.fromkeys(os.path.realpath(root) for root in roots if root):
+        if not any(root == path or root.startswith(f"{path}/") for path in out) or _is_prefix(root, prefixes):
+            with contextlib.suppress(OSError):
+                yield from below(root)
+
+
+def _is_prefix(root: str, prefixes: Iterable[str]) -> bool:
+    """Return whether the folder belongs to the interpreter, whose virtual environment may lie in a clone."""
+    return any(root.startswith(f"{os.path.realpath(prefix)}/") for prefix in prefixes)
+
+
+def _landlock(libc: ctypes.CDLL, paths: Iterable[str], own: str) -> list[str]:
+    """Restrict this thread, and all that it starts, by Landlock."""
+
+    def call(number: int, *arguments: object) -> int:
+        return int(libc.syscall(ctypes.c_long(number), *arguments))
+
+    size, flag = ctypes.c_size_t, ctypes.c_uint
+    abi = call(444, None, size(0), flag(1))  # landlock_create_ruleset: the version
+    if abi < 1:
+        return []
+    rights = (1 << 13) - 1 | (abi >= 2) << 13 | (abi >= 3) << 14 | (abi >= 5) << 15
+    attributes = struct.pack("QQQ", rights, 3, 3)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
+    rules = call(444, attributes, size(len(attributes)), flag(0))
+    if rules < 0:
+        return []
+    allowed = [*((path, READ) for path in paths), (own, OWN), *((path, READ | WRITE_FILE) for path in DEVICES)]
+    allowed += [(path, READ_DIR) for path in sys.path]  # `import` lists folders
+    for path, right in allowed:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            right &= rights if os.path.isdir(path) else OF_FILES & rights
+            call(445, ctypes.c_int(rules), ctypes.c_int(1), struct.pack("=Qi", right, fd), flag(0))
+            os.close(fd)
+    failed = call(446, ctypes.c_int(rules), flag(0))
+    os.close(rules)
+    return [] if failed else ["files"] + ["network"] * (abi >= 4) + ["signals"] * (abi >= 6)
+
+
+# The numbers of system calls that are denied, for x86_64 and for aarch64
+DENIED = {
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "socket": (41, 198),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "io_uring_setup": (425, 425), "shmget": (29, 194), "msgget": (68, 186),
+    "semget": (64, 190), "mq_open": (240, 180), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "socketpair": (53, 199), "reboot": (169, 142), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
+}  # fmt: skip
+CLONE, CLONE3, KILL, TGKILL, PRLIMIT, FCNTL = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261), (72, 25)
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of BPF
+ALLOW, DENY, UNKNOWN_CALL = 0x7FFF0000, 0x00050001, 0x00050026  # let it pass; fail with EPERM; fail with ENOSYS
+NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # positions in struct seccomp_data (little-endian)
+CLONE_THREAD, OWN_SIGNALS = 0x10000, (8, 15)  # F_SETOWN and F_SETOWN_EX: who gets a file's signals
+
+
+def _seccomp(libc: ctypes.CDLL) -> list[str]:
+    """Deny the system calls above to this thread and to all that it starts."""
+    machine = platform.machine()
+    if machine not in ("x86_64", "aarch64"):
+        return []
+    i = ("x86_64", "aarch64").index(machine)
+
+    def only(call: tuple[int, int], where: int, test: int, values: Sequence[int], then: int, otherwise: int) -> list:
+        """If the call is `call`: return `then` if its argument passes the test for one of the values."""
+        steps = [(LOAD, 0, 0, where)]
+        steps += [(test, len(values) - k, 0, value) for k, value in enumerate(values)]
+        steps += [(RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]
+        return [(EQUAL, 0, len(steps), call[i]), *steps]
+
+    code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, (0xC000003E, 0xC00000B7)[i]), (RETURN, 0, 0, DENY)]
+    code += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, 0x40000000), (RETURN, 0, 0, DENY)]  # x32's system calls
+    for number in (numbers[i] for numbers in DENIED.values()):
+        if number is not None:
+            code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, DENY)]
+    code += [(EQUAL, 0, 1, CLONE3[i]), (RETURN, 0, 0, UNKNOWN_CALL)]  # its flags are in memory; libc then calls clone
+    code += only(CLONE, FIRST, ANY_BIT, [CLONE_THREAD], ALLOW, DENY)
+    for call, others in ((KILL, []), (TGKILL, []), (PRLIMIT, [0])):
+        code += only(call, FIRST, EQUAL, [os.getpid(), *others], ALLOW, DENY)
+    code += only(FCNTL, SECOND, EQUAL, OWN_SIGNALS, DENY, ALLOW)
+    code.append((RETURN, 0, 0, ALLOW))
+    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer))
+    failed = libc.prctl(22, ctypes.c_ulong(2), program)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    return [] if failed else ["processes"]
+
+
+def limit() -> None:
+    """Set the limits of time, memory and files, as far as the operating system has them."""
+    try:
+        import resource
+    except ImportError:
+        return
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the default ends the process
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime + CPU_SECONDS) + 5  # for a program that ignores the timer
+    limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_FSIZE: PRINTED, resource.RLIMIT_CORE: 0}
+    with contextlib.suppress(OSError, ValueError):  # Linux alone says how large the process is
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + MEMORY
+    for which, most in limits.items():
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(which, (most, most))

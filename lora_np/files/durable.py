@@ -1,0 +1,140 @@
+"""Write files so that no crash, full disk or power cut leaves a part of a file under the name of the file.
+
+A file is written in four steps. SQLite and other databases use the same steps.
+
+    write a temporary file → fsync the file → rename the file → fsync the folder
+
+A rename replaces the old file at once, so a reader sees the old file or the new file. Without the first fsync, a power cut
+after the rename can leave a file without its bytes. Without the second fsync, a power cut can undo the rename. Only after
+the four steps may a caller remove a file that the new file makes unnecessary.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, no space in the user's quota
+UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # a temporary folder of write_atomically
+
+
+class NotWritten(OSError):
+    """The error if the disk is full or if writing fails for another reason. The message names the file."""
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Write a file completely or not at all. When the function returns, the file also survives a power cut.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file to write. The folder of the file is created if needed.
+    write : callable
+        A function that writes the file. The call is write(temporary), with the Path of a temporary file in a temporary
+        folder beside `path`. If `write` raises an error, the file at `path` is unchanged.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. If the disk is full, the message says so and names the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.files import write_atomically
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "note.txt"
+    ...     write_atomically(path, lambda temporary: temporary.write_text("done"))
+    ...     path.read_text()
+    'done'
+    """
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a folder, because `write` may add files
+    temporary = unfinished / path.name
+    try:
+        make_folder(path.parent)
+        unfinished.mkdir()
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the permissions of an ordinary new file, if `write` creates the file again
+        write(temporary)
+        with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
+            temporary.chmod(mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except NotWritten:  # of another file, which `write` writes
+        raise
+    except OSError as error:
+        if error.errno in FULL or (error.errno and error.filename is None):
+            advice = "free some space" if error.errno in FULL else "check the disk"
+            reason = f"{os.strerror(error.errno)}; this file was not written. To continue, {advice} and run the command again"
+            raise NotWritten(error.errno, reason, str(path)) from error
+        raise
+    finally:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    r"""Write a UTF-8 file with "\n" at the end of each line. The file is written as by `write_atomically`.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file to write.
+    text : str
+        The content.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.files import write_text
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(f"{folder}/note.txt", "ΔW = BA")
+    ...     Path(folder, "note.txt").read_text(encoding="utf-8")
+    'ΔW = BA'
+    """
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Create a folder and its missing parents. After a power cut the folders are still there. Return the new folders."""
+    if folder.is_dir():
+        return []
+    made = make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+    return [*made, folder]
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Remove the temporary folders of a file that a killed process left. Another process must not write the file now."""
+    for path in folder.glob(f"{name}.*.tmp"):
+        if UNFINISHED.fullmatch(path.name):
+            real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
+            shutil.rmtree(path) if real else path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk. On Windows do nothing: there is no such call, and NTFS logs each rename."""
+    if sys.platform == "win32":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder to write to, but not to list
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
