@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 import lora_np
+from lora_np.optional import MissingExtra
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(lora_np.__path__, "lora_np.") if "__main__" not in module.name
@@ -19,6 +20,10 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module(name):
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    report = doctest.testmod(importlib.import_module(name), optionflags=options)
+    try:
+        module = importlib.import_module(name)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    report = doctest.testmod(module, optionflags=options)
     plt.close("all")  # the figures of the examples
     assert report.failed == 0, f"run `python -m doctest` on {name}: an example prints something else than it says"

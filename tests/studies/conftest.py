@@ -27,4 +27,4 @@ def setting(small_base, monkeypatch):
     batch = np.arange(64).reshape(2, 32), np.arange(1, 65).reshape(2, 32)
     monkeypatch.setattr(tiny_task, "_unseen", lambda: [batch, (batch[1], batch[0])])
     monkeypatch.setattr(runs, "run_all", serially)
-    return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4))
+    return replace(QUICK, base=small_base, steps=3, batch_size=2, eval_every=1, ranks=(1, 4), seeds=(0, 1))

@@ -22,6 +22,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends C
 STEPS, STOPPED = 5, 3
 
 
+@pytest.fixture(autouse=True)
+def handler():
+    """Python's own handler of Ctrl-C: a shell that starts tests in the background lets them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ctrl_c(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 

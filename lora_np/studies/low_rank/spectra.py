@@ -49,7 +49,10 @@ def deltas(trained: Trainable, base: Transformer) -> dict[str, np.ndarray]:
     if isinstance(trained, PeftModel):
         return {name: layer.delta_weight("default") for name, layer in adapted_layers(trained.model).items()}
     before, after = dict(base.named_parameters()), dict(trained.named_parameters())
-    return {name: after[f"{name}.weight"].value - before[f"{name}.weight"].value for name in adaptable_layers(base)}
+    names = [
+        name for name in adaptable_layers(base) if f"{name}.weight" in after
+    ]  # a tied head has no weight of its own
+    return {name: after[f"{name}.weight"].value - before[f"{name}.weight"].value for name in names}
 
 
 def layer_and_module(name: str) -> dict[str, Any]:
