@@ -42,6 +42,7 @@ def _figure(rows: Sequence[Mapping[str, float]]) -> Any:
     ax.set(
         xlabel="training step", ylabel="loss (nats per token)", xlim=ax.get_xlim(), ylim=ax.get_ylim()
     )  # labels need them
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ends = [(steps[-1], mean[-1]), *heldout[-1:]]
     label_lines(ax, ends, ["training", "held out"][: len(ends)], [LORA, INK][: len(ends)])
     return figure
