@@ -12,8 +12,11 @@ import pytest
 import lora_np
 from lora_np.optional import MissingExtra
 
+SCRIPTS = ("__main__", ".job.with_")  # run as programs
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(lora_np.__path__, "lora_np.") if "__main__" not in module.name
+    module.name
+    for module in pkgutil.walk_packages(lora_np.__path__, "lora_np.")
+    if not any(script in module.name for script in SCRIPTS)
 )
 
 
