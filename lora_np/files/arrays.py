@@ -1,6 +1,6 @@
 """Named arrays in safetensors files.
 
-A file is written as in durable.py, so it is always complete. Equal arrays and equal metadata give equal bytes. A file is
+Files are written completely or not at all (durable.py). Equal arrays and equal metadata give equal bytes. A file is
 checked when it is read. Pickles are never read, because a pickle can run code.
 
 A safetensors file has three parts: 8 bytes with the length of the header, the header in JSON, and the bytes of the arrays.
@@ -23,8 +23,8 @@ import numpy as np
 from .durable import write_atomically
 
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the name of a dtype in safetensors → in ml_dtypes
-DIRECT = {"F32": np.float32, "F16": np.float16} | dict.fromkeys(("BF16", *FLOAT8), np.float32)  # what a reader gets
-CHUNK = 2**20  # numbers that are converted at a time
+DIRECT = {"F32": np.float32, "F16": np.float16} | dict.fromkeys(("BF16", *FLOAT8), np.float32)  # dtypes that are returned
+CHUNK = 2**20  # how many numbers are converted at once
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 DTYPES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
@@ -103,7 +103,7 @@ def save_arrays(
     Raises
     ------
     TypeError
-        If an array has a dtype that the format does not have, or if a value of the metadata is not a string.
+        If the format does not support the dtype of an array, or if a value of the metadata is not a string.
     OSError
         If the file cannot be written, for example because the disk is full.
 

@@ -1,7 +1,7 @@
 """Render a chat template with limits on work, memory and time. A template comes with a model and is a Jinja program.
 
-Jinja's sandbox keeps a template away from Python's internals, but a template can still loop for years, or write
-`'x' * 10**9`. Here each step of a template is paid from a budget of work units (template_budget.py).
+Jinja's sandbox protects Python's internals, but it does not limit time and memory: a template can loop for years, or write
+`'x' * 10**9`. Here each step of a template costs work units from a budget (template_budget.py).
 
 `{% generation %}` and `{% endgeneration %}` enclose the text of an answer, as in transformers: `render_with_answers` returns
 the positions of this text.
@@ -27,7 +27,7 @@ with extra("models", "a chat template"):
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST = 50_000  # characters of a template; published templates have up to 20,000
-BITS = 10_000  # of the two operands of an integer operation
+BITS = 10_000  # largest number of bits in the operands of an integer operation
 
 STRING_METHODS = """
     capitalize casefold count endswith find format index isalnum isalpha isdecimal isdigit islower isnumeric isspace istitle
@@ -57,7 +57,7 @@ def render_with_answers(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation, and the begin and the end of each part that the template marks as an answer.
 
-    The parts are sorted and do not overlap. Otherwise, as `render`.
+    The parts are sorted and do not overlap. The arguments and the errors are those of `render`.
     """
     if len(template) > LONGEST:
         raise ValueError(f"the chat template has {len(template)} characters; at most {LONGEST} are supported")
@@ -101,12 +101,12 @@ def _environment() -> Environment:
 
 
 def raise_exception(message: str) -> None:
-    """The function of this name in a template."""
+    """The function `raise_exception` in a template."""
     raise ValueError(message)
 
 
 def strftime_now(form: str) -> str:
-    """The function of this name in a template: the local date and time, as `datetime.strftime` writes it."""
+    """The function `strftime_now` in a template: the local date and time, as `datetime.strftime` writes it."""
     spend(256 * len(form))  # the largest length of a result in CPython
     return datetime.now().strftime(form)
 
@@ -187,14 +187,14 @@ class Counted:
 
 
 class OpaqueNamespace(Namespace):
-    """A `namespace()`, which as text does not show its attributes: they may refer to each other."""
+    """A `namespace()`. Its text does not show the attributes, because attributes may refer to each other."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
 class Generator(CodeGenerator):
-    """Compile a template so that operations that Jinja does not pass through the environment are paid too."""
+    """Compile a template. Operations that Jinja does not pass through the environment also cost work units."""
 
     def _paid(self, function: str, visit: Callable[..., None], node: Node, frame: Any) -> None:
         self.write(f"environment.{function}(")
@@ -297,7 +297,7 @@ class Environment(ImmutableSandboxedEnvironment):
             args = (list(args[0]), *args[1:])
         spend(STEP + method_cost(__obj, [*args, *kwargs.values()]))
         result = super().call(__context, __obj, *args, **kwargs)
-        if not isinstance(owner, Mapping):  # these methods return an existing object
+        if not isinstance(owner, Mapping):  # the methods of a dictionary return an existing object
             spend(size_of(result))
         return result
 

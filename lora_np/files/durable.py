@@ -1,4 +1,4 @@
-"""Write files so that no crash, full disk or power cut leaves a part of a file under the name of the file.
+"""Write files so that a crash, a full disk or a power cut never leaves an incomplete file under the final name.
 
 A file is written in four steps. SQLite and other databases use the same steps.
 
@@ -25,7 +25,7 @@ UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # a temporary folder of write
 
 
 class NotWritten(OSError):
-    """The error if the disk is full or if writing fails for another reason. The message names the file."""
+    """Raised if the disk is full, or if writing fails for another reason. The message names the file."""
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -69,7 +69,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except NotWritten:  # of another file, which `write` writes
+    except NotWritten:  # raised for another file that `write` writes
         raise
     except OSError as error:
         if error.errno in FULL or (error.errno and error.filename is None):
@@ -116,7 +116,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove the temporary folders of a file that a killed process left. Another process must not write the file now."""
+    """Remove the temporary folders that a killed process left. No other process may write the file at the same time."""
     for path in folder.glob(f"{name}.*.tmp"):
         if UNFINISHED.fullmatch(path.name):
             real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
@@ -129,7 +129,7 @@ def _sync_folder(folder: Path) -> None:
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder to write to, but not to list
+    except PermissionError:  # the process may write to the folder, but not list it
         return
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""One check for every array that is read from a file: NaN and infinity are refused by the array's name."""
+"""One check for every array that is read from a file: NaN and infinity are refused, and the error names the array."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ Gemma).
 
 Byte-level BPE splits a text into words, writes bytes as characters, and merges pairs of tokens. The merges keep the order
 in which the file lists them. SentencePiece merges characters; a space is written as "▁", and a character that is not in the
-vocabulary becomes its bytes. A file with a SentencePiece vocabulary lists no merges. It lists a score of each token: the
+vocabulary becomes its bytes. A file with a SentencePiece vocabulary lists no merges, but a score for each token. The
 pair whose merged token has the highest score is merged first.
 
 Source: llama.cpp, src/llama-vocab.cpp; transformers, integrations/gguf/gguf_tokenizer_mapping.py.
@@ -19,7 +19,7 @@ import numpy as np
 from ..optional import extra
 
 SPACE = "▁"
-# The words of GPT-4's tokenizer, with at most three, or with one digit per word.
+# The words of GPT-4's tokenizer. A word has at most three digits (Llama 3) or one digit (Qwen 2).
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,7 +43,7 @@ def byte_level_bpe(tokens: list[str], merges: list[str], pre: str) -> Any:
         raise ValueError(f"tokenizer.ggml.pre is {pre!r}; only {sorted((*PLAIN_SPLITS, *SPLITS))} are supported")
     pairs = [tuple(merge.split(" ")) for merge in merges]
     try:
-        # Llama 3 keeps a word that is a token, even if no sequence of merges leads to it.
+        # Llama 3 keeps a word that is a token, even if no sequence of merges results in this token.
         backend = Backend(models.BPE(vocab=_vocabulary(tokens), merges=pairs, ignore_merges=pre == "llama-bpe"))
     except ValueError:
         raise
@@ -62,14 +62,14 @@ def sentencepiece(tokens: list[str], scores: np.ndarray, architecture: str | Non
     """Build a tokenizers.Tokenizer from the tokens and scores of a file.
 
     If `prefix` is True, a text begins with an added space. Phi-3 adds the space also before a text that begins with a
-    space. In Gemma, the order of the tokens takes the place of the scores.
+    space. Gemma uses the order of the tokens instead of scores.
     """
     with extra("models", "a tokenizer"):
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     gemma = architecture is not None and architecture.startswith("gemma")
-    if gemma:  # a token of several spaces is stored as spaces
+    if gemma:  # the file stores a token of several spaces as spaces, not as "▁"
         tokens = [SPACE * len(token) if token.strip(" ") == "" and len(token) > 1 else token for token in tokens]
         scores = -np.arange(len(tokens), dtype=np.float64)
     if len(scores) != len(tokens):

@@ -1,4 +1,4 @@
-"""A lock that keeps two processes from writing the same files. The system releases the lock when its process ends."""
+"""A lock that keeps two processes from writing the same files. The operating system releases the lock when the process ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
-        """Lock a byte behind the text of the file, because Windows lets no other process read a locked byte."""
+        """Lock a byte behind the text of the file, because on Windows no other process can read a locked byte."""
         os.lseek(descriptor, 2**20, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -29,14 +29,14 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network file system
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network file systems without locks
 
 
 @contextmanager
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a lock in a `with` statement. The file of the lock contains the number of the process.
 
-    The lock ends with the process, also if the process is killed. The file of a killed process stays, and the next
+    The lock ends with the process, even if the process is killed. A killed process leaves its file, and the next
     process uses this file. At the end of the `with` statement, the file is removed. Folders that were created for the
     file are also removed if they are empty.
 
@@ -73,12 +73,12 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         if sys.platform == "win32":
-            os.close(descriptor)  # first, because Windows removes no open file
+            os.close(descriptor)  # first, because Windows cannot remove an open file
             with suppress(OSError):  # another process has opened the file
                 path.unlink(missing_ok=True)
         else:
             path.unlink(missing_ok=True)
-            os.close(descriptor)  # last: between the two lines, _acquire sees that the file is no longer there
+            os.close(descriptor)  # last: if _acquire locks the file between the two lines, it sees that the path is gone
         for folder in reversed(made):
             with suppress(OSError):  # the folder is not empty
                 folder.rmdir()

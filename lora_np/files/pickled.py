@@ -3,10 +3,10 @@
 A .bin file is a ZIP archive, in which nothing is compressed:
 
     archive/data.pkl    a pickle: a dictionary from names to calls of `_rebuild_tensor_v2`
-    archive/data/0      the numbers of the first tensor, archive/data/1 those of the second, …
+    archive/data/0      the numbers of the first tensor, archive/data/1 the numbers of the second tensor, …
 
 A pickle is a program that can call any function it names. The unpickler here knows the few names that a dictionary of
-tensors needs, and each name stands for a function of this module. Any other name raises an error. PyTorch calls this
+tensors needs, and calls functions of this module instead. Any other name raises an error. PyTorch calls this
 `weights_only=True`.
 """
 

@@ -23,8 +23,8 @@ END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", 
 def stop_tokens_from_folder(folder: Path, vocab_size: int) -> tuple[int, ...]:
     """Return the values of eos_token_id in generation_config.json and config.json. Missing files have no value.
 
-    An id that is neither in the tokenizer's vocabulary nor below the model's vocab_size is left out with a warning: no text
-    can end with it. Raises ValueError with the path of the file if a value is not a token id, a list of token ids, or null.
+    An id that is neither in the tokenizer's vocabulary nor below the model's vocab_size is left out with a warning, because no
+    text can end with it. Raises ValueError with the path of the file if a value is not a token id, a list of token ids, or null.
     """
     found: list[int] = []
     size = vocab_size

@@ -1,10 +1,10 @@
 """The budget of one rendering of a chat template: limits on work, memory and time.
 
-Each step of a template is paid from a budget of work units:
+Each step of a template costs work units from a budget:
 
     one iteration, call, filter          STEP units
     a new string                         1 unit per character
-    a new list, tuple or dictionary      STEP units per element, and 1/16 unit per character of its strings, where an
+    a new list, tuple or dictionary      STEP units per element, and 1/16 unit per character of its strings; an
                                          object that occurs twice counts twice
 
 If the result of an operation can be much larger than its operands (`*`, `replace`, `join`, widths of formats), the
@@ -25,9 +25,9 @@ from contextvars import ContextVar
 from time import sleep, thread_time
 from typing import Any
 
-WORK = 10_000_000  # units, and INPUT_WORK more for each unit of the conversation
+WORK = 10_000_000  # units; each unit of the conversation adds INPUT_WORK units
 INPUT_WORK = 32
-SECONDS = 1.0  # of processor time, and one more for each million units of the conversation
+SECONDS = 1.0  # of processor time; each million units of the conversation adds one second
 BEFORE_PAUSE, PAUSE = 0.001, 0.001  # seconds of processor time between two pauses, and seconds of a pause
 STEP = 16
 LONGEST_FORMAT = 10_000  # characters of the left operand of `%` and of `format`
@@ -69,8 +69,11 @@ def spend(units: int) -> None:
 
 
 def size_of(value: Any, share: int = STEP, limit: int | None = -1) -> int:
-    """Return the cost of a value; a character of a string in a container costs 1/share. Raises LimitExceeded at `limit`,
-    by default the units that are left, so that a value with many references to one list is not walked to its end."""
+    """Return the cost of a value. A character of a string in a container costs 1/share.
+
+    Raises LimitExceeded as soon as the cost is above `limit` (by default, the units that are left), so a value with many
+    references to one list does not take long.
+    """
     if isinstance(value, str):
         return len(value)
     found, todo = 0, [value]
@@ -88,14 +91,14 @@ def size_of(value: Any, share: int = STEP, limit: int | None = -1) -> int:
 
 
 def as_text(value: Any) -> str:
-    """Return str(value), paid before a container is written as text."""
+    """Return str(value). A container costs its units before it is written as text."""
     if not isinstance(value, str):
         spend(size_of(value, share=1))
     return str(value)
 
 
 def method_cost(method: Any, args: Sequence[Any]) -> int:
-    """Return the cost of a call of a string's method, as far as the result may be larger than the string."""
+    """Return the cost of calling a string's method. The cost covers the result and the time of the method."""
     method = getattr(method, "__wrapped__", method)  # the sandbox wraps `format`
     text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
     if not isinstance(text, str):
@@ -110,7 +113,7 @@ def method_cost(method: Any, args: Sequence[Any]) -> int:
     if name in ("split", "rsplit", "splitlines"):
         pieces = text.count(next(x for x in args if isinstance(x, str))) if lengths and all(lengths) else len(text) // 2
         return STEP * pieces + (len(text) * sum(lengths) // 64 if name == "rsplit" else 0)
-    if name.startswith("r") or "strip" in name:  # these compare in up to len · len steps
+    if name.startswith("r") or "strip" in name:  # these methods take up to len · len steps
         return len(text) * sum(lengths) // 64
     return len(text)
 

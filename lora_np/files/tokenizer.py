@@ -183,7 +183,8 @@ class Tokenizer:
         text : str
             The conversation, as `apply_chat_template` returns it without a generation prompt.
         answers : list of (int, int)
-            The first character of each part, and the character after its last one. Empty if the template has no marks.
+            The index of the first character of each part, and the index after its last character. Empty if the template
+            has no marks.
 
         Raises
         ------
@@ -195,7 +196,7 @@ class Tokenizer:
     def _render(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Run the template, as transformers does, with limits on work, memory and time: its author may be unknown.
+        """Run the template, as transformers does, with limits on work, memory and time, because a template can be hostile.
 
         As in transformers, the template does not see the keys of a message whose value is None, nor the special tokens
         that the tokenizer does not have.
@@ -317,8 +318,8 @@ class VocabularyTokenizer(Tokenizer):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer of transformers can load.
 
-        If texts end with other tokens than the eos token, generation_config.json lists all stop tokens. Its other
-        settings do not change.
+        If texts end with other tokens than the eos token, generation_config.json lists all stop tokens. The other
+        settings in this file do not change.
 
         Parameters
         ----------

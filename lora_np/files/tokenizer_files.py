@@ -167,7 +167,7 @@ def _add_special_tokens(
         raise ValueError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
     for kind, add in {CONTROL: backend.add_special_tokens, USER_DEFINED: backend.add_tokens}.items():
         add([AddedToken(tokens[i], normalized=False) for i in np.flatnonzero(kinds == kind)])
-    # llama.cpp adds the first token to a SentencePiece vocabulary that does not say otherwise
+    # With a SentencePiece vocabulary, llama.cpp adds the bos token unless the file says otherwise.
     defaults = {"bos": metadata.get("tokenizer.ggml.model") == SENTENCEPIECE, "eos": False}
     added = [w for w, default in defaults.items() if _entry(metadata, f"tokenizer.ggml.add_{w}_token", bool, default)]
     ids = {which: i for which in added if (i := special[which]) is not None}

@@ -1,7 +1,7 @@
 """Who may send requests: checks of the headers Host, Origin and Authorization, before a route sees the request.
 
-Host           a page whose domain name points to this computer (DNS rebinding) sends its own name here
-Origin         a browser names here the web site whose page sends the request
+Host           the name of the server in the URL; with DNS rebinding, this is the domain of the attacker's page
+Origin         the web site whose page sends the request, written by the browser
 Authorization  "Bearer " and an API key
 """
 
@@ -69,7 +69,7 @@ class Access:
                 f"Origin is {origin!r}; pages of this web site may not use this server. Add it with --allowed-origins"
             )
             return ProtocolError(403, message, code="origin_not_allowed")
-        if self.api_keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":  # a preflight has no key
+        if self.api_keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":  # a preflight carries no key
             scheme, _, key = _header(scope, b"authorization").partition(" ")
             if scheme.lower() != "bearer" or not self._is_key(key.strip()):
                 given = "the API key is wrong" if key else "the API key is missing"
@@ -122,5 +122,5 @@ def host_name(header: str) -> str:
 
 
 def _header(scope: Scope, name: bytes) -> str:
-    """Return the value of a header; several values are joined, so that they equal no allowed value."""
+    """Return the value of a header. Several values are joined, and the joined text equals no allowed value."""
     return ", ".join(value.decode("latin-1") for key, value in scope["headers"] if key == name)

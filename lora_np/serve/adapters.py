@@ -17,7 +17,7 @@ from ..peft.files import CONFIG, WEIGHTS
 
 MAX_NAME = 128  # characters of an adapter's name
 SHOWN_NAMES = 20  # names in an error message
-# A PeftModel writes an adapter's name into the names of its parameters, so its adapters have no "." or "/" in their names
+# The names of a PeftModel's parameters contain the adapter's name, so the adapter's name has no "." and no "/".
 ESCAPES = str.maketrans({"%": "%25", ".": "%2E", "/": "%2F"})
 
 

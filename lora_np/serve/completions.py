@@ -1,7 +1,7 @@
 """From a request of the API to the engine, and from the engine's tokens to text.
 
-The event loop serves all clients, so it never waits for one request: texts are encoded in other threads, with a time limit,
-after their lengths have been checked.
+The event loop serves all clients, so it must not wait for one request. The length of a text is checked first. Then another
+thread encodes the text, with a time limit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CompletionService:
         self.thread, self.tokenizer, self.base = EngineThread(engine), tokenizer, base
         self.encoders = Workers(ENCODERS, ENCODING_SECONDS)
         self.accepting = True  # False after the first signal: running requests are finished, new ones are refused
-        # As in vLLM, a text is refused by its number of characters before it is encoded
+        # As in vLLM, a text with too many characters is refused before it is encoded.
         tokens = (tokenizer.convert_ids_to_tokens(i) or "" for i in range(tokenizer.vocab_size))
         self.max_tokens = engine.config.max_position_embeddings
         self.max_characters = self.max_tokens * max(map(len, tokens))
@@ -121,7 +121,7 @@ class CompletionService:
         return room if wanted is None else wanted
 
     def _check_logprobs(self, completion: CompletionRequest, choices: Sequence[Choice]) -> None:
-        """Raise ProtocolError if a request asks for more log probabilities than fit into memory for many clients."""
+        """Raise ProtocolError if a request asks for more than MAX_LOGPROBS log probabilities."""
         if completion.logprobs is None:
             return
         tokens = sum(choice.new + completion.echo * len(choice.ids) for choice in choices)
@@ -133,7 +133,7 @@ class CompletionService:
             raise ProtocolError(400, message, "logprobs")
 
     def _spell(self, token: int) -> str:
-        """Return the text of a token, with its leading space. A token without a text of its own has the name of its id."""
+        """Return the text of a token, with its leading space. A part of a character is written as `token_id:ID`."""
         if token >= self.tokenizer.vocab_size:
             return part_of_a_character(token)
         once, twice = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
@@ -224,7 +224,7 @@ class Choice:
         text = ""
         try:
             text = self.stream.end()
-        finally:  # also if the tokens cannot be decoded: the client waits for the end
+        finally:  # the client waits for the end, even if the tokens cannot be decoded
             self._send(request, text, request.finish_reason)
 
     def _send(self, request: Request, text: str, finish_reason: str | None) -> None:

@@ -1,7 +1,7 @@
 """Connections with limits: slow clients are disconnected, and do not keep other clients out.
 
 uvicorn waits without a limit for the headers and the body of a request, and for a client that does not read its response.
-Here each of these steps has a limit of time, and the number of connections has a limit. If there are too many connections,
+Here each of these steps has a time limit, and the number of connections is limited. If there are too many connections,
 the connection that has waited longest for its client is closed, and the new connection takes its place.
 """
 

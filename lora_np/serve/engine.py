@@ -9,8 +9,8 @@ A long prompt is read in chunks, a few chunks per step, so that the running requ
 chunks (chunked prefill: Agrawal et al. 2024, Sarathi-Serve, and vLLM). One long prompt is read at a time, and short prompts
 overtake the long prompts, as in vLLM with `max_long_partial_prefills = 1`.
 
-An error of one request ends this request alone. A request's adapter and prompt are computed alone before the request
-joins the batch, so an adapter that cannot be computed fails there. If the step of the whole batch fails, for example
+An error of one request ends this request only. Before a request joins the batch, its prompt is computed alone with its
+adapter, so an adapter that cannot be computed fails before it reaches the batch. If the step of the whole batch fails, for example
 because memory is full, no single request is the cause, and all running requests end with the error.
 """
 
@@ -39,7 +39,7 @@ from .request import QueueFull, RecordErrors, Request
 # Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
 # max_num_batched_tokens.
 PROMPT_TOKENS = 512
-# A longer prompt is read in several steps, at most this many tokens per step. They take SmolLM2 about a second on one core.
+# A longer prompt is read in several steps of at most this many tokens. A step takes SmolLM2 about a second on one core.
 LONG_PROMPT = 2 * CHUNK
 
 
@@ -306,7 +306,7 @@ class AdapterServer:
 
         Prompts are read in the order of submission, but a long prompt waits while another long prompt is read. Each
         step reads a part of the long prompt, so that short prompts cannot delay the long prompt for ever. After a long
-        text, a chunk has fewer tokens than CHUNK, but takes as long.
+        text, a chunk has fewer tokens than CHUNK, so it takes the same time.
 
         If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
         Otherwise the later requests could delay this request for ever.

@@ -1,7 +1,7 @@
 """The fields of a request: every field of OpenAI's API and of vLLM's server, each with its default and what this server does.
 
-A field is either honoured, or only its default is accepted and any other value is an error that names the field. So no
-value is silently ignored. Sources: OpenAI's API reference, and vLLM's protocol.py of completions and chat completions.
+A field is either honoured, or the server accepts only its default. Any other value is an error that names the field, so
+no value is silently ignored. Sources: OpenAI's API reference, and vLLM's protocol.py of completions and chat completions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Field:
     also: tuple = ()
 
     def accepts(self, value: Any) -> bool:
-        """Return True unless the server must refuse the value. The value of a field that is honoured is checked later."""
+        """Return False if the server must refuse the value. The value of an honoured field is checked later."""
         return self.honoured or value is None or any(equal(value, known) for known in (self.default, *self.also))
 
 
@@ -32,7 +32,7 @@ def equal(a: Any, b: Any) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-# Fields that name a user or a session, for accounting or for a cache of prompts. They change no answer, in OpenAI's API too.
+# Fields that name a user or a session, for accounting or for a cache of prompts. They do not change the answer, as in OpenAI's API.
 LABELS = ("user", "safety_identifier", "metadata", "prompt_cache_key", "session_id", "cache_salt")
 
 SHARED = {

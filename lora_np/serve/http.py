@@ -32,7 +32,7 @@ from .responses import CompletionResponse
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 Response: TypeAlias = Any
 REFUSALS = {403, 413, 415, 429, 503}  # these errors are logged; for other errors, the response is enough
-MAX_BODY = 2**21  # bytes; 131,072 token ids need half of them. To parse more would delay other requests
+MAX_BODY = 2**21  # bytes; 131,072 token ids need half of this. Parsing more would delay other requests
 
 
 class HttpRequest(Protocol):
@@ -107,11 +107,11 @@ def create_app(
     app = Starlette(
         routes=routes, lifespan=lifespan, exception_handlers={404: http_error, 405: http_error, 500: internal_error}
     )
-    if access.allowed_origins:  # a browser shows a response to a page of another origin only if the response allows it
+    if access.allowed_origins:  # browsers require a header in the response before a page of another origin may read it
         app.add_middleware(
             CORSMiddleware, allow_origins=access.allowed_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(AccessControl, access=access)  # the last one is called first
+    app.add_middleware(AccessControl, access=access)  # the middleware that is added last is called first
     app.state.service, app.state.access = service, access
     return app
 

@@ -16,7 +16,7 @@ from .refusals import LOGGER
 
 App: TypeAlias = Any  # Starlette's application. Starlette is optional, so its types are not imported here
 PORT = 8000
-ACCEPTED_AT_ONCE = 16  # connections: the next ones wait until `Connection` has made room for these
+ACCEPTED_AT_ONCE = 16  # connections; further connections wait until `Connection` has made room for these
 QUEUE = 2048  # connections that wait in the system until they are accepted, as in uvicorn
 
 
@@ -29,8 +29,8 @@ def make_server(
     """Return a uvicorn.Server for the application that `create_app` returned.
 
     The first SIGTERM or SIGINT starts the grace period: running requests finish, and new requests get status 503. The
-    server ends when no request is running. The process ends at once after a second signal, and with status 1 at the end
-    of the grace period. `on_start` is called with the server's URL when the server accepts connections. Raises
+    server ends when no request is running. After a second signal, the process ends at once. At the end of the grace
+    period, the process ends with status 1. `on_start` is called with the server's URL when the server accepts connections. Raises
     MissingExtra if uvicorn is not installed.
     """
     with extra("serve", "the HTTP server"):
@@ -58,8 +58,8 @@ def make_server(
             self.stopping.set()
 
         def _limit_grace_period(self) -> None:
-            """Wait for the first signal, then end the process after the grace period. A thread runs this method, so that
-            a busy event loop does not matter."""
+            """Wait for the first signal, then end the process after the grace period. A thread runs this method, so
+            a busy event loop cannot delay it."""
             self.stopping.wait()
             if self.ended.is_set():
                 return
@@ -76,7 +76,7 @@ def make_server(
             if self.started:
                 for sock in self.servers[0].sockets:
                     with sock.dup() as listening:
-                        listening.listen(QUEUE)  # asyncio set ACCEPTED_AT_ONCE
+                        listening.listen(QUEUE)  # asyncio had set it to ACCEPTED_AT_ONCE
                 address, port = self.servers[0].sockets[0].getsockname()[:2]
                 if not is_loopback(host):
                     LOGGER.warning(

@@ -10,13 +10,13 @@ from ..files import TextStream, Tokenizer
 class StopString:
     """Finds one string in a text that arrives in pieces (Knuth, Morris and Pratt 1977).
 
-    `matched` is the length of the longest end of the text that begins the string. The work is proportional to the
+    `matched` is the length of the longest suffix of the text that is a prefix of the string. The work is proportional to the
     length of the text, whatever the string is.
     """
 
     def __init__(self, string: str) -> None:
         self.string, self.matched = string, 0
-        self.borders = [0]  # borders[i]: length of the longest proper beginning of string[: i + 1] that also ends it
+        self.borders = [0]  # borders[i]: length of the longest proper prefix of string[: i + 1] that is also its suffix
         for character in string[1:]:
             self.borders.append(self._extend(self.borders[-1], character))
 
