@@ -16,7 +16,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # the parameters of mallopt, from mallo
 AFTERWARDS = {
     MMAP_THRESHOLD: 2**25,
     TRIM_THRESHOLD: 2**26,
-}  # glibc's own values in a process that has used large arrays
+}  # the values that glibc chooses in a process that has used large arrays
 
 
 @contextmanager

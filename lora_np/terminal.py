@@ -2,7 +2,7 @@
 
 A terminal obeys control characters: a text can clear the screen, set the title of the window, or write to the
 clipboard. The text of a model, a file name and the content of a file come from other people, so every command shows
-the control characters of all that it prints.
+all control characters as text.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
 # All control characters except newline and tab; the characters that change the direction of the text after them (a
-# line could then show other words than it has); and surrogates, which no terminal can show. Right-to-left text does not
-# need these characters. The marks and joiners that it needs (U+200C to U+200F) are kept.
+# line could then show other words than it contains); and surrogates, which no terminal can show. Right-to-left text does not
+# need these characters. The marks and joiners of right-to-left text (U+200C to U+200F) are kept.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -33,7 +33,7 @@ class VisibleStream:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text, and return the length of the text as given."""
+        """Write the text, and return the length of the given text."""
         self.stream.write(visible(text))
         return len(text)
 

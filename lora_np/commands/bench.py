@@ -47,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--job",
         action="store_true",
-        help="measure a whole job instead: SmolLM2-135M learns the data set lighthouse, from the start of Python to the "
-        "saved adapter",
+        help="measure a whole job instead, from the start of Python to the saved adapter: SmolLM2-135M is trained on the "
+        "data set lighthouse",
     )
     measured.add_argument(
         "--quick",
         action="store_true",
-        help="measure 3 rounds, or one round of 6 steps with --job, with more noise (default: 9 rounds; 5 for generation; "
-        "3 rounds of 60 steps with --job)",
+        help="measure fewer rounds, with more noise: 3, or with --job one round of 6 steps (default: 9 rounds; 5 for "
+        "generation; with --job 3 rounds of 60 steps)",
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"

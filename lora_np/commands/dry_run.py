@@ -26,7 +26,7 @@ class Plan:
     """A run that is ready to begin.
 
     `longest` is the number of tokens of the longest record without its last token, which is only predicted. `checked` and
-    `settings` are arguments of `train`; `check_run` checks the first of them.
+    `settings` are arguments of `train`; `check_run` checks the arguments in `checked`.
     """
 
     model: Any
@@ -58,13 +58,13 @@ def memory_line(plan: Plan) -> str:
     """Return the memory of the largest step as one line of text."""
     found, rows = step_memory(plan), counted(plan.batches.batch_size, "record")
     parts = f"weights {size(found.weights)}, activations {size(found.activations)}"
-    return f"arrays of a step with {rows} of {plan.longest:,} tokens, the longest: {size(found.total)} ({parts})"
+    return f"arrays of the longest step, with {rows} of {plan.longest:,} tokens: {size(found.total)} ({parts})"
 
 
 def print_estimate(plan: Plan) -> None:
     """Take one or two steps, and print the memory and the time of the run. Nothing is written."""
     print(f"\n{step_memory(plan)}\n")
-    print("The table is for the arrays of a step. Python, its packages and the file of the model need more memory.")
+    print("The table shows the arrays of a step. Python, its packages and the file of the model need more memory.")
     taken, checked = min(2, plan.steps), plan.checked | {"heldout": None, "eval_every": None}
     rows = train(
         plan.model, plan.batches, plan.optimizer, taken, progress=False, **checked, **plan.settings

@@ -41,7 +41,7 @@ def _figure(rows: Sequence[Mapping[str, float]]) -> Any:
         ax.plot(*zip(*heldout, strict=True), color=INK, marker="o", mec=PAPER, ms=7, lw=1.2)
     ax.set(
         xlabel="training step", ylabel="loss (nats per token)", xlim=ax.get_xlim(), ylim=ax.get_ylim()
-    )  # labels need them
+    )  # the labels need these limits
     ax.xaxis.get_major_locator().set_params(integer=True)
     ends = [(steps[-1], mean[-1]), *heldout[-1:]]
     label_lines(ax, ends, ["training", "held out"][: len(ends)], [LORA, INK][: len(ends)])

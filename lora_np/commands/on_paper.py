@@ -35,7 +35,7 @@ def add_settings(
 
 
 def _model(name: str) -> str:
-    """Return the name or path of an architecture. Raises an error that lists the names if it is unknown."""
+    """Return the name or path of an architecture. If the name is unknown, the error lists the known names."""
     try:
         architecture_named(name)
     except ValueError as error:

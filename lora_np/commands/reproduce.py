@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..report.reproduce import reproduce
 
     notebooks = arguments.notebooks or (Path("notebooks") if arguments.full else None)
-    with extra("course", "drawing pictures"):  # an error comes now, not after the training runs
+    with extra("course", "drawing pictures"):  # a missing package is reported now, not after the training runs
         import matplotlib  # noqa: F401
     if notebooks:
         with extra("course", "running a notebook"):

@@ -6,7 +6,7 @@
     adapter_… or model…      the result
     SHA256SUMS               written last: the digests of the other files of a finished run
 
-A run is finished if its files have the digests in SHA256SUMS. `sha256sum -c SHA256SUMS` checks the same. The checkpoint
+A run is finished if its files have the digests in SHA256SUMS. `sha256sum -c SHA256SUMS` makes the same check. The checkpoint
 is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first: until the new run is
 finished, the folder contains the old adapter, and no digest confirms it.
 """
@@ -26,7 +26,7 @@ MODEL = ("config.json", "model.safetensors")
 
 
 def check_kind(output: Path, full: bool) -> None:
-    """Raise FileExistsError if `output` is a file, or if the folder has a model and the run saves an adapter, or reversed."""
+    """Raise FileExistsError if `output` is a file, or if the folder has a model and the run saves an adapter, or vice versa."""
     if output.is_file():
         raise FileExistsError(f"--output {output} is a file; expected a folder")
     for name in ADAPTER if full else MODEL:
@@ -58,10 +58,10 @@ def is_finished(output: Path, full: bool, resume: bool) -> bool:
         raise FileExistsError(f"{output / name} exists; use --overwrite to replace it, or choose another --output")
     if sums and changed:
         raise ValueError(
-            f"{output / changed[0]} was changed or damaged after the run: its digest differs from the one in {SUMS}; "
+            f"{output / changed[0]} was changed or damaged after the run: its digest differs from the digest in {SUMS}; "
             "use --overwrite to train again"
         )
-    if sums is None:  # of an older version, which wrote no digests
+    if sums is None:  # the run of an older version, which wrote no digests
         for name in there:
             read_json(output / name) if name.endswith(".json") else _check(output / name)
     return sums != {}

@@ -1,4 +1,4 @@
-"""What a person can follow of a training run: its metrics as JSONL, for TensorBoard, and as a picture.
+"""Reports of a training run: its metrics as JSONL, for TensorBoard, and as a picture.
 
 metrics.jsonl    one row per step, with the columns of History; rewritten every 15 seconds during the run
 loss.png         the curve of the losses, drawn at the end if matplotlib is installed

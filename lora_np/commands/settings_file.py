@@ -17,10 +17,10 @@ from typing import Any
 
 from ..files import write_text
 
-NOT_IN_A_FILE = ("help", "config", "resume", "overwrite", "dry_run")  # what to do now, not a setting of the run
-ALTERNATIVES = {"epochs": "steps", "steps": "epochs"}  # options of which a run has one
+NOT_IN_A_FILE = ("help", "config", "resume", "overwrite", "dry_run")  # actions, not settings of a run
+ALTERNATIVES = {"epochs": "steps", "steps": "epochs"}  # a run has only one of these options
 EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number"}
-SHORT = reprlib.Repr()  # for a wrong value, which can be huge: in YAML ten lines are enough for a billion words
+SHORT = reprlib.Repr()  # shortens wrong values in messages: ten lines of YAML can describe a billion words
 SHORT.maxstring = SHORT.maxother = 80
 
 
@@ -67,7 +67,7 @@ def save_settings(path: Path, parser: argparse.ArgumentParser, arguments: argpar
 
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Return the options that a file can set, by key. An option with a value goes before a flag for the same setting."""
+    """Return the options that a file can set, by key. If two options have the same key, the first one is used."""
     found: dict[str, argparse.Action] = {}
     for action in parser._actions:
         if action.dest not in NOT_IN_A_FILE:
@@ -101,7 +101,7 @@ def _yaml(file: Any) -> Any:
 
 
 def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
-    """Return a value of the file as the option has it after the command line was parsed."""
+    """Convert a value of the file to the value that the option would have on the command line."""
     if action.nargs == 0:  # a flag
         if isinstance(value, bool):
             return value
@@ -124,7 +124,7 @@ def _shown(value: Any) -> str:
     """Return a wrong value as text of at most some lines."""
     try:
         return SHORT.repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python does not write integers of more than 4,300 digits
         return "an integer with thousands of digits"
 
 

@@ -194,7 +194,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("data",) if arguments.dry_run else ("data", "output"):
         if getattr(arguments, name) is None:
             raise ValueError(f"--{name} is missing; give it on the command line, or {name} in the file of --config")
-    arguments.method = arguments.method or DEFAULT  # with a default in argparse, `--full --method lora` is not refused
+    arguments.method = arguments.method or DEFAULT  # a default in argparse would allow `--full --method lora`
     if arguments.epochs is None and arguments.steps is None:
         arguments.epochs = EPOCHS
     if arguments.dry_run:

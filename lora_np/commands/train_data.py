@@ -1,4 +1,4 @@
-"""The records of `python -m lora_np train`: reading, warnings about answers, and the question of the command at the end."""
+"""The records of `python -m lora_np train`: read the records, warn about answers, and describe the records in one line."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ class Architecture:
 
     @property
     def norm_parameters(self) -> int:
-        """The number of parameters of all norms: those of the blocks and the final norm."""
+        """The number of parameters of all norms: the norms of the blocks and the final norm."""
         norm = self.norm_vectors * self.hidden
         return self.layers * (2 * norm if self.block_norms is None else self.block_norms) + norm
 

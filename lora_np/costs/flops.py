@@ -156,7 +156,7 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 
 
 def causal_scores(seq: int, block: int = 1, prefix: int = 0, window: int | None = None) -> int:
-    """Return the number of attention scores of one head and one sequence, whose keys start with those of a prefix.
+    """Return the number of attention scores of one head and one sequence. The keys of a prefix come first.
 
     For each query of a block, the scores of all keys up to the last query of the block are counted. With a sliding
     window, the keys before the window of the block's first query are not counted.

@@ -1,7 +1,7 @@
 """Architectures from any config.json, and the published sizes of the families by name.
 
-The shapes come from `Transformer.empty`, the model without memory for its matrices. So the counts on paper and the counts
-of a live model cannot differ.
+The shapes come from `Transformer.empty`, which builds a model without memory for its matrices. So the counts on paper equal
+the counts of a live model.
 """
 
 from __future__ import annotations

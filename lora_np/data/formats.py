@@ -21,7 +21,7 @@ MESSAGES = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistan
 PROMPT = '{"prompt": "…", "completion": "…"}'
 SHAREGPT = '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}'
 ALPACA = '{"instruction": "…", "input": "…", "output": "…"}'
-FORMS = {  # the keys of a form → what is told about a file of this form
+FORMS = {  # the keys of a form → the note about a file of this form
     ("messages",): "",
     ("prompt", "completion"): "",
     ("conversations",): "ShareGPT records: 'human' is the user, 'gpt' is the assistant",
@@ -55,7 +55,7 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def standard(record: Any) -> tuple[dict[str, Any], str, list[str]]:
-    """Return a record in the form "messages" or "prompt"/"completion", what it was read as, and its ignored keys.
+    """Return a record in the form "messages" or "prompt"/"completion", the note about its form, and its ignored keys.
 
     The second value is "" for a record that has one of these two forms already. Raises ValueError if the record has no known
     form, or a key that changes what must be learned.

@@ -23,7 +23,7 @@ PATIENCE = 1.0  # seconds that `check` spends on the search for two mistakes at 
 WIDTH = 95  # characters per line of an output in JupyterLab
 SUFFIXES = (".ipynb", ".py")
 NOT_ANSWERS = ("solutions", "site-packages", "node_modules")  # folders without answers
-OF_THE_PROJECT = ("tests", "docs", "figures")  # of a clone of lora_np, beside the package
+OF_THE_PROJECT = ("tests", "docs", "figures")  # folders beside the package in a clone of lora_np
 MOST_FILES = 50  # files that define one function
 LESSON = re.compile(r"\d\d[a-z]?_\w+\.(ipynb|py)$")
 LATEX = {r"\Delta ": "Δ", r"\Delta": "Δ", r"\alpha": "α", r"\varepsilon": "ε", r"\eta": "η"}
@@ -118,7 +118,7 @@ def plain_text(markdown: str) -> str:
 def _print(text: str) -> None:
     """Print text, with a question mark for each character that the output cannot encode (✓ in a pipe on Windows).
 
-    Control characters, which an answer's error can contain, are shown and not sent to the terminal.
+    Control characters, which an answer's error can contain, are shown as text and not sent to the terminal.
     """
     text = visible(text)
     try:

@@ -1,7 +1,7 @@
 """Run a student's program in a separate process with limits. There is a result even if the program fails or never ends.
 
-The process has no solution and does not judge: `Contained` calls the student's function there, with arguments from
-here, and returns its value here. On Linux the process cannot read the solutions, open connections, or reach another
+The process contains no solution and does not judge. `Contained` sends the arguments to the process, calls the student's
+function there, and returns its value. On Linux the process cannot read the solutions, open connections, or reach another
 process; see sandbox/restrict.py. On macOS and Windows the limits protect against accidents, not against attacks: grade
 untrusted code there in a container. On Windows only the time limits work; on macOS the memory limit does not work.
 """
@@ -28,17 +28,17 @@ from .sandbox.execute import MOST_ARRAYS, MOST_TEXT, Failure
 from .sandbox.restrict import CPU_SECONDS, PRINTED
 from .sandbox.wire import MOST_MESSAGE, decode, encode, mutable_parts, update
 
-WALL_SECONDS = 4.0  # of real time in which the program does nothing
-LAST_RESORT = 30.0  # of real time for the calls, also if the program is busy
-IMPORT_SECONDS = 60.0  # of real time for the program's imports; limits of computing begin after the imports
-LOOK = 0.1  # seconds between two looks at a process that computes
+WALL_SECONDS = 4.0  # of real time, after which a program that does nothing is stopped
+LAST_RESORT = 30.0  # limit of real time for all calls, even if the program is busy
+IMPORT_SECONDS = 60.0  # of real time for the imports; the limits of computing time begin after the imports
+LOOK = 0.1  # seconds between two checks of a process that computes
 IDLE = 0.1  # seconds of processor time: a process that used less in WALL_SECONDS does nothing
 WRITTEN, FILES = 32 << 20, 1000  # bytes and number of the files that a program may write
 SHOWN = 2000  # characters of the printed output in a message
 ENDLESS = f"did not return within {CPU_SECONDS:g} second of computing. Is there a loop that never stops?"
 TOO_MUCH = f"wrote more than {WRITTEN >> 20} MB or {FILES} files"
 WAITS = "did not return within {:g} seconds. Does it wait for something?"
-PROTECTIONS = {  # what `confine` takes, and what a program could do otherwise
+PROTECTIONS = {  # right that `confine` removes → what a program with this right could do
     "files": "read the solutions and your files",
     "network": "open connections",
     "signals": "end other processes",
@@ -95,7 +95,7 @@ class Contained:
 
     def __init__(self, text: str, function: str, hidden: Sequence[str] = ()) -> None:
         self.text, self.function, self.hidden = text, function, [*hidden, *own_folders()]
-        self.held: list[str] = []  # the rights that the operating system takes from the process
+        self.held: list[str] = []  # the rights that the process has lost
         self.passed_over: list[Failure] = []
         self.is_defined = False
         self._waited = 0.0  # seconds, for replies since the imports
@@ -114,7 +114,7 @@ class Contained:
             stderr=self._printed,
             cwd=empty,
             env=environment(empty),
-            start_new_session=True,  # its child processes are then ended with it
+            start_new_session=True,  # so that its child processes are ended too
         )
         self._wanted = threading.Semaphore(0)
         self._replies: queue.Queue[Any] = queue.Queue()
@@ -134,11 +134,11 @@ class Contained:
         self._printed.close()
         try:
             self._folder.cleanup()
-        except RecursionError:  # folders inside each other; rm does not recurse
+        except RecursionError:  # very deep folders, which rm can remove
             subprocess.run(["rm", "-rf", self._folder.name], check=False)
 
     def start(self) -> None:
-        """Execute the program. Raises RuntimeError if the process fails before; the cause is then not the program."""
+        """Execute the program. Raises RuntimeError if the process fails earlier, without a fault of the program."""
         task = {"text": self.text, "function": self.function, "hidden": self.hidden, "own": self._folder.name}
         try:
             self.held = list(map(str, self._ask(task)["held"]))
@@ -241,7 +241,7 @@ class Contained:
         try:
             for entry in entries(Path(self._folder.name)):
                 size, count = size + entry.stat(follow_symlinks=False).st_size, count + 1
-        except FileNotFoundError:  # a file that is removed meanwhile
+        except FileNotFoundError:  # a file was removed meanwhile
             return
         except (OSError, ValueError):  # more entries than `entries` yields, or a path that is too long
             count = FILES + 1
@@ -283,7 +283,7 @@ def as_failure(fields: Any) -> Failure:
 
 
 def missing_protection() -> str:
-    """Return a sentence about what this operating system cannot keep a student's program from; "" if nothing."""
+    """Return a sentence that names the protections that this system does not have, or "" if it has all of them."""
     with Contained("", "f") as contained:
         contained.start()
     missing = [words for name, words in PROTECTIONS.items() if name not in contained.held]
@@ -300,7 +300,7 @@ def own_folders() -> list[str]:
 
 
 def python_path() -> list[str]:
-    """Return the absolute folders of PYTHONPATH. Relative folders could be a submission's, and are left out."""
+    """Return the absolute folders of PYTHONPATH. Relative folders are left out, because they could belong to a submission."""
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(path)]
 
 

@@ -18,7 +18,7 @@ from .program import program
 from .recognise import recognised
 from .shapes import explained
 
-NEW_CASES = 2  # times that a function may be wrong on random cases: a description of random numbers can fail by chance
+NEW_CASES = 2  # a function fails if it is wrong on all of these sets of random cases; one result can be wrong by chance
 KINDS = {  # the kinds of verdict, as the page for teachers explains them
     "right": "the function is right on every case and changes no input that it must not change",
     "known": "the function makes one or two mistakes of the list below",

@@ -22,7 +22,7 @@ from .journal import MOST_ATTEMPTS, SUFFIX, Journal, key_of
 from .judge import Judge
 from .outcome import echo
 
-TABLE_SECONDS = 2.0  # between two tables that are written while the class is graded
+TABLE_SECONDS = 2.0  # between two writes of the table
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class Job:
 
 
 def verdicts(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Sequence[str]) -> Iterator[Job]:
-    """Grade the jobs that have no verdict in the journal, and yield each when its verdict is there.
+    """Grade the jobs that have no verdict in the journal, and yield each job when its verdict is known.
 
-    An answer that ran when an earlier grader ended is graded last and alone, because it may have ended the grader.
+    An answer that ran when an earlier grader ended is graded last and alone, because this answer may have ended the grader.
     """
     new = [job for job in jobs if job.key not in journal.verdicts]
     suspects = sorted((job for job in new if journal.attempts[job.key] > 0), key=lambda job: journal.attempts[job.key])

@@ -1,7 +1,7 @@
-"""The grades of a class on disk while the class is graded, so that a grader that is stopped continues where it was.
+"""The verdicts on a class, on disk. If the grader is stopped, the next run continues from these verdicts.
 
-The journal is a file beside the table, with one line of JSON for each answer that begins and for each verdict. It is
-removed when all answers are graded.
+The journal is a file beside the table, with one line of JSON when an answer begins and one line for each verdict. The
+journal is removed when all answers are graded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Journal:
     Parameters
     ----------
     path : Path, optional
-        The file; None keeps the verdicts in memory alone. Lines of an earlier run that was stopped are read. Lines about
+        The file; None keeps the verdicts only in memory. Lines of an earlier run that was stopped are read. Lines about
         a submission that has changed since then are ignored.
     """
 

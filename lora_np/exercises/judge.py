@@ -70,7 +70,7 @@ class Judge:
             stdout=pipe,
             cwd=tempfile.gettempdir(),
             env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,  # Ctrl-C reaches the grader alone, and signals to this group not the grader
+            start_new_session=True,  # so that Ctrl-C ends only the grader, and signals to this group end only the judge
         )
         return self._process
 

@@ -61,8 +61,8 @@ def cells_of(path: str | Path) -> list[str]:
 def _decoded(data: bytes) -> str:
     """Return the text of a .py file, decoded as Python decodes it: a byte-order mark or a coding line."""
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    if not ENCODINGS.fullmatch(codecs.lookup(encoding).name):  # others can be very slow, for example punycode
-        raise ValueError(f"the encoding {encoding!r} is not one of those that editors write")
+    if not ENCODINGS.fullmatch(codecs.lookup(encoding).name):  # other encodings can be very slow, for example punycode
+        raise ValueError(f"the encoding {encoding!r} is not supported; save the file as UTF-8")
     return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 

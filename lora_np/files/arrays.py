@@ -23,7 +23,7 @@ import numpy as np
 from .durable import write_atomically
 
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the name of a dtype in safetensors → in ml_dtypes
-DIRECT = {"F32": np.float32, "F16": np.float16} | dict.fromkeys(("BF16", *FLOAT8), np.float32)  # dtypes that are returned
+DIRECT = {"F32": np.float32, "F16": np.float16} | dict.fromkeys(("BF16", *FLOAT8), np.float32)  # returned dtypes
 CHUNK = 2**20  # how many numbers are converted at once
 DIGEST = "lora_np.sha256"  # metadata key: SHA-256 of everything else in the file
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}

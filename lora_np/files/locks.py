@@ -78,7 +78,7 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
                 path.unlink(missing_ok=True)
         else:
             path.unlink(missing_ok=True)
-            os.close(descriptor)  # last: if _acquire locks the file between the two lines, it sees that the path is gone
+            os.close(descriptor)  # last: _acquire then sees that the locked file was removed
         for folder in reversed(made):
             with suppress(OSError):  # the folder is not empty
                 folder.rmdir()

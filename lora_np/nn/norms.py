@@ -13,7 +13,7 @@ from .parameter import Parameter
 
 
 class Identity:
-    """Takes the place of a norm in models without this norm: y = x. It is not a Module, so it has no name in the model."""
+    """Replaces a norm in models without this norm: y = x. An Identity is not a Module, so it has no name in the model."""
 
     trainable = False
 
@@ -32,7 +32,7 @@ IDENTITY = Identity()
 class GemmaRMSNorm(RMSNorm):
     """RMSNorm with the factor 1 + w, so that w = 0 changes nothing: y = (1 + w) ∘ x / rms(x).
 
-    The derivative of 1 + w with respect to w is 1, so the backward pass is that of RMSNorm.
+    The derivative of 1 + w with respect to w is 1, so the backward pass is the backward pass of RMSNorm.
     """
 
     def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, RMSNormCache]:

@@ -1,6 +1,6 @@
-r"""Match regular expressions in polynomial time. The expressions of an adapter's file can come from a stranger.
+r"""Match regular expressions in polynomial time. The expressions in an adapter's file can be hostile.
 
-Python's `re` tries one way to match after the other, so `(.+)+!` needs 2ⁿ steps for a name of n characters. This module
+Python's `re` tries one way of matching after another, so `(.+)+!` needs 2ⁿ steps for a name of n characters. This module
 computes with sets of positions instead. Each part of an expression maps the set of positions where the part can begin
 to the set of positions where the part can end:
 

@@ -282,7 +282,7 @@ class Bypass(Adapter):
         return y, (mask, cache)
 
     def row_backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
-        """Return dz, because y is a summand of the output, and the bypass's dx (…, in)."""
+        """Return dy, which equals dz because y is a summand of the output, and dx (…, in) of the bypass."""
         mask, delta_cache = cache
         if not (need_dx or any(p.trainable for p in self.learned)):
             return dz, None

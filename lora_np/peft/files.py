@@ -55,7 +55,7 @@ UNSUPPORTED = {
     "arrow_config": "other adapters, which are not in the file, are mixed for each token",
     "bias": "biases of the base are trained",
     "exclude_modules": "some layers have no adapter",
-    "kasa_config": "singular values of the base are removed, and a diagonal matrix stands between A and B",
+    "kasa_config": "singular values of the base are removed, and a diagonal matrix is between A and B",
     "layer_replication": "the base gets more layers",
     "layers_pattern": "some layers have no adapter",
     "layers_to_transform": "some layers have no adapter",
@@ -210,7 +210,7 @@ def check_targets(targets: Any) -> None:
 def check_settings(settings: Mapping[str, Any], known: Collection[str], in_peft: bool = True) -> None:
     """Raise ValueError for a setting that changes the output and is not in `known`.
 
-    Settings that turn a feature off are accepted. A setting that PEFT does not know either causes a warning, as in PEFT.
+    Settings that turn a feature off are accepted. A setting that is unknown to PEFT too causes a warning, as in PEFT.
     If a newer version of PEFT wrote the file, such a setting can be a new feature, and raises ValueError. For a method that
     PEFT does not have (`in_peft=False`), each unknown setting raises ValueError.
     """

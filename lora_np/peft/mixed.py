@@ -288,7 +288,7 @@ class Stack:
 
 
 class StackCache:
-    """The stacks of all layers in one call, and what other adapters prepared. Those of the previous call are reused."""
+    """The stacks of all layers in one call, and the prepared values of other adapters. The next call can use both again."""
 
     def __init__(self, previous: StackCache | None = None) -> None:
         self.previous: dict[tuple[AdaptedLinear, int], Stack] = {} if previous is None else previous.stacks
@@ -297,7 +297,7 @@ class StackCache:
         self.prepared: dict[Adapter, Any] = {}
 
     def prepare(self, adapter: Adapter, base: Linear, dtype: DTypeLike) -> Any:
-        """Return what `adapter.prepare` returns; a later call with the same adapter computes nothing."""
+        """Return the result of `adapter.prepare`. A later call with the same adapter returns the stored result."""
         if adapter not in self.prepared:
             known = self.previous_prepared.pop(adapter, None)
             self.prepared[adapter] = adapter.prepare(base, dtype) if known is None else known

@@ -26,7 +26,7 @@ from ..files import write_atomically
 from ..optional import extra
 from ..progress import Progress
 
-# what zipfile raises for a file that is not a zip file, for a damaged one, and for one with an unknown or encrypted member
+# errors of zipfile if a file is not a zip file, is damaged, or has an unknown or encrypted member
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -108,7 +108,7 @@ def fetched(name: str) -> Path:
     source, path = MODELS[name], cache_folder() / MODELS[name].file
     found = path.is_file()
     if not found or path.stat().st_size != source.size or _sha256(path) != source.sha256:
-        state = "is damaged (its SHA-256 is not that of the model)" if found else "does not exist"
+        state = "is damaged (its SHA-256 differs from the model's SHA-256)" if found else "does not exist"
         raise FileNotFoundError(
             f"{name}: {path} {state}; run `python -m lora_np fetch {name}` once ({source.download / 1e6:.0f} MB)"
         )

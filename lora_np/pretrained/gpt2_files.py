@@ -1,7 +1,8 @@
 """GPT-2's weights in the layout of Hugging Face.
 
-The layers c_attn, c_proj and c_fc are of the class Conv1D there, whose weight has shape (in, out), the transpose of a
-Linear's. The first file of GPT-2 has names without "transformer.", and it also contains the causal mask of each layer.
+There, the layers c_attn, c_proj and c_fc are of the class Conv1D. The weight of a Conv1D has shape (in, out); it is the
+transpose of the weight of a Linear. The first file of GPT-2 has names without "transformer.". It also contains the causal
+mask of each layer.
 """
 
 from __future__ import annotations

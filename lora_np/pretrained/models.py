@@ -303,7 +303,7 @@ def _fill(
         raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}, but the file has only {arrays} arrays")
     try:
         model = Transformer.empty(config, dtype)
-    except (ValueError, OverflowError):  # NumPy's message does not name the size
+    except (ValueError, OverflowError):  # the message of NumPy does not contain the size
         raise ValueError(f"a size in this configuration is too large for an array: {config}") from None
     parameters = dict(model.named_parameters())
     found = stored.keys() | quantized.keys()

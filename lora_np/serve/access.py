@@ -69,7 +69,7 @@ class Access:
                 f"Origin is {origin!r}; pages of this web site may not use this server. Add it with --allowed-origins"
             )
             return ProtocolError(403, message, code="origin_not_allowed")
-        if self.api_keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":  # a preflight carries no key
+        if self.api_keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":  # a preflight has no key
             scheme, _, key = _header(scope, b"authorization").partition(" ")
             if scheme.lower() != "bearer" or not self._is_key(key.strip()):
                 given = "the API key is wrong" if key else "the API key is missing"

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM during training: the state after the last complete update is saved before the program stops.
 
-Python raises KeyboardInterrupt between any two instructions, so also when an optimizer has updated a part of the
+Python can raise KeyboardInterrupt between any two instructions, even when an optimizer has updated only a part of the
 parameters. This file lets an update finish first.
 """
 
@@ -43,7 +43,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let Ctrl-C wait for the end of a `with` block."""
+        """Delay Ctrl-C until the end of a `with` block."""
         before, self.holding = self.came, True
         yield
         self.holding = False

@@ -155,7 +155,7 @@ def train(
         Number of threads among which the rows of each batch are divided.
     gradient_checkpointing : bool
         True saves memory: each block keeps only its input, and runs its forward pass again in the backward pass. The
-        gradients are equal to the bit.
+        gradients are bitwise equal.
     label : str
         Text in front of the progress bar.
     progress : bool or "lines"

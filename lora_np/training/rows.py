@@ -29,7 +29,7 @@ def pieces(rows: int, seq_len: int, workers: int, tokens_at_once: int | None) ->
 def tokens_at_once(model: Trainable) -> int | None:
     """Return how many tokens of a batch the model should compute at a time; None stands for the whole batch.
 
-    A GPU needs large pieces. A model of another class may have costs per call, and gets the whole batch.
+    A GPU needs large pieces. A model of another class may have a fixed cost per call, so it gets the whole batch.
     """
     on_cpu = any(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
     return getattr(model, "tokens_at_once", None) if on_cpu else None

@@ -1,4 +1,4 @@
-"""Build the modules of a model from its configuration. This is the place where a family becomes modules."""
+"""Build the modules of a model from its configuration. The family decides which modules are used."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class TransformerConfig:
             self.hidden_size,
             self.num_key_value_heads,
         ):
-            raise ValueError("in gpt2, num_key_value_heads = num_attention_heads and head_dim = hidden_size / heads")
+            raise ValueError("gpt2 needs num_key_value_heads = num_attention_heads and head_dim = hidden_size / heads")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or not 0 < value < float("inf")):
@@ -286,7 +286,7 @@ class TransformerConfig:
             raise ValueError(f"config.json does not describe a {model_type} model: {error}") from None
 
 
-MOST_LAYERS = 10_000  # for which the types of all layers are listed
+MOST_LAYERS = 10_000  # largest number of layers whose types are listed
 POSITIVE = ("rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 OPTIONAL = {  # to_dict leaves these fields out if they have their default values, and if their family has no other default
     "attention_bias",

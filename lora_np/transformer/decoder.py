@@ -299,7 +299,7 @@ class Decoder(Module):
         return self.embed_tokens.trainable
 
     def embed(self, tokens: Array, positions: Array, context: Context) -> tuple[Array, Any]:
-        """Compute x (b, t, d), the vectors of the tokens. The positions are used in GPT-2 only."""
+        """Compute x (b, t, d), the vectors of the tokens. Only GPT-2 uses the positions."""
         return self.embed_tokens.forward(tokens, context)
 
     def embed_backward(self, dx: Array, cache: Any) -> None:

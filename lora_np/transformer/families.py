@@ -24,7 +24,7 @@ class Family:
     hidden_act: str = "silu"
     windowed: bool = False  # the family has sliding windows
     full_every: int = 0  # in models with a window: layers n, 2n, … see all tokens; 0: no layer does
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of keys that a config.json may leave out
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # defaults of keys that a config.json may leave out
     keys: Mapping[str, str] = field(default_factory=dict)  # fields with another key in config.json; "": without a key
     written: Mapping[str, Any] = field(default_factory=dict)  # further entries of a config.json that we write
     fixed: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value, or be absent or null

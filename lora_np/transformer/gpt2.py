@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): LayerNorm, learned positions, an MLP without a gate, and Hugging Face's names of its modules.
 
-The classes below compute what the classes of the other families compute. An `Alias` gives a module the name that it has in
+The classes below compute the same functions as the classes of the other families. An `Alias` gives a module the name that it has in
 GPT-2, so that `transformer.h.0.attn.c_attn` selects the same layer here, in transformers and in PEFT.
 """
 

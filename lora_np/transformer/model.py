@@ -349,8 +349,8 @@ class Transformer(Module):
     def gradient_checkpointing_enable(self) -> None:
         """Turn gradient checkpointing on: in `loss`, each block keeps only its input.
 
-        `backward` computes the forward pass of each block again, with the same dropout masks. The gradients are equal to the
-        bit, the activations need less memory, and a step takes longer.
+        `backward` computes the forward pass of each block again, with the same dropout masks. The gradients are bitwise
+        equal, the activations need less memory, and a step takes longer.
 
         Examples
         --------

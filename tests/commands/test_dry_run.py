@@ -78,7 +78,7 @@ def test_the_line_before_a_run_names_the_parts(make_model):
     model = make_model(np.float32).unfreeze()
     found = step_memory(plan(model))
     sizes = [f"{number / 1e6:.1f} MB" for number in (found.total, found.weights, found.activations)]
-    expected = "arrays of a step with 8 records of 120 tokens, the longest: {} (weights {}, activations {})"
+    expected = "arrays of the longest step, with 8 records of 120 tokens: {} (weights {}, activations {})"
     assert memory_line(plan(model)) == expected.format(*sizes)
     assert (dry_run.size(999_940_000), dry_run.size(1e9), dry_run.size(1.234e10)) == ("999.9 MB", "1.00 GB", "12.34 GB")
 

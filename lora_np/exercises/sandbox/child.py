@@ -1,8 +1,8 @@
 """The main loop of the process that runs a student's program: receive arguments, call the function, reply.
 
-The judgement is not made here. A program can change everything in this process, but all that leaves the process are
-the values that its function returns and the arguments as they are after the call. The grader compares these values with
-results that this process never has.
+This process does not judge. A program can change everything in this process, but the process sends only the values that
+the function returns, and the arguments as they are after the call. The grader compares these values with results that
+this process never receives.
 """
 
 from __future__ import annotations

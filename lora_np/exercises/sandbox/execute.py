@@ -61,7 +61,7 @@ def failure(error: BaseException) -> Failure:
     own = [i for i, frame in enumerate(frames) if frame.filename == ANSWER]
     try:
         message = str(error)
-    except Exception:  # an exception class of the student's
+    except Exception:  # the exception's own class, written by the student, fails
         message = ""
     words = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if not own:

@@ -1,6 +1,6 @@
 """Give up the rights of this process, so that a student's program can do no more than compute.
 
-On Linux three mechanisms of the kernel work without root, in this process and for good:
+On Linux three mechanisms of the kernel work without root. Their effect on this process is permanent:
 
 - Landlock (since Linux 5.13) allows reading the interpreter, the installed packages and system libraries, and writing
   to one folder. The folders of lora_np and of the submissions are not among them. It also denies network connections
@@ -9,7 +9,7 @@ On Linux three mechanisms of the kernel work without root, in this process and f
   to read the memory of another process, and to change the limits and the priority of another process.
 - setrlimit and timers limit time, memory and the size of files.
 
-Other systems have only the third mechanism or a part of it; `confine` returns what holds.
+Other systems have only the third mechanism or a part of it; `confine` returns the protections that work.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 CPU_SECONDS = 1.0  # of processor time after the imports; then the process is ended
-MEMORY = 2 << 30  # bytes of address space more than after the imports; a larger allocation raises MemoryError
-PRINTED = 1 << 20  # bytes of any file, and so of the printed output
+MEMORY = 2 << 30  # bytes of address space beyond the use after the imports; a larger allocation raises MemoryError
+PRINTED = 1 << 20  # bytes: largest size of a file, and so of the printed output
 
 SYSTEM = ["lib", "lib64", "lib32", "usr/lib", "usr/lib64", "usr/local/lib", "usr/local/cuda", "usr/share", "nix/store"]
 SYSTEM += [
@@ -61,7 +61,7 @@ def confine(hidden: Sequence[str], own: str) -> list[str]:
     """Give up the rights to files except for the installed packages and the folder `own`, to the network and to
     processes; return the names of the rights that this system took.
 
-    Below `hidden` nothing can be read, also if a folder above it may be read.
+    Nothing in `hidden` can be read, even if a folder that contains it can be read.
     """
     if sys.platform != "linux":
         return []
@@ -69,7 +69,7 @@ def confine(hidden: Sequence[str], own: str) -> list[str]:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.syscall.restype = ctypes.c_long
         libc.prctl(1, ctypes.c_ulong(signal.SIGKILL))  # PR_SET_PDEATHSIG: end with the grader
-        if libc.prctl(38, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0:  # PR_SET_NO_NEW_PRIVS, which both require
+        if libc.prctl(38, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0:  # PR_SET_NO_NEW_PRIVS, required by both
             return [*_landlock(libc, readable(hidden), own), *_seccomp(libc)]
     return []
 
@@ -98,7 +98,7 @@ def readable(hidden: Iterable[str]) -> Iterator[str]:
 
 
 def _is_prefix(root: str, prefixes: Iterable[str]) -> bool:
-    """Return whether the folder belongs to the interpreter, whose virtual environment may lie in a clone."""
+    """Return True if the folder belongs to the interpreter. A virtual environment may be inside a clone."""
     return any(root.startswith(f"{os.path.realpath(prefix)}/") for prefix in prefixes)
 
 
@@ -168,7 +168,7 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
     for number in (numbers[i] for numbers in DENIED.values()):
         if number is not None:
             code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, DENY)]
-    code += [(EQUAL, 0, 1, CLONE3[i]), (RETURN, 0, 0, UNKNOWN_CALL)]  # its flags are in memory; libc then calls clone
+    code += [(EQUAL, 0, 1, CLONE3[i]), (RETURN, 0, 0, UNKNOWN_CALL)]  # its flags cannot be read; libc then calls clone
     code += only(CLONE, FIRST, ANY_BIT, [CLONE_THREAD], ALLOW, DENY)
     for call, others in ((KILL, []), (TGKILL, []), (PRLIMIT, [0])):
         code += only(call, FIRST, EQUAL, [os.getpid(), *others], ALLOW, DENY)
@@ -182,7 +182,7 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
 
 
 def limit() -> None:
-    """Set the limits of time, memory and files, as far as the operating system has them."""
+    """Set the limits of time, memory and files, as far as the operating system supports them."""
     try:
         import resource
     except ImportError:
@@ -192,7 +192,7 @@ def limit() -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + CPU_SECONDS) + 5  # for a program that ignores the timer
     limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_FSIZE: PRINTED, resource.RLIMIT_CORE: 0}
-    with contextlib.suppress(OSError, ValueError):  # Linux alone says how large the process is
+    with contextlib.suppress(OSError, ValueError):  # only Linux reports the size of the process
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + MEMORY
     for which, most in limits.items():

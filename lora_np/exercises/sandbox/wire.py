@@ -1,6 +1,6 @@
 """Values as JSON between the grader and the process of a student's program.
 
-Pickle is not used: reading what an untrusted process wrote must not run code. `decode` checks every field, and raises
+Pickle is not used, because reading a message of an untrusted process must not run code. `decode` checks every field, and raises
 ValueError, TypeError, KeyError, IndexError, OverflowError or RecursionError if the JSON is not a value.
 """
 
@@ -65,7 +65,7 @@ def mutable_parts(value: Any) -> list[Any]:
 
 
 def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None = None, inside: bool = False) -> Any:
-    """Return the value in JSON's types. An object of `parts` is sent as its number; if `inside`, its content is sent."""
+    """Return the value in JSON's types. An object of `parts` is sent as its index; if `inside`, its content is sent."""
     budget = iter(range(MOST_PARTS)) if budget is None else budget
     if next(budget, None) is None:
         return {"odd": ["a collection with thousands of parts", "object"]}
@@ -97,7 +97,7 @@ def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None =
 
 
 def is_view(array: np.ndarray, part: Any) -> bool:
-    """Return whether the array has the shape of the array `part` and its numbers in memory."""
+    """Return True if the array has the shape and the dtype of the array `part`, at the same address in memory."""
     if not isinstance(part, np.ndarray) or array.shape != part.shape or array.strides != part.strides:
         return False
     return array.dtype == part.dtype and array.ctypes.data == part.ctypes.data

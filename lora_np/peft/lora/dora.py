@@ -112,7 +112,7 @@ class DoraAdapter(LoraAdapter):
         return adapted, (mask, (dropped_cache, norm_cache, cache))
 
     def row_backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
-        """Return the gradient of y = base(x), and the part of dx that does not come from it.
+        """Return the gradient of y = base(x), and the part of dx that does not come from this gradient.
 
         In the forward pass the output is y − u + DoRA(x̃, u), with u = base(x̃) − bias. Without dropout, y − u is the
         bias, so the gradient of y is du. With dropout, the gradient of y is dz, and the gradient of base(x̃) is du − dz.

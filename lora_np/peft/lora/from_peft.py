@@ -1,4 +1,4 @@
-"""Convert PEFT's LoRA files to the forms that this library has: another initialisation, trained tokens, names in keys.
+"""Convert LoRA files of PEFT to the form of this library: initialisations, trained tokens, keys with the adapter's name.
 
 file of PEFT                                        here
 base_model.model.….lora_A.poet.weight               the same key without the adapter's name
@@ -82,7 +82,7 @@ def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     A state_dict of PEFT has such keys. It also has the unchanged weights of modules_to_save, which are left out.
     """
     named = (NAMED_FACTOR, NAMED_MAGNITUDE, NAMED_MODULE)
-    short = [key for key in arrays if len(key) < LONGEST_KEY]  # an expression needs long for a long key
+    short = [key for key in arrays if len(key) < LONGEST_KEY]  # the regular expression is slow for a long key
     matches = dict.fromkeys(arrays) | {
         key: next(filter(None, (pattern.fullmatch(key) for pattern in named)), None) for key in short
     }
@@ -145,7 +145,7 @@ def copied_modules(settings: Mapping[str, Any]) -> list[str]:
 
 
 def plain_config(settings: Mapping[str, Any]) -> LoraConfig:
-    """Return the LoraConfig for those settings of a file that it has, without modules_to_save."""
+    """Return a LoraConfig with the settings of a file that are fields of LoraConfig, without modules_to_save."""
     known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if settings.get(key) is not None}
     return LoraConfig(
         **{**known, "inference_mode": False, "fan_in_fan_out": False, "modules_to_save": None, "task_type": None}
@@ -155,7 +155,7 @@ def plain_config(settings: Mapping[str, Any]) -> LoraConfig:
 def with_tied_copies(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Give a tied head the trained embedding, or the embedding the trained head, as `ensure_weight_tying` does in PEFT."""
+    """Copy the trained embedding to a tied head, or the trained head to the embedding: `ensure_weight_tying` of PEFT."""
     keys = [f"{PREFIX}{name}.weight" for name in (EMBEDDING, "lm_head")]
     weights = [arrays[key] for key in keys if key in arrays]
     if not (is_tied(model, "lm_head") and weights and copied_modules(settings)):

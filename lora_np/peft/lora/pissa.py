@@ -128,7 +128,7 @@ def check_base(name: str, layer: AdaptedLinear) -> None:
     ):
         raise RuntimeError(
             f"{name}: the base that PiSSA left has changed since (quantize_model or a conversion to 16 bits rounds it), so "
-            "the original base cannot be restored, and no adapter on it computes the same as this model; save the whole "
+            "the original base cannot be restored, and no adapter on it gives the outputs of this model; save the whole "
             "model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
 

@@ -2,7 +2,7 @@
 
     {"study": …, "rows": […], "sha256": the digest of all other entries}
 
-A digest is not a signature: it detects accidents, and not a person who also writes a new digest. If you edited a file
+A digest is not a signature. It detects accidents, but not a person who also writes a new digest. If you edited a file
 on purpose, write its new digest:
 
     python -m lora_np.studies.harness.digests FILE…

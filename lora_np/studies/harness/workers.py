@@ -29,7 +29,7 @@ Workers = int | str  # a number of processes on this machine, or the address of 
 
 PATIENCE = 10.0  # seconds to wait for the first worker, and for each answer of the scheduler or of a worker
 SILENCE = 30.0  # seconds without a heartbeat, after which a worker counts as hung; a heartbeat is due every second
-POLL = 0.05  # seconds between two looks for finished runs
+POLL = 0.05  # seconds between two checks for finished runs
 
 
 @dataclass(frozen=True)
@@ -137,21 +137,21 @@ def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str
 
 
 class Watch:
-    """Watches the heartbeats of a cluster's workers. Without it, a run on a hung worker would never end.
+    """Watches the heartbeats of a cluster's workers. Without this class, a run on a hung worker would never end.
 
-    The time of a heartbeat is the scheduler's, so a heartbeat is compared only with earlier heartbeats.
+    The time of a heartbeat comes from the scheduler's clock, so a heartbeat is compared only with earlier heartbeats.
     """
 
     def __init__(self, client: Any, address: str) -> None:
         self.client, self.address = client, address
         self.heartbeats: dict[
             str, tuple[float, float]
-        ] = {}  # worker → its last heartbeat, and when that was first seen
-        self.looked = self.manned = time.monotonic()  # the last look, and the last look that found a worker
+        ] = {}  # worker → its last heartbeat, and the time at which this heartbeat was first seen
+        self.looked = self.manned = time.monotonic()  # the last check, and the last check that found a worker
         self.reported: set[str] = set()
 
     def look(self) -> None:
-        """Warn about each worker that hangs; raise ConnectionError if no other worker is left. Looks rarely."""
+        """Warn about each worker that hangs; raise ConnectionError if no other worker is left. Most calls return at once."""
         now = time.monotonic()
         if now - self.looked < min(PATIENCE, SILENCE) / 2:
             return
@@ -188,7 +188,7 @@ class Watch:
 
 
 def what_to_do(hung: Sequence[str]) -> str:
-    """Return the advice for workers that hang, or no text if there are none."""
+    """Return the advice for workers that hang, or "" if no worker hangs."""
     return f"End the process of {' and of '.join(hung)} (kill -9), because it does not end by itself. " if hung else ""
 
 
@@ -291,7 +291,7 @@ def _ask(call: Callable[..., Any]) -> Any:
 async def _ask_workers(client: Any) -> dict[str, Any]:
     """Return the fingerprint of each worker by its address: an exception if the call failed, None without an answer.
 
-    Each worker is asked alone, because one call to all workers returns only after the slowest answer.
+    Each worker gets its own call, because one call to all workers returns only after the slowest answer.
     """
 
     async def ask(name: str) -> Any:

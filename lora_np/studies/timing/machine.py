@@ -27,7 +27,7 @@ OBEYED = {  # the first letters of a variable's name → the library that reads 
     ("OMP_", "GOMP_"): "PyTorch, and NumPy where its BLAS is built with OpenMP",
 }
 
-# Busy processors in the minute before this module is imported, which is before any timing. Windows has no such number.
+# Busy processors in the minute before this module is imported, before any timing. Windows does not report this number.
 LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
