@@ -45,7 +45,7 @@ solutions, other submissions or your files, use the network or start processes.
 The command says if your system lacks one of these protections; then grade
 answers of people you do not know in a container.
 
-If the command is stopped, run it again: it continues. The option -P keeps
+If the command is stopped, run it again to continue. The option -P keeps
 Python from importing files of the current folder.
 
 example:

@@ -112,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=ServerLimits.connections,
         metavar="N",
-        help="largest number of connections; above it, a new connection replaces the slowest one (default %(default)s)",
+        help="largest number of connections; if there are more, the slowest one is closed (default %(default)s)",
     )
     limits.add_argument(
         "--grace-period",

@@ -30,7 +30,7 @@ def add_config(group: Any) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="read options from a TOML file, or YAML if PyYAML is installed; options on the command line win "
+        help="read options from a TOML file, or YAML if PyYAML is installed; options on the command line override the file "
         "(default: none)",
     )
 
@@ -47,7 +47,7 @@ def use_file(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None
         if name not in options:
             raise ValueError(f"{path}: unknown key {str(key)!r}; expected {', '.join(options)}")
         if name in values:
-            raise ValueError(f"{path}: {name} is given twice; expected it once")
+            raise ValueError(f"{path}: {name} is given twice; leave out one of the two lines")
         values[name] = _converted(path, options[name], value)
     for name, other in ALTERNATIVES.items():
         if name in values and other in values:

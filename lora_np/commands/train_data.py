@@ -66,7 +66,7 @@ def without_stop(examples: list[Example], tokenizer: Tokenizer, max_length: int)
 
     expected = f"stop tokens of this model: {', '.join(map(name, stop))}" if stop else "this model has no stop token"
     return (
-        f"no stop token ends {wrong.total()} of {ends.total()} complete answers (the last token is mostly "
+        f"{wrong.total()} of {ends.total()} complete answers do not end with a stop token (the last token is mostly "
         f"{name(wrong.most_common(1)[0][0])}); {expected}. The model does not learn from these answers where to stop"
     )
 

@@ -102,7 +102,7 @@ class Contained:
         self._cpu_before: float | None = None  # seconds of processor time that the imports used
 
     def __enter__(self) -> Contained:
-        """Start the process; its program is executed by `start`."""
+        """Start the process. `start` then executes the program."""
         self._folder = tempfile.TemporaryDirectory(prefix="lora_np_", ignore_cleanup_errors=True)
         empty = Path(self._folder.name) / "empty"
         empty.mkdir()

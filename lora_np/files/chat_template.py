@@ -159,7 +159,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         elif name == "format":
             spend(percent_cost(as_text(value), rest))
         elif name == "sum" and not all(isinstance(x, int | float | str | None) for x in rest):
-            raise LimitExceeded("sum adds numbers only")
+            raise LimitExceeded("the filter sum adds only numbers")
         result = function(*before, value, *args[first + 1 :], **kwargs)
         if name not in EXISTING:
             spend(size_of(result))
@@ -306,7 +306,7 @@ class Environment(ImmutableSandboxedEnvironment):
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() + right.bit_length()
             if bits > BITS or (operator == "**" and left.bit_length() * abs(right) > BITS):
-                raise LimitExceeded(f"an integer operation with more than {BITS} bits")
+                raise LimitExceeded(f"the template computes with integers of more than {BITS} bits")
         elif operator == "*":
             for x, times in ((left, right), (right, left)):
                 spend(size_of(x) * max(0, times) if isinstance(times, int) else 0)

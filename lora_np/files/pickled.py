@@ -105,7 +105,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     (program,) = programs
     folder = program.removesuffix("data.pkl")
     if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
-        raise ValueError("the numbers are in big-endian order")
+        raise ValueError("the numbers are big-endian; expected little-endian numbers")
     if entries[program].file_size > LARGEST_PICKLE:
         raise ValueError(f"data.pkl has {entries[program].file_size:,} bytes; expected at most {LARGEST_PICKLE:,}")
     found = _Unpickler(io.BytesIO(archive.read(program))).load()
@@ -145,7 +145,7 @@ def _array(archive: zipfile.ZipFile, folder: str, tensor: Tensor) -> np.ndarray:
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
-        raise pickle.UnpicklingError("a tensor without a storage, a shape or strides")
+        raise pickle.UnpicklingError("a tensor has no storage, no shape or no strides")
     return Tensor(storage, offset, shape, strides)
 
 
@@ -171,5 +171,5 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, entry, _, size = pid
         if kind != "storage" or dtype not in STORAGES.values() or not isinstance(entry, str):
-            raise pickle.UnpicklingError(f"an unknown object {pid!s:.80}")
+            raise pickle.UnpicklingError(f"the file contains an unknown object {pid!s:.80}")
         return Storage(entry, dtype, size)

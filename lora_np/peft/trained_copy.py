@@ -66,6 +66,6 @@ def modules_to_copy(model: Module, names: tuple[str, ...]) -> dict[str, Any]:
         if not leaf or hasattr(module, "bias") or isinstance(module.weight.value, Quantized4bit):
             raise ValueError(
                 f"modules_to_save selects {path}, a {type(module).__name__}; only lm_head, embed_tokens, the norms of the "
-                "decoder, and linear layers without bias and not quantised can be trained as a copy"
+                "decoder, and unquantised linear layers without bias can be trained as a copy"
             )
     return found

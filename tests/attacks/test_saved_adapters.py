@@ -204,7 +204,7 @@ def test_a_base_that_changed_after_pissa_is_noticed(what, make_model, tmp_path):
         lambda: peft_model.delete_adapter("default"),
         peft_model.unload,
     ):
-        with pytest.raises(RuntimeError, match=r"_proj: the base that PiSSA left has changed.*save the whole model"):
+        with pytest.raises(RuntimeError, match=r"_proj: the base changed after PiSSA.*Save the whole model"):
             undo()
     assert not (tmp_path / "adapter").exists()
     assert all(np.array_equal(to_host(p.value), before[name]) for name, p in peft_model.named_parameters())

@@ -37,8 +37,9 @@ def test_answers_that_end_with_another_token_are_counted(tokenizer):
     records = [chat("Hi", "Ahoy."), chat("Where?", "At sea.", "Alone?", "No."), {"prompt": "a", "completion": " b"}]
     tokenizer.eos_token_id = 0
     assert without_stop(examples(records, tokenizer), tokenizer, LONG) == (
-        f"no stop token ends 3 of 4 complete answers (the last token is mostly {last(tokenizer, records[0])}); stop tokens of "
-        f"this model: 0 ({tokenizer.convert_ids_to_tokens(0)!r}). The model does not learn from these answers where to stop"
+        f"3 of 4 complete answers do not end with a stop token (the last token is mostly {last(tokenizer, records[0])}); "
+        f"stop tokens of this model: 0 ({tokenizer.convert_ids_to_tokens(0)!r}). "
+        "The model does not learn from these answers where to stop"
     )
 
 
@@ -51,7 +52,7 @@ def test_without_a_stop_token_every_answer_is_counted(tokenizer):
     tokenizer.eos_token_id = None
     warning = without_stop(examples([chat("Hi", "Ahoy.")], tokenizer), tokenizer, LONG)
     assert (
-        warning.startswith("no stop token ends 1 of 1 complete answers (")
+        warning.startswith("1 of 1 complete answers do not end with a stop token (")
         and "; this model has no stop token. The model" in warning
     )
 
@@ -63,7 +64,9 @@ def test_an_answer_that_was_cut_is_not_counted_but_the_answer_before_it_is(token
         cut = conversations.read(tmp_path / "data.jsonl", tokenizer, len(whole.tokens) - 3)
     assert without_stop(cut, tokenizer, len(whole.tokens) - 3) == ""
     tokenizer.eos_token_id = 0
-    assert without_stop(cut, tokenizer, len(whole.tokens) - 3).startswith("no stop token ends 1 of 1 complete answers")
+    assert without_stop(cut, tokenizer, len(whole.tokens) - 3).startswith(
+        "1 of 1 complete answers do not end with a stop token"
+    )
 
 
 def test_train_warns_once_before_it_trains(tmp_path, monkeypatch, capsys):
@@ -74,7 +77,8 @@ def test_train_warns_once_before_it_trains(tmp_path, monkeypatch, capsys):
     errors = capsys.readouterr().err.splitlines()
     ending = "); stop tokens of this model: 0 ('\\x00'). The model does not learn from these answers where to stop"
     start = (
-        f"warning: {tmp_path / 'data.jsonl'}: no stop token ends 1 of 1 complete answers (the last token is mostly 10 ("
+        f"warning: {tmp_path / 'data.jsonl'}: 1 of 1 complete answers do not end with a stop token "
+        "(the last token is mostly 10 ("
     )
     assert errors == [f"{start}'\\n'){ending}"]
 

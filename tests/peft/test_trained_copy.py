@@ -225,7 +225,7 @@ def test_a_selection_without_effect_is_refused_and_the_model_is_unchanged(what, 
 
 def test_a_quantised_head_is_not_trained_in_full(make_model):
     model = ln.quantize_model(make_model(np.float32), skip_modules=())
-    with pytest.raises(ValueError, match=r"selects lm_head, a QuantizedLinear; .* not quantised"):
+    with pytest.raises(ValueError, match=r"selects lm_head, a QuantizedLinear; .* unquantised"):
         ln.get_peft_model(model, ln.LoraConfig(modules_to_save=["lm_head"]))
 
 

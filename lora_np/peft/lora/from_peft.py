@@ -190,7 +190,7 @@ def with_initial_factors(
         A0, B0 = principal_factors(W, own.r, own.scaling) if init == "pissa" else first_factors(W, own.r)
         A, B = (arrays[key] for key in keys)
         if A.shape != A0.shape or B.shape != B0.shape:
-            raise ValueError(f"{keys[0]} has shape {A.shape} and {keys[1]} has shape {B.shape}; r is {own.r}")
+            raise ValueError(f"{keys[0]} has shape {A.shape} and {keys[1]} has shape {B.shape}; expected rank {own.r}")
         found[keys[0]], found[keys[1]] = np.concatenate([A, A0]), np.concatenate([B, -B0], axis=1)
     doubled = pissa.converted_config(replace(config, base_model_name_or_path=None))
     changed = {key: getattr(doubled, key) for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}

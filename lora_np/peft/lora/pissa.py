@@ -127,8 +127,8 @@ def check_base(name: str, layer: AdaptedLinear) -> None:
         layer.frozen_weight()
     ):
         raise RuntimeError(
-            f"{name}: the base that PiSSA left has changed since (quantize_model or a conversion to 16 bits rounds it), so "
-            "the original base cannot be restored, and no adapter on it gives the outputs of this model; save the whole "
+            f"{name}: the base changed after PiSSA (for example, quantize_model or a conversion to 16 bits rounded the base). "
+            "The original base cannot be restored, and no adapter on it gives the outputs of this model. Save the whole "
             "model: save_model(dequantize_model(peft_model).merge_and_unload(), folder)"
         )
 

@@ -267,7 +267,7 @@ def _check_code(client: Any) -> None:
     if hung := sorted(name for name, answer in answers.items() if answer is None):
         raise ConnectionError(
             f"the worker {' and the worker '.join(hung)} does not answer within {PATIENCE:.0f} s. {what_to_do(hung)}"
-            "Start it again, then run the same command again"
+            "Start a new worker, then run the same command again"
         )
     found = {"the scheduler": _ask(client.run_on_scheduler)}
     found |= {f"the worker {name}": answer for name, answer in answers.items()}

@@ -97,7 +97,7 @@ def prepared(model: str, steps: int, threads: int, folder: Path) -> Task:
     if not base.is_dir():
         base, tokenizer = folder / "base", load_tokenizer(model)
         if not isinstance(tokenizer, VocabularyTokenizer):
-            raise ValueError(f"the tokenizer of {model} has no files, which transformers needs; expected another model")
+            raise ValueError(f"the tokenizer of {model} has no files, which transformers needs; choose another model")
         save_model(load_model(model, device="numpy"), base)
         tokenizer.save_pretrained(base)
     config = LoraConfig(r=R, lora_alpha=LORA_ALPHA, target_modules="all-linear")
