@@ -1,7 +1,7 @@
 """Keep `python -m lora_np` from importing files of the current folder, for example a numpy.py among submissions.
 
 Python puts the current folder in front of `sys.path` for every `python -m`. Python's own modules that are imported before
-this file cannot be protected here; the option -P of Python protects them too.
+this file cannot be protected here; the option -P of Python protects these modules too.
 """
 
 from __future__ import annotations

@@ -57,5 +57,5 @@ def visible_output() -> Iterator[None]:
 
 
 def unfiltered(stream: Any) -> Any:
-    """Return the stream below a VisibleStream, for a progress bar, which moves the cursor."""
+    """Return the stream below a VisibleStream. A progress bar writes to this stream, because it moves the cursor."""
     return stream.stream if isinstance(stream, VisibleStream) else stream

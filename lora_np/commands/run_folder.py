@@ -77,7 +77,7 @@ def start(output: Path, overwrite: bool) -> None:
 
 
 def finish(output: Path, names: Sequence[str]) -> None:
-    """Write the digests of the run's files, which are complete; then remove the checkpoint."""
+    """Write the digests of the run's complete files, then remove the checkpoint."""
     write_text(output / SUMS, "".join(f"{_digest(output / name)}  {name}\n" for name in names))
     clear(output)
 

@@ -210,7 +210,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _planned(arguments: argparse.Namespace) -> Plan:
-    """Load the model and the data, print what will be trained, and return it."""
+    """Load the model and the data, print a description of the run, and return the plan."""
     from .. import costs
     from ..data import conversations
     from ..peft import get_peft_model

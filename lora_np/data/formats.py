@@ -87,7 +87,7 @@ def standard(record: Any) -> tuple[dict[str, Any], str, list[str]]:
 
 
 def _messages(messages: Any, field: str, role: str, content: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return messages with the keys role, content and (if given) name, and the other keys, which are ignored."""
+    """Return messages with the keys role, content and (if given) name. Also return the other keys, which are ignored."""
     if not isinstance(messages, list) or not messages:
         example = SHAREGPT if field == "conversations" else MESSAGES
         raise ValueError(f"{field} is {messages!r:.80}; expected a list, as in {example}")

@@ -30,7 +30,7 @@ MOST_MESSAGE = 1 << 20  # bytes of a verdict
 
 
 class Judge:
-    """A judge in a process of its own, which is started when it is needed. Use it in one thread.
+    """A judge in a separate process. The process is started when it is needed. Use a judge in one thread only.
 
     Parameters
     ----------

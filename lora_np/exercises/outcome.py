@@ -65,7 +65,7 @@ def run_cases(
 ) -> Iterator[Outcome]:
     """Yield the outcome of the function on each case. An exception is also an outcome.
 
-    `passed_over`: the exceptions of statements outside the function, which were skipped. If the function fails because a
+    `passed_over`: the exceptions of skipped statements outside the function. If the function fails because a
     name is missing, the outcome is the exception of the last skipped statement.
     """
     for case in cases:

@@ -67,7 +67,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _of_bounded_size(cells: list[str], name: str) -> list[str]:
-    """Return the cells; raise ValueError if they are too many or too long."""
+    """Return the cells; raise ValueError if there are too many cells, or if the cells are too long."""
     if len(cells) > MOST_CELLS:
         raise ValueError(f"{name} has {len(cells):,} code cells, expected at most {MOST_CELLS:,}")
     if (size := sum(map(len, cells))) > MOST_CODE:

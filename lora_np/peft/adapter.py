@@ -126,7 +126,7 @@ class Adapter(Module):
         raise NotImplementedError
 
     def prepare(self, base: Linear, dtype: DTypeLike) -> Any:
-        """Compute what `row_forward` needs from the parameters alone, so that a mixed batch computes it only once.
+        """Compute the values for `row_forward` that depend only on the parameters. A mixed batch computes these values once.
 
         Parameters
         ----------

@@ -28,7 +28,7 @@ OPEN_PATHS = {"/health"}  # these paths need no key, as in vLLM
 class Access:
     """The address at which a server listens, and the clients that may use it.
 
-    `host` is the address. A request must have one of `api_keys`, unless `api_keys` is empty. `allowed_hosts` are further
+    `host` is the address. If `api_keys` is not empty, a request must have one of these keys. `allowed_hosts` are further
     names for the header Host. `allowed_origins` are web sites whose pages may send requests. Raises ValueError if another
     computer could reach the server without a key.
     """

@@ -14,7 +14,7 @@ from typing import Any
 class Field:
     """One field of a request.
 
-    `default`: the documented value of a missing field. null always means the default, too. `honoured`: the answer follows
+    `default`: the documented value of a missing field. null also means the default. `honoured`: the answer follows
     every valid value; otherwise only the default is accepted. `also`: further values that do not change the answer.
     """
 

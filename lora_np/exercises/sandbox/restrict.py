@@ -3,8 +3,8 @@
 On Linux three mechanisms of the kernel work without root. Their effect on this process is permanent:
 
 - Landlock (since Linux 5.13) allows reading the interpreter, the installed packages and system libraries, and writing
-  to one folder. The folders of lora_np and of the submissions are not among them. It also denies network connections
-  by TCP (since 6.7) and signals to other processes (since 6.12).
+  to one folder. The folders of lora_np and of the submissions are not among them. Landlock also denies network
+  connections by TCP (since 6.7) and signals to other processes (since 6.12).
 - seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
   to read the memory of another process, and to change the limits and the priority of another process.
 - setrlimit and timers limit time, memory and the size of files.
@@ -58,8 +58,9 @@ def lift_memory_limit() -> None:
 
 
 def confine(hidden: Sequence[str], own: str) -> list[str]:
-    """Give up the rights to files except for the installed packages and the folder `own`, to the network and to
-    processes; return the names of the rights that this system took.
+    """Give up the rights to the network, to processes, and to files outside the installed packages and `own`.
+
+    Return the names of the lost rights. `own` is the folder that the process may write to.
 
     Nothing in `hidden` can be read, even if a folder that contains it can be read.
     """

@@ -40,7 +40,7 @@ class LoraConfig(TargetedConfig):
         Indices of the blocks to adapt; 0 is the first block. None adapts all blocks. As in PEFT, a full name in
         `target_modules` selects its layer in any block.
     layers_pattern : str, collection of str or None, default None
-        Names of the list of blocks, for models that call it neither "layers" nor "h". Used with `layers_to_transform`.
+        Names of the list of blocks, for models whose list is not called "layers" or "h". Used with `layers_to_transform`.
     r : int, default 8
         Rank of ΔW, at least 1.
     lora_alpha : float, default 8

@@ -79,7 +79,7 @@ def convert(
 def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays with keys that do not contain the name of the adapter, if all keys contain the same name.
 
-    A state_dict of PEFT has such keys. It also has the unchanged weights of modules_to_save, which are left out.
+    A state_dict of PEFT has such keys. A state_dict also has the unchanged weights of modules_to_save, which are left out.
     """
     named = (NAMED_FACTOR, NAMED_MAGNITUDE, NAMED_MODULE)
     short = [key for key in arrays if len(key) < LONGEST_KEY]  # the regular expression is slow for a long key
@@ -200,8 +200,8 @@ def with_initial_factors(
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
     """Return A₀ (r, in) and B₀ (out, r) whose product s·B₀A₀ is the principal part of W (out, in), as in PiSSA.
 
-    The singular vectors of one side are the eigenvectors of W Wᵀ or Wᵀ W, which takes less time than an SVD. With U_r from
-    W Wᵀ, the principal part is U_r U_rᵀ W; with V_r from Wᵀ W, it is W V_r V_rᵀ.
+    The singular vectors of one side are the eigenvectors of W Wᵀ or Wᵀ W. Computing the eigenvectors takes less time than
+    an SVD. With U_r from W Wᵀ, the principal part is U_r U_rᵀ W; with V_r from Wᵀ W, it is W V_r V_rᵀ.
     """
     wide = W.shape[0] <= W.shape[1]
     _, vectors = np.linalg.eigh(W @ W.T if wide else W.T @ W)  # in ascending order

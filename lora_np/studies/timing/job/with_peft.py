@@ -2,7 +2,7 @@
 
 A step may divide its batch into pieces of `rows` records, whose gradients add up: smaller pieces need less memory, and
 each piece is padded only to its own longest record. A piece needs no attention mask, because the padding is on the
-right. The settings contain the records of each batch, which are the batches of with_lora_np.py.
+right. The settings contain the records of each batch. The batches equal the batches of with_lora_np.py.
 """
 
 import json
