@@ -1,7 +1,7 @@
 """Keep freed memory for the next step. A training step frees and allocates the same large arrays again and again.
 
 glibc returns large freed arrays to the operating system, which then gives fresh pages for the next arrays and fills them
-with zeros. For a LoRA step on "tiny" that costs a fifth of the time. CuPy has a memory pool of its own.
+with zeros. For a LoRA step on "tiny" that costs a fifth of the time. CuPy has its own memory pool.
 """
 
 from __future__ import annotations

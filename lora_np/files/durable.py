@@ -124,7 +124,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk. On Windows do nothing: there is no such call, and NTFS logs each rename."""
+    """Write the names in a folder to the disk. On Windows, do nothing: NTFS logs each rename, and no such call exists."""
     if sys.platform == "win32":
         return
     try:

@@ -1,4 +1,4 @@
-"""Threads for work that can take long, so that the event loop goes on meanwhile."""
+"""Threads for work that can take long, so that the event loop can continue."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class Interrupts:
     """A `with` block in which Ctrl-C raises KeyboardInterrupt once, but never inside a block `with interrupts.held()`.
 
     After the first Ctrl-C, another Ctrl-C has no effect until the end of the block. Therefore the second Ctrl-C cannot
-    stop the program while the program saves. SIGTERM is handled in the same way if its handler raises KeyboardInterrupt. A handler that the
-    caller has installed stays. Python runs handlers only in the main thread, so in other threads the block does nothing.
+    stop the program while the program saves. SIGTERM is handled in the same way if its handler raises KeyboardInterrupt.
+    A handler that the caller has installed stays. Python runs handlers only in the main thread, so in other threads the block does nothing.
     """
 
     def __enter__(self) -> Self:

@@ -109,7 +109,7 @@ class GemmaBlock(Block):
 
 
 class SoftcappedHead:
-    """An output head whose logits z become c·tanh(z/c). It has the interface of a Linear, and no parameters of its own."""
+    """An output head whose logits z become c·tanh(z/c). The interface is that of a Linear. The class adds no parameters."""
 
     def __init__(self, head: Linear, cap: float) -> None:
         self.head, self.cap = head, cap

@@ -1,4 +1,4 @@
-"""The process that runs a student's program. It imports NumPy and nothing else of lora_np: no solution is in its memory.
+"""The process that runs a student's program. It imports NumPy, but only this folder of lora_np: its memory has no solution.
 
 restrict.py   gives up rights: files, network, processes, time and memory
 wire.py       values as JSON between the grader and the process

@@ -1,6 +1,6 @@
 """How long does a whole fine-tuning job take, from the shell's prompt to the saved adapter, here and with PEFT?
 
-Each job is a process of its own, which runs the script with_lora_np.py or with_peft.py. Both scripts start from the same
+Each job is a separate process, which runs the script with_lora_np.py or with_peft.py. Both scripts start from the same
 base model and the same new adapter in the same float32 folders. They train on the same batches of records of similar
 length, with the same learning rates, clipping and loss on the answers. The jobs run in turns.
 """
