@@ -19,7 +19,8 @@ class Interrupts:
 
     After the first Ctrl-C, another Ctrl-C has no effect until the end of the block. Therefore the second Ctrl-C cannot
     stop the program while the program saves. SIGTERM is handled in the same way if its handler raises KeyboardInterrupt.
-    A handler that the caller has installed stays. Python runs handlers only in the main thread, so in other threads the block does nothing.
+    A handler that the caller has installed stays. Python runs handlers only in the main thread, so in other threads the
+    block does nothing.
     """
 
     def __enter__(self) -> Self:
