@@ -148,7 +148,7 @@ class Walk:
             try:
                 self.model.save_pretrained(folder, name)
             except RuntimeError as refused:
-                assert pissa and "save the whole model: save_model(" in str(refused), (self.steps, refused)
+                assert pissa and "Save the whole model: save_model(" in str(refused), (self.steps, refused)
                 whole = ln.dequantize_model(twin).merge_and_unload()  # what the error says to do
                 logits = to_host(whole.forward(move(TOKENS, whole.model.norm.weight.value))[0])
                 assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max(), (self.steps, name)
