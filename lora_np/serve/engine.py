@@ -353,7 +353,7 @@ class AdapterServer:
         """Choose the next token and pass it to `on_token`. Finish the request if this token is the last token."""
         reason: str | None = "error"
         with RecordErrors(request):
-            token = request.choose(logits)
+            token = request.next_token(logits)
             if token in request.stop_tokens:
                 reason = "stop"
             else:

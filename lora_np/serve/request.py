@@ -92,7 +92,7 @@ class Request:
     finish_reason: str | None = None
     error: BaseException | None = None
 
-    def choose(self, logits: np.ndarray) -> int:
+    def next_token(self, logits: np.ndarray) -> int:
         """Choose the next token from the logits (v,), and record its log probability if the request asks for it.
 
         Parameters
@@ -105,7 +105,7 @@ class Request:
         int
             The id of the next token.
         """
-        token = self.sampling.choose(logits, self.rng, self.prompt, self.tokens)
+        token = self.sampling.next_token(logits, self.rng, self.prompt, self.tokens)
         if self.logprobs is not None:
             self.token_logprobs.append(token_logprob(logits, token, self.logprobs))
         return token

@@ -108,7 +108,7 @@ class Sampling:
             p /= p.sum()
         return p
 
-    def choose(
+    def next_token(
         self,
         logits: np.ndarray,
         rng: np.random.Generator,
@@ -247,7 +247,7 @@ def generate(
         logits = last_logits(transformer, tokens, mask, past, adapter, prefix > 0)  # (b, v)
         tokens = np.zeros((len(prompts), 1), np.int64)
         for row in sorted(running):
-            token = sampling.choose(logits[row], rngs[row], prompts[row], new[row])
+            token = sampling.next_token(logits[row], rngs[row], prompts[row], new[row])
             if token in stop_tokens:
                 running.discard(row)
                 continue

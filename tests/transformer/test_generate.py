@@ -156,8 +156,8 @@ def test_the_penalties_count_the_tokens_of_the_answer_and_one_counts_the_prompt_
     np.testing.assert_allclose(Sampling(repetition_penalty=2).penalised(z, [1], [2, 2]), [1, -4, 1.5, 4])
     np.testing.assert_allclose(Sampling(presence_penalty=0.5).penalised(z, [1], [2, 2, 0]), [0.5, -2, 2.5, 4])
     np.testing.assert_allclose(Sampling(frequency_penalty=0.5).penalised(z, [1], [2, 2, 0]), [0.5, -2, 2, 4])
-    assert Sampling(repetition_penalty=2).choose(z, np.random.default_rng(0), [3], [2]) == 3
-    assert Sampling(frequency_penalty=2).choose(z, np.random.default_rng(0), [3], [3, 3]) == 2
+    assert Sampling(repetition_penalty=2).next_token(z, np.random.default_rng(0), [3], [2]) == 3
+    assert Sampling(frequency_penalty=2).next_token(z, np.random.default_rng(0), [3], [3, 3]) == 2
 
 
 def test_a_penalty_changes_what_generate_writes_and_neutral_values_compute_nothing(make_model, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_penalty_changes_what_generate_writes_and_neutral_values_compute_nothi
 
 def test_samples_follow_the_probabilities():
     rng, sampling, z = np.random.default_rng(0), Sampling(1.0), np.log([0.1, 0.6, 0.3])
-    counts = np.bincount([sampling.choose(z, rng) for _ in range(4000)]) / 4000
+    counts = np.bincount([sampling.next_token(z, rng) for _ in range(4000)]) / 4000
     np.testing.assert_allclose(counts, [0.1, 0.6, 0.3], atol=0.03)
 
 
