@@ -10,7 +10,7 @@ from ..nn import Linear, Module, replace_module
 from ..nn.targets import OUTPUT_HEAD
 from ..transformer import Transformer
 from .adapted_linear import AdaptedLinear
-from .trained_copy import EMBEDDING
+from .trained_copy import embedding_name
 
 
 def adaptable_layers(model: Module) -> dict[str, Linear]:
@@ -30,7 +30,11 @@ def adaptable_layers(model: Module) -> dict[str, Linear]:
 
 def is_tied(model: Module, name: str) -> bool:
     """Return True if the embedding and the head of the model share one weight, and `name` is one of them."""
-    return name in (OUTPUT_HEAD, EMBEDDING) and isinstance(model, Transformer) and model.config.tie_word_embeddings
+    return (
+        name in (OUTPUT_HEAD, embedding_name(model))
+        and isinstance(model, Transformer)
+        and model.config.tie_word_embeddings
+    )
 
 
 def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, AdaptedLinear]:
@@ -50,7 +54,7 @@ def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLin
     """
     modules = dict(model.named_modules())
     for name in names:
-        if name == EMBEDDING and is_tied(model, name) and OUTPUT_HEAD not in modules:
+        if name == embedding_name(model) and is_tied(model, name) and OUTPUT_HEAD not in modules:
             list(adapt(model, [OUTPUT_HEAD]))
             modules = dict(model.named_modules())
         layer: Any = modules[name] if name in modules else cast(Transformer, model).linear_head
@@ -72,7 +76,7 @@ def remove(model: Module, adapter_name: str | None = None) -> None:
             layer.adapters.clear()
         else:
             layer.adapters.pop(adapter_name, None)
-    embedding = layers.get(EMBEDDING)
+    embedding = layers.get(embedding_name(model))
     for name, layer in layers.items():
         if not layer.adapters and not (name == OUTPUT_HEAD and layer.tied and embedding and embedding.adapters):
             replace_module(model, name, layer.base_layer)

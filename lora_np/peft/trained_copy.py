@@ -12,9 +12,9 @@ from ..backend import Array
 from ..nn import Cache, Context, Embedding, Linear, Module, Parameter, RMSNorm
 from ..nn.targets import OUTPUT_HEAD
 from ..quantization import Quantized4bit
+from ..transformer import Transformer
 from .adapter import Adapter, parameter_like
 
-EMBEDDING = "model.embed_tokens"
 NORMS = (
     ".input_layernorm",
     "_attention_layernorm",
@@ -47,6 +47,11 @@ class TrainedCopy(Adapter):
 
     def delta_weight(self, base: Any) -> Array:
         return self.modules_to_save.weight.value - base.weight.value
+
+
+def embedding_name(model: Module) -> str:
+    """Return the name of the embedding of a Transformer: "model.embed_tokens", in GPT-2 "transformer.wte"."""
+    return model.config.family.embedding if isinstance(model, Transformer) else ""
 
 
 def modules_to_copy(model: Module, names: tuple[str, ...]) -> dict[str, Any]:

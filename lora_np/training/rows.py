@@ -60,9 +60,12 @@ class RowsOfMasks(np.random.Generator):
         """Return the numbers that `rng.random` would return for these rows: shape (rows, t, d) or (counted tokens, d)."""
         start, stop, total = self.rows[len(size)]
         numbers = math.prod(size[1:])
-        if numbers % 2 or dtype != np.float32 or not hasattr(self.bit_generator, "advance"):
+        # One step of the generator gives two float32 numbers. After an odd number of numbers, it keeps the second one for the
+        # next mask, and `advance` would lose it.
+        keeps_one = self.bit_generator.state.get("has_uint32")
+        if numbers % 2 or keeps_one or dtype != np.float32 or not hasattr(self.bit_generator, "advance"):
             return super().random((total, *size[1:]), dtype)[start:stop]
-        self.bit_generator.advance(start * numbers // 2)  # one step of the generator gives two float32 numbers
+        self.bit_generator.advance(start * numbers // 2)
         mask = super().random(size, dtype)
         self.bit_generator.advance((total - stop) * numbers // 2)
         return mask

@@ -83,13 +83,12 @@ class GPT2Decoder(Decoder):
     def embed(self, tokens: Array, positions: Array, context: Context) -> tuple[Array, Any]:
         """Compute x (b, t, d), the sum of the vectors of the tokens and of their positions."""
         x, token_cache = self.wte.forward(tokens, context)
-        p, position_cache = self.wpe.forward(positions)  # (b or 1, t, d)
+        p, position_cache = self.wpe.forward(positions, context)  # (b or 1, t, d)
         x += p
-        return x, (token_cache, position_cache)
+        return x, (token_cache, position_cache, len(p))
 
-    def embed_backward(self, dx: Array, cache: tuple[EmbeddingCache, EmbeddingCache]) -> None:
+    def embed_backward(self, dx: Array, cache: tuple[EmbeddingCache, EmbeddingCache, int]) -> None:
         """Add the gradients of both tables. In the forward pass all rows of the batch may share the vectors of the positions."""
-        token_cache, position_cache = cache
+        token_cache, position_cache, rows = cache
         self.wte.backward(dx, token_cache)
-        shared = position_cache[0].shape[0] < dx.shape[0]
-        self.wpe.backward(dx.sum(axis=0, keepdims=True) if shared else dx, position_cache)
+        self.wpe.backward(dx.sum(axis=0, keepdims=True) if rows < len(dx) else dx, position_cache)

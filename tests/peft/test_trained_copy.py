@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from adapted import adapted, state
+from family_models import SIZES, family_model
 from on_device import assert_array_equal, host, xp
 
 import lora_np as ln
@@ -275,3 +276,23 @@ def test_only_the_selected_layers_are_adapted_and_a_saved_adapter_selects_them_a
             model = ln.PeftModel.from_pretrained(make_model(), tmp_path)
         names = [name for name, m in model.model.named_modules() if isinstance(m, ln.AdaptedLinear)]
         assert sorted(names) == sorted(f"model.layers.{name}" for name in expected)
+
+
+@pytest.mark.parametrize("names", [["wte"], ["wpe"], ["wte", "wpe"], ["wte", "lm_head"]], ids="+".join)
+def test_the_embeddings_of_gpt2_are_trained_and_merged_and_its_tied_head_stays(names, tmp_path):
+    tokens = np.random.default_rng(3).integers(0, SIZES["vocab_size"], (3, 7))
+    model = ln.get_peft_model(
+        family_model("gpt2").to("auto"), ln.LoraConfig(target_modules=["c_attn"], modules_to_save=names)
+    )
+    base = model.forward(tokens)[0]
+    expected = changed(model).forward(tokens)[0]
+    assert xp.abs(expected - base).max() > 0.01
+    ln.gradcheck_model(model, tokens, tokens, tolerance=1e-12).raise_if_wrong()
+    model.save_pretrained(tmp_path)
+    again = ln.PeftModel.from_pretrained(family_model("gpt2").to("auto"), tmp_path)
+    assert_array_equal(again.forward(tokens)[0], expected)
+    model.merge_adapter()
+    assert xp.abs(model.forward(tokens)[0] - expected).max() < 1e-12
+    model.unmerge_adapter()
+    plain = model.merge_and_unload()
+    assert xp.abs(plain.forward(tokens)[0] - expected).max() < 1e-12

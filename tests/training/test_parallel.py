@@ -233,3 +233,13 @@ def test_an_error_in_a_shard_is_raised_and_leaves_no_gradient(make_model, batch)
     with pytest.raises(ValueError, match="contains 999"):
         loss_and_gradients(model, tokens, batch[1], workers=2)
     assert all(p.grad is None for _, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("rows", [slice(0, 3), slice(1, 3), slice(4, 7)])
+def test_a_mask_after_an_odd_number_of_numbers_is_that_of_the_whole_batch(rows):
+    """7 · 5 · 3 numbers are odd: the generator keeps half a step, which belongs to the next mask."""
+    whole, some = np.random.default_rng(8), RowsOfMasks(np.random.default_rng(8), rows, np.full(7, 5))
+    for width in (3, 4, 3, 4, 4):
+        expected = whole.random((7, 5, width), np.float32)[rows]
+        drawn = some.random((rows.stop - rows.start, 5, width), np.float32)
+        np.testing.assert_array_equal(drawn, expected)

@@ -21,7 +21,7 @@ from ...quantization import Quantized4bit
 from ...transformer import Transformer
 from ..files import PREFIX
 from ..placement import adaptable_layers, is_tied
-from ..trained_copy import EMBEDDING, modules_to_copy
+from ..trained_copy import embedding_name, modules_to_copy
 from . import pissa
 from .config import LoraConfig
 
@@ -98,7 +98,8 @@ def with_trained_rows(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], indices: Any, model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Replace the trained rows of an embedding by the whole embedding. As in PEFT, a tied head gets the same rows."""
-    rows_of = indices if isinstance(indices, dict) else {EMBEDDING: indices}
+    embedding = embedding_name(model)
+    rows_of = indices if isinstance(indices, dict) else {embedding: indices}
     saved = copied_modules(settings)
     for key in [key for key in arrays if key.endswith(TOKENS)]:
         delta, path = arrays.pop(key), key.removeprefix(PREFIX).removesuffix(TOKENS)
@@ -114,7 +115,7 @@ def with_trained_rows(
             )
         W = W.astype(np.result_type(W, delta))
         W[rows] = delta
-        for name in ("lm_head", EMBEDDING) if path == EMBEDDING and is_tied(model, path) else (path,):
+        for name in ("lm_head", embedding) if path == embedding and is_tied(model, path) else (path,):
             arrays[f"{PREFIX}{name}.weight"] = W
             saved.append(name)
     return settings | {"modules_to_save": saved}, arrays
@@ -124,16 +125,17 @@ def with_adapted_embedding(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Replace the LoRA of the embedding E (v, d) by the whole embedding, E + s·(B A)ᵀ, with A (r, v) and B (d, r)."""
-    config = plain_config(settings).for_layer(EMBEDDING)
-    A, B = (arrays.pop(f"{PREFIX}{EMBEDDING}.lora_embedding_{factor}", np.empty(0)) for factor in "AB")
+    embedding = embedding_name(model)
+    config = plain_config(settings).for_layer(embedding)
+    A, B = (arrays.pop(f"{PREFIX}{embedding}.lora_embedding_{factor}", np.empty(0)) for factor in "AB")
     E = to_host(model.model.embed_tokens.weight.value)
     if A.shape != (config.r, len(E)) or B.shape != (E.shape[1], config.r) or config.use_dora:
         raise ValueError(
-            f"the LoRA of {EMBEDDING} has the shapes {A.shape} and {B.shape}; expected {(config.r, len(E))} and "
+            f"the LoRA of {embedding} has the shapes {A.shape} and {B.shape}; expected {(config.r, len(E))} and "
             f"{(E.shape[1], config.r)}, without DoRA"
         )
-    arrays[f"{PREFIX}{EMBEDDING}.weight"] = E + config.scaling * (B @ A).T
-    return settings | {"modules_to_save": [*copied_modules(settings), EMBEDDING]}, arrays
+    arrays[f"{PREFIX}{embedding}.weight"] = E + config.scaling * (B @ A).T
+    return settings | {"modules_to_save": [*copied_modules(settings), embedding]}, arrays
 
 
 def copied_modules(settings: Mapping[str, Any]) -> list[str]:
@@ -156,11 +158,12 @@ def with_tied_copies(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Copy the trained embedding to a tied head, or the trained head to the embedding: `ensure_weight_tying` of PEFT."""
-    keys = [f"{PREFIX}{name}.weight" for name in (EMBEDDING, "lm_head")]
+    tied = embedding_name(model), "lm_head"
+    keys = [f"{PREFIX}{name}.weight" for name in tied]
     weights = [arrays[key] for key in keys if key in arrays]
     if not (is_tied(model, "lm_head") and weights and copied_modules(settings)):
         return settings, arrays
-    saved = [*copied_modules(settings), EMBEDDING, "lm_head"]
+    saved = [*copied_modules(settings), *tied]
     others = {
         key: x for key, x in arrays.items() if not key.startswith(f"{PREFIX}lm_head.lora_")
     }  # a tied LoRA of the head
