@@ -255,3 +255,33 @@ def test_a_published_config_file_means_here_what_it_means_in_transformers(name, 
     assert not report["missing_keys"] and not report["unexpected_keys"]
     logits = theirs.eval()(torch.from_numpy(TOKENS)).logits.detach().numpy()
     assert relative_error(ours(TOKENS), logits) < 1e-10
+
+
+EMBEDDINGS = {
+    "a copy": lambda name: {"modules_to_save": [name]},
+    "a copy, tied": lambda name: {"modules_to_save": [name], "ensure_weight_tying": True},
+    "two copies": lambda name: {"modules_to_save": [name, "lm_head"]},
+    "LoRA": lambda name: {"target_modules": [name, "c_attn", "q_proj"]},
+    "tied LoRA": lambda name: {"target_modules": [name, "c_attn", "q_proj"], "ensure_weight_tying": True},
+    "tokens": lambda name: {"trainable_token_indices": [1, 5, 36]},
+    "the same tokens of the head": lambda name: {"trainable_token_indices": {name: [1, 2], "lm_head": [1, 2]}},
+    "other tokens of the head": lambda name: {"trainable_token_indices": {name: [1, 2], "lm_head": [1, 3]}},
+}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3"])
+@pytest.mark.parametrize("case", EMBEDDINGS)
+def test_a_trained_embedding_of_peft_has_its_logits_here_also_merged(family, case, precise, tmp_path):
+    """All three families are tied: an embedding with a scale (Gemma), with another name (GPT-2), and a plain one."""
+    ours, theirs = pair(family, tmp_path / "base")
+    settings = {"r": 3, "target_modules": ["c_attn", "q_proj"]}
+    settings |= EMBEDDINGS[case]("wte" if family == "gpt2" else "embed_tokens")
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    torch.manual_seed(5)
+    for p in theirs.parameters():
+        p.data += torch.randn_like(p) / 10 * p.requires_grad
+    theirs.save_pretrained(tmp_path / "adapter")
+    logits = theirs(torch.from_numpy(TOKENS)).logits.detach().numpy()
+    model = ln.PeftModel.from_pretrained(ours, tmp_path / "adapter")
+    assert relative_error(model(TOKENS), logits) < 1e-10
+    assert relative_error(model.merge_and_unload()(TOKENS), logits) < 1e-10

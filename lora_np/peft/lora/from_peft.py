@@ -97,10 +97,13 @@ def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 def with_trained_rows(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], indices: Any, model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Replace the trained rows of an embedding by the whole embedding. As in PEFT, a tied head gets the same rows."""
+    """Replace the trained rows of an embedding by the whole embedding. As in PEFT, a tied head without its own rows gets
+    the same rows.
+    """
     embedding = embedding_name(model)
     rows_of = indices if isinstance(indices, dict) else {embedding: indices}
     saved = copied_modules(settings)
+    tied = is_tied(model, embedding) and f"{PREFIX}lm_head{TOKENS}" not in arrays
     for key in [key for key in arrays if key.endswith(TOKENS)]:
         delta, path = arrays.pop(key), key.removeprefix(PREFIX).removesuffix(TOKENS)
         rows = next((rows for name, rows in rows_of.items() if path.endswith(name)), None)
@@ -115,7 +118,7 @@ def with_trained_rows(
             )
         W = W.astype(np.result_type(W, delta))
         W[rows] = delta
-        for name in ("lm_head", embedding) if path == embedding and is_tied(model, path) else (path,):
+        for name in ("lm_head", embedding) if path == embedding and tied else (path,):
             arrays[f"{PREFIX}{name}.weight"] = W
             saved.append(name)
     return settings | {"modules_to_save": saved}, arrays
@@ -128,6 +131,8 @@ def with_adapted_embedding(
     embedding = embedding_name(model)
     config = plain_config(settings).for_layer(embedding)
     A, B = (arrays.pop(f"{PREFIX}{embedding}.lora_embedding_{factor}", np.empty(0)) for factor in "AB")
+    if others := [key for key in arrays if ".lora_embedding_" in key]:
+        raise ValueError(f"unexpected tensor {others[0]}; of the embeddings, only {embedding} can have a LoRA")
     E = to_host(model.model.embed_tokens.weight.value)
     if A.shape != (config.r, len(E)) or B.shape != (E.shape[1], config.r) or config.use_dora:
         raise ValueError(
@@ -157,10 +162,16 @@ def plain_config(settings: Mapping[str, Any]) -> LoraConfig:
 def with_tied_copies(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Copy the trained embedding to a tied head, or the trained head to the embedding: `ensure_weight_tying` of PEFT."""
+    """Copy the trained embedding to a tied head, or the trained head to the embedding: `ensure_weight_tying` of PEFT.
+
+    PEFT recognises an embedding by the name embed_tokens, so it does not copy a trained wte to the head of GPT-2.
+    """
     tied = embedding_name(model), "lm_head"
     keys = [f"{PREFIX}{name}.weight" for name in tied]
     weights = [arrays[key] for key in keys if key in arrays]
+    known = tuple(f"{PREFIX}{name}." for name in tied if name.endswith(("embed_tokens", "lm_head")))
+    if not any(key.startswith(known) for key in arrays):
+        return settings, arrays
     if not (is_tied(model, "lm_head") and weights and copied_modules(settings)):
         return settings, arrays
     saved = [*copied_modules(settings), *tied]
