@@ -54,11 +54,17 @@ class RowsOfMasks(np.random.Generator):
     def __init__(self, rng: np.random.Generator, rows: slice, counted: np.ndarray) -> None:
         super().__init__(copy.deepcopy(rng.bit_generator))
         before, after = np.cumsum([0, *counted])[[rows.start, rows.stop]]
-        self.rows = {3: (rows.start, rows.stop, len(counted)), 2: (int(before), int(after), int(counted.sum()))}
+        self.rows = rows.start, rows.stop, len(counted)
+        self.tokens = int(before), int(after), int(counted.sum())
 
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
-        """Return the numbers that `rng.random` would return for these rows: shape (rows, t, d) or (counted tokens, d)."""
-        start, stop, total = self.rows[len(size)]
+        """Return the numbers that `rng.random` would return for these rows: shape (rows, t, …) or (counted tokens, d).
+
+        A single number is the same for all rows.
+        """
+        if not isinstance(size, tuple):
+            return super().random(size, dtype)
+        start, stop, total = self.tokens if len(size) == 2 else self.rows
         numbers = math.prod(size[1:])
         # One step of the generator gives two float32 numbers. After an odd number of numbers, it keeps the second one for the
         # next mask, and `advance` would lose it.

@@ -243,3 +243,11 @@ def test_a_mask_after_an_odd_number_of_numbers_is_that_of_the_whole_batch(rows):
         expected = whole.random((7, 5, width), np.float32)[rows]
         drawn = some.random((rows.stop - rows.start, 5, width), np.float32)
         np.testing.assert_array_equal(drawn, expected)
+
+
+def test_a_model_of_another_class_can_draw_masks_of_more_axes_and_single_numbers():
+    whole, some = np.random.default_rng(8), RowsOfMasks(np.random.default_rng(8), slice(2, 5), np.full(6, 4))
+    for _ in range(2):
+        expected = whole.random((6, 2, 4, 3), np.float32)[2:5]
+        np.testing.assert_array_equal(some.random((3, 2, 4, 3), np.float32), expected)
+        assert some.random() == whole.random()
