@@ -109,7 +109,7 @@ class LiveModel:
 
         def sublayer(norm: Any, module: Any, output_norm: Any) -> Sublayer:
             path, is_attention = names[id(module)], isinstance(module, Attention)
-            layers = [(name, child) for name, child in module.children() if not isinstance(child, RMSNorm)]
+            layers = [(n, c) for n, c in module.children() if not isinstance(getattr(c, "base_layer", c), RMSNorm)]
             *reads, writes = (layer(f"{path}.{name}", child) for name, child in layers)
             scores = module.scores if is_attention else {}
             head_norms = [module.q_norm, module.k_norm] if is_attention else []

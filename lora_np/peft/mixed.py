@@ -93,7 +93,7 @@ class AdapterRows(Rows):
     def __init__(self, names: Sequence[str], previous: StackCache | None = None) -> None:
         super().__init__(names)
         self._stacks = StackCache(previous)
-        self._layers: dict[AdaptedLinear, MixedRows] = {}
+        self._layers: dict[AdaptedLinear, MixedRows | None] = {}
 
     def next_call(self, names: Sequence[str]) -> AdapterRows:
         """Return the AdapterRows of the next call.
@@ -112,7 +112,7 @@ class AdapterRows(Rows):
         """
         return AdapterRows(names, self._stacks)
 
-    def adapter_of(self, layer: AdaptedLinear) -> MixedRows:
+    def adapter_of(self, layer: AdaptedLinear) -> MixedRows | None:
         """Return the adapters of all rows in one layer.
 
         Parameters
@@ -122,8 +122,8 @@ class AdapterRows(Rows):
 
         Returns
         -------
-        MixedRows
-            An Adapter object that applies to each row the adapter of this row.
+        MixedRows or None
+            An Adapter object that applies to each row the adapter of this row. None if all rows apply only the base layer.
 
         Raises
         ------
@@ -136,7 +136,8 @@ class AdapterRows(Rows):
                 if not (adapter.mixable and isinstance(adapter, Bypass | OutputAdapter)):
                     kind = type(adapter).__name__.removesuffix("Adapter")
                     raise ValueError(f"{name!r} is {kind}; rows of this adapter cannot be in a mixed batch")
-            self._layers[layer] = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
+            mixed = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
+            self._layers[layer] = mixed if here or layer.base_correction is not None else None
         return self._layers[layer]
 
 

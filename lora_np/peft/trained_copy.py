@@ -16,6 +16,8 @@ from ..transformer import Transformer
 from .adapter import Adapter, parameter_like
 
 NORMS = (
+    ".q_norm",
+    ".k_norm",
     ".input_layernorm",
     "_attention_layernorm",
     "_feedforward_layernorm",

@@ -57,10 +57,9 @@ class Attention(Module):
         """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
         b, t, _ = x.shape
         (q, k, v), input_cache = self.project(x, context)
-        q, q_norm_cache = self.q_norm.forward(
-            self._heads(q)
-        )  # (b, t, h·d) → (b, h, t, d); most families have no q_norm
-        k, k_norm_cache = self.k_norm.forward(self._heads(k))  # (b, t, g·d) → (b, g, t, d)
+        # (b, t, h·d) → (b, h, t, d) and (b, t, g·d) → (b, g, t, d); most families have no q_norm and k_norm
+        q, q_norm_cache = self.q_norm.forward(self._heads(q), context)
+        k, k_norm_cache = self.k_norm.forward(self._heads(k), context)
         q, rotary_cache = ops.rotary_forward(q, *rotary)
         k, _ = ops.rotary_forward(k, *rotary)
         k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)

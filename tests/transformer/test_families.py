@@ -123,6 +123,22 @@ def test_rows_with_different_adapters_have_the_logits_that_they_have_alone(famil
 
 
 @families
+def test_a_mixed_batch_is_the_same_beside_an_adapter_with_trained_copies(family):
+    names, prompts = ["a", "b", "__base__"], [TOKENS[0], TOKENS[1, :4], TOKENS[2, :7]]
+    model = ln.get_peft_model(on_device(family), LORA, "a")
+    model.add_adapter("b", replace(LORA, r=2, use_dora=True), seed=5)
+    logits, new = model.forward(TOKENS, adapter_names=names)[0], ln.generate(model, prompts, 8, adapter_names=names)
+    copies = ["wte", "wpe", "lm_head"] if family == "gpt2" else ["embed_tokens", "norm", "lm_head"]
+    model.add_adapter("copies", replace(LORA, modules_to_save=copies), seed=6)
+    step = costs.flops(model, batch=2, seq=9)
+    model.set_adapter("copies")
+    gradcheck_model(model, TOKENS, TARGETS, tolerance=1e-11).raise_if_wrong()
+    assert_array_equal(model.forward(TOKENS, adapter_names=names)[0], logits)
+    assert ln.generate(model, prompts, 8, adapter_names=names) == new
+    assert step == costs.flops(ln.get_peft_model(on_device(family), LORA), batch=2, seq=9)
+
+
+@families
 def test_generation_with_a_cache_computes_what_the_whole_text_computes(family):
     model = on_device(family)
     past = ln.transformer.KeyValueCache(model.config)
