@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ OPTIONAL = {("conversations",): ("system",), ("instruction", "output"): ("input"
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 # Keys that change what must be learned, or that need a model with other inputs. Their neutral values are allowed.
 REFUSED = ("weight", "tools", "functions", "tool_calls", "function_call", "history", "rejected", "label", "images")
-NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1)
+NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, "1")  # in CSV all values are texts
 
 
 def records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -72,9 +73,12 @@ def standard(record: Any) -> tuple[dict[str, Any], str, list[str]]:
     _refuse(record, others, "the record")
     if keys == ("conversations",):
         messages, ignored = _messages(record["conversations"], "conversations", "from", "value")
-        messages = [{**m, "role": SPEAKERS.get(m["role"], m["role"])} for m in messages]
+        messages = [{**m, "role": SPEAKERS.get(str(m["role"]), m["role"])} for m in messages]
         found: dict[str, Any] = {"messages": _system(record) + messages}
     elif keys == ("instruction", "output"):
+        for key in ("instruction", "input"):
+            if not isinstance(record.get(key, ""), str) and (key == "instruction" or record[key] is not None):
+                raise ValueError(f"{key} is {record[key]!r:.80}; expected a text, as in {ALPACA}")
         question = "\n\n".join(text for text in (record["instruction"], record.get("input")) if text)
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": record["output"]}]
         found, ignored = {"messages": _system(record) + turns}, []
@@ -142,6 +146,10 @@ def _rows(file: Any, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a CSV file; the first row has the names of the columns."""
     try:
         reader = csv.DictReader(file, strict=True)
+        if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if name and count > 1]:
+            raise ValueError(
+                f"{path}: two columns have the name {twice[0]!r}; expected different names in the first row"
+            )
         for i, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 columns = len(reader.fieldnames or ())

@@ -640,3 +640,29 @@ def test_batches_of_nothing_are_refused():
         ConversationBatches(toy(4))[-1]
     with pytest.raises(TypeError, match="not iterable"):
         iter(ConversationBatches(toy(4)))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"instruction": 5, "output": "x"}, "instruction is 5; expected a text"),
+        ({"instruction": None, "output": "x"}, "instruction is None; expected a text"),
+        ({"instruction": "a", "input": 7, "output": "x"}, "input is 7; expected a text"),
+        ({"conversations": [{"from": ["human"], "value": "a"}, {"from": "gpt", "value": "b"}]}, r"\['human'\]"),
+    ],
+)
+def test_a_record_whose_values_are_no_texts_is_refused_with_its_line(record, message, tmp_path, tokenizer):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"data\.jsonl.*line 1.*{message}"):
+        conversations.read(path, tokenizer)
+
+
+def test_a_csv_file_can_have_neutral_columns_and_no_two_of_one_name(tmp_path, tokenizer):
+    path = tmp_path / "data.csv"
+    path.write_text("prompt,completion,weight,,\nx,y,1,,\n")
+    with pytest.warns(UserWarning, match="weight"):
+        assert len(conversations.read(path, tokenizer)) == 1
+    path.write_text("prompt,prompt,completion\na,b,c\n")
+    with pytest.raises(ValueError, match=r"data\.csv: two columns have the name 'prompt'"):
+        conversations.read(path, tokenizer)
