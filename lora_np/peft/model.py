@@ -273,6 +273,11 @@ class PeftModel(MergeableModel):
         loss, cache = self.model.loss(tokens, targets, ignore_index=ignore_index, context=context, past_key_values=past)
         return loss, (cache, prefix_call)
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """True if gradient checkpointing is on."""
+        return self.model.gradient_checkpointing
+
     def gradient_checkpointing_enable(self) -> None:
         """Turn gradient checkpointing on, as in `Transformer.gradient_checkpointing_enable`.
 

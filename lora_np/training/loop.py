@@ -360,13 +360,14 @@ def _gradients(
 
 @contextmanager
 def _checkpointing(model: Any, on: bool) -> Iterator[None]:
-    """Turn gradient checkpointing on while the context is open."""
+    """Turn gradient checkpointing on while the context is open. If it was on before, it stays on."""
+    before = getattr(model, "gradient_checkpointing", False)
     if on:
         model.gradient_checkpointing_enable()
     try:
         yield
     finally:
-        if on:
+        if on and not before:
             model.gradient_checkpointing_disable()
 
 

@@ -71,6 +71,11 @@ def test_train_takes_it_and_leaves_the_model_as_it_was(make_model, monkeypatch):
     assert not any(seen)
     seen.clear()
     assert trained(gradient_checkpointing=True) == plain and all(seen)
+    model = adapted(make_model(np.float32))
+    model.gradient_checkpointing_enable()
+    tokens = np.array([[1, 2, 3]])
+    ln.train(model, [(tokens, tokens)], ln.AdamW(0.02), steps=1, gradient_checkpointing=True)
+    assert model.gradient_checkpointing, "a model that had it on keeps it on"
 
 
 def test_a_prefix_is_refused_and_says_what_to_do(make_model):
