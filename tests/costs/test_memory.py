@@ -10,6 +10,7 @@ from lora_np import (
     AdamW,
     BottleneckConfig,
     LoraConfig,
+    PeftModel,
     PrefixTuningConfig,
     Transformer,
     TransformerConfig,
@@ -68,6 +69,13 @@ METHODS = {
 }
 METHODS |= {f"{method.peft_type}, as its tests have it": method.example for method in registry.METHODS}
 shapes, methods = pytest.mark.parametrize("shape", SHAPES), pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def the_whole_batch_in_one_call(monkeypatch):
+    """The costs are those of one call of `loss`; `train` divides a larger batch into several calls."""
+    for model in (Transformer, PeftModel):
+        monkeypatch.setattr(model, "tokens_at_once", None)
 
 
 def adapted(model, method):
