@@ -89,7 +89,7 @@ class Attention(Module):
         dk_proj = self.k_norm.backward(dk, k_norm_cache, below_norms)
         if dq_proj is None or dk_proj is None:
             return None
-        return self.project_backward(self._rows(dq_proj), self._rows(dk_proj), self._rows(dv), input_cache, need_dx)
+        return self.project_backward(dq_proj, dk_proj, dv, input_cache, need_dx)
 
     @property
     def inputs_trainable(self) -> bool:
@@ -104,11 +104,14 @@ class Attention(Module):
         return (q, k, v), (q_cache, k_cache, v_cache)
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Cache, need_dx: bool) -> Array | None:
-        """Compute dx (b, t, d). In the forward pass x is the input of three projections, so dx is the sum of their gradients."""
+        """Compute dx (b, t, d) from dq (b, h, t, d) and dk, dv (b, g, t, d).
+
+        In the forward pass x is the input of three projections, so dx is the sum of their gradients.
+        """
         q_cache, k_cache, v_cache = cache
-        dx = self.q_proj.backward(dq, q_cache, need_dx)
-        dx_k = self.k_proj.backward(dk, k_cache, need_dx)
-        dx_v = self.v_proj.backward(dv, v_cache, need_dx)
+        dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
+        dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
+        dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
         if dx is None or dx_k is None or dx_v is None:
             return None
         dx += dx_k

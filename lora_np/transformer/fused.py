@@ -38,8 +38,8 @@ class FusedAttention(Attention):
         return (qkv[..., :q], qkv[..., q : q + kv], v), cache
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Cache, need_dx: bool) -> Array | None:
-        """Compute dx (b, t, d)."""
-        dqkv = array_module(dq).concatenate([dq, dk, dv], axis=-1)
+        """Compute dx (b, t, d) from dq (b, h, t, d) and dk, dv (b, g, t, d)."""
+        dqkv = array_module(dq).concatenate([self._rows(dq), self._rows(dk), self._rows(dv)], axis=-1)
         return self.qkv_proj.backward(dqkv, cache, need_dx)
 
 
