@@ -7,16 +7,18 @@ this file cannot be protected here; the option -P of Python protects these modul
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def is_the_command() -> bool:
-    """Return True while Python imports lora_np for `python -m lora_np`."""
-    started = sys.orig_argv
-    after = started[started.index("-m") + 1 :] if "-m" in started else []
-    return sys.argv[:1] == ["-m"] and after[:1] != [] and after[0].partition(".")[0] == "lora_np"
+    """Return True while Python imports lora_np for `python -m lora_np`, also written -mlora_np or -Bm lora_np."""
+    if sys.argv[:1] != ["-m"]:
+        return False
+    module = sys.orig_argv[-len(sys.argv)]  # then come the arguments of the command, as in sys.argv
+    return re.fullmatch(r"(-[a-zA-Z]*m)?lora_np(\..*)?", module) is not None
 
 
 if is_the_command() and sys.path[0] != PACKAGES and not sys.flags.safe_path:

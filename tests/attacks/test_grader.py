@@ -5,6 +5,7 @@ The cheats and attacks use an honest student's submission beside them. What only
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from submissions import ASKED, DEFINE, HEAD, RIGHT, ROOT, answer, cells, kinds, submit
 
 from lora_np.exercises import exercises
-from lora_np.exercises.contain import missing_protection
+from lora_np.exercises.contain import Contained, missing_protection
 from lora_np.exercises.grade import grade_class
 from lora_np.exercises.journal import SUFFIX
 from lora_np.exercises.outcome import run_program
@@ -245,6 +246,10 @@ HOSTILE = {
     "raises a huge exception": answer("raise ValueError('x' * 10**8)"),
     "removes the submissions": answer("import shutil\nshutil.rmtree('@FOLDER@', ignore_errors=True)\nreturn 1"),
     "writes into ada's answer": answer("open('@FOLDER@/ada/02_lora_forward.py', 'w').write('')\nreturn 1"),
+    "takes the rights to the submissions": answer(
+        "for path in ('@FOLDER@/ada/02_lora_forward.py', '@FOLDER@/ada', '@FOLDER@'):\n"
+        "    try: os.chmod(path, 0)\n    except OSError: pass\nreturn 1"
+    ),
     "hands in 20 MB of code": notebook_of(cells("x = 1\n" * 3_300_000)),
     "hands in a long line": notebook_of(cells(RIGHT, "x = '" + "x" * 150_000 + "'")),
     "hands in many cells": notebook_of(cells(*["x = 1"] * 5_000)),
@@ -306,6 +311,42 @@ def test_no_hostile_submission_costs_another_student_a_grade(names, tmp_path):
     assert {found[name] for name in names & STOPPED} <= {"stopped"}, found
     assert {found[name] for name in names if name.startswith("hands in")} <= {"unreadable", "missing", "raised"}, found
     assert (folder / "ada" / "02_lora_forward.py").read_text(encoding="utf-8") == RIGHT
+    assert (folder / "ada").stat().st_mode & 0o700 == 0o700  # root can read it in any case
+
+
+FORBIDDEN = """
+import ctypes, os
+def f(path, own):
+    libc, found = ctypes.CDLL(None, use_errno=True), []
+    for call in (
+        lambda: os.chmod(path, 0), lambda: os.chown(path, os.getuid(), os.getgid()), lambda: os.utime(path, (5, 5)),
+        lambda: os.setxattr(path, "user.a", b"b"), lambda: os.removexattr(path, "user.a"), lambda: os.truncate(path, 0),
+        lambda: os.open(path, os.O_RDONLY | os.O_TRUNC), lambda: os.open(path, 3 | os.O_TRUNC), lambda: open(path, "r+"),
+        lambda: os.fchmod(os.open(own, os.O_RDONLY), 0o640),
+    ):
+        try:
+            call()
+            found.append(0)
+        except OSError as error:
+            found.append(error.errno)
+    for number in (452, 463, 466, 469, 437):  # fchmodat2, setxattrat, removexattrat, file_setattr, openat2
+        libc.syscall(number, -100, path.encode(), 0, 0, 0, 0)
+        found.append(ctypes.get_errno())
+    return found
+"""
+
+
+@protected
+def test_a_program_cannot_change_what_landlock_does_not_check(tmp_path):
+    """Permissions, owner, times and attributes of a file, and its length on a kernel before Linux 6.2."""
+    file = tmp_path / "grades.csv"
+    file.write_text("ada,1")
+    before = file.stat()
+    with Contained(FORBIDDEN, "f") as function:
+        function.start()
+        found = function(str(file), os.__file__)
+    assert set(found[:10]) <= {errno.EPERM, errno.EACCES} and set(found[10:]) == {errno.ENOSYS}
+    assert file.stat() == before and found[5:8] == [errno.EPERM] * 3, "seccomp denies them, whatever Landlock does"
 
 
 def test_there_are_enough_attacks():

@@ -44,6 +44,16 @@ def test_the_grader_imports_nothing_from_the_submissions(tmp_path):
     assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "words", [["-m", "lora_np"], ["-mlora_np"], ["-Bm", "lora_np"], ["-X", "utf8", "-sBmlora_np"]], ids=" ".join
+)
+def test_a_command_imports_nothing_from_the_current_folder(words, tmp_path):
+    (tmp_path / "numpy.py").write_text("1 / 0", encoding="utf-8")
+    run = command(".", cwd=tmp_path) | {"args": [sys.executable, *words, "params", "--help"]}
+    done = subprocess.run(**run, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_grader_that_is_killed_continues_and_loses_no_grade(tmp_path):
     folder = submit(tmp_path / "class", {"bob": answer("return 1")} | {"waits": answer("time.sleep(1000)")})

@@ -6,7 +6,9 @@ On Linux three mechanisms of the kernel work without root. Their effect on this 
   to one folder. The folders of lora_np and of the submissions are not among them. Landlock also denies network
   connections by TCP (since 6.7) and signals to other processes (since 6.12).
 - seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
-  to read the memory of another process, and to change the limits and the priority of another process.
+  to read the memory of another process, and to change the limits and the priority of another process. It also denies
+  what Landlock does not check: to change the permissions, owner, times and attributes of a file, and before Linux 6.2 to
+  truncate a file.
 - setrlimit and timers limit time, memory and the size of files.
 
 Other systems have only the third mechanism or a part of it; `confine` returns the protections that work.
@@ -141,12 +143,19 @@ DENIED = {
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
     "keyctl": (250, 219), "socketpair": (53, 199), "reboot": (169, 142), "setpriority": (141, 140), "ioprio_set": (251, 30),
     "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
-    "sched_setaffinity": (203, 122),
+    "sched_setaffinity": (203, 122), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
+    "shmat": (30, 196), "shmctl": (31, 195), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
+    "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_unlink": (241, 181),
 }  # fmt: skip
-CLONE, CLONE3, KILL, TGKILL, PRLIMIT, FCNTL = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261), (72, 25)
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of BPF
+NEWER = 452  # fchmodat2 of Linux 6.6, the first of the newer system calls: they are answered as by an older kernel
+CLONE, KILL, TGKILL, PRLIMIT, FCNTL = (56, 220), (62, 129), (234, 131), (302, 261), (72, 25)
+OPEN, OPENAT, CLONE3, OPENAT2 = (2, None), (257, 56), 435, 437
+LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # instructions of BPF
 ALLOW, DENY, UNKNOWN_CALL = 0x7FFF0000, 0x00050001, 0x00050026  # let it pass; fail with EPERM; fail with ENOSYS
-NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # positions in struct seccomp_data (little-endian)
+NUMBER, ARCHITECTURE, FIRST, SECOND, THIRD = 0, 4, 16, 24, 32  # positions in struct seccomp_data (little-endian)
 CLONE_THREAD, OWN_SIGNALS = 0x10000, (8, 15)  # F_SETOWN and F_SETOWN_EX: who gets a file's signals
 
 
@@ -157,23 +166,34 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
         return []
     i = ("x86_64", "aarch64").index(machine)
 
-    def only(call: tuple[int, int], where: int, test: int, values: Sequence[int], then: int, otherwise: int) -> list:
-        """If the call is `call`: return `then` if its argument passes the test for one of the values."""
-        steps = [(LOAD, 0, 0, where)]
+    def only(
+        call: tuple[int | None, int],
+        where: int,
+        test: int,
+        values: Sequence[int],
+        then: int,
+        otherwise: int,
+        bits: int = -1,
+    ) -> list:
+        """If the call is `call`: return `then` if these bits of its argument pass the test for one of the values."""
+        steps = [(LOAD, 0, 0, where), (AND, 0, 0, bits & 0xFFFFFFFF)]
         steps += [(test, len(values) - k, 0, value) for k, value in enumerate(values)]
         steps += [(RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]
-        return [(EQUAL, 0, len(steps), call[i]), *steps]
+        return [] if call[i] is None else [(EQUAL, 0, len(steps), call[i]), *steps]
 
     code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, (0xC000003E, 0xC00000B7)[i]), (RETURN, 0, 0, DENY)]
-    code += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, 0x40000000), (RETURN, 0, 0, DENY)]  # x32's system calls
+    code += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, NEWER), (RETURN, 0, 0, UNKNOWN_CALL)]  # also all of x32
     for number in (numbers[i] for numbers in DENIED.values()):
         if number is not None:
             code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, DENY)]
-    code += [(EQUAL, 0, 1, CLONE3[i]), (RETURN, 0, 0, UNKNOWN_CALL)]  # its flags cannot be read; libc then calls clone
+    for number in (CLONE3, OPENAT2):  # their flags are in memory; libc then calls clone and openat
+        code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, UNKNOWN_CALL)]
     code += only(CLONE, FIRST, ANY_BIT, [CLONE_THREAD], ALLOW, DENY)
     for call, others in ((KILL, []), (TGKILL, []), (PRLIMIT, [0])):
         code += only(call, FIRST, EQUAL, [os.getpid(), *others], ALLOW, DENY)
     code += only(FCNTL, SECOND, EQUAL, OWN_SIGNALS, DENY, ALLOW)
+    for call, flags in ((OPEN, SECOND), (OPENAT, THIRD)):  # O_TRUNC of a file that is not opened for writing
+        code += only(call, flags, EQUAL, [os.O_TRUNC, os.O_TRUNC | 3], DENY, ALLOW, os.O_TRUNC | os.O_ACCMODE)
     code.append((RETURN, 0, 0, ALLOW))
     packed = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
     buffer = ctypes.create_string_buffer(packed, len(packed))
