@@ -192,8 +192,8 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
     for call, others in ((KILL, []), (TGKILL, []), (PRLIMIT, [0])):
         code += only(call, FIRST, EQUAL, [os.getpid(), *others], ALLOW, DENY)
     code += only(FCNTL, SECOND, EQUAL, OWN_SIGNALS, DENY, ALLOW)
-    for call, flags in ((OPEN, SECOND), (OPENAT, THIRD)):  # O_TRUNC of a file that is not opened for writing
-        code += only(call, flags, EQUAL, [os.O_TRUNC, os.O_TRUNC | 3], DENY, ALLOW, os.O_TRUNC | os.O_ACCMODE)
+    for opening, flags in ((OPEN, SECOND), (OPENAT, THIRD)):  # O_TRUNC of a file that is not opened for writing
+        code += only(opening, flags, EQUAL, [os.O_TRUNC, os.O_TRUNC | 3], DENY, ALLOW, os.O_TRUNC | os.O_ACCMODE)
     code.append((RETURN, 0, 0, ALLOW))
     packed = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
     buffer = ctypes.create_string_buffer(packed, len(packed))
