@@ -167,7 +167,7 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
     i = ("x86_64", "aarch64").index(machine)
 
     def only(
-        call: tuple[int | None, int],
+        call: tuple[int | None, int | None],
         where: int,
         test: int,
         values: Sequence[int],
