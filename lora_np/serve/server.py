@@ -53,7 +53,11 @@ def make_server(
         def handle_exit(self, sig: int, frame: Any) -> None:
             """Start the grace period. Python runs this method in the middle of other code, so it only sets states."""
             for each in (sig, signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, signal.SIG_DFL)  # the next signal ends the process, even if all threads are busy
+                # The next signal ends the process, even if all threads are busy. But process 1 of a container gets no
+                # signal that has the default action.
+                signal.signal(
+                    each, signal.SIG_DFL if os.getpid() != 1 else lambda number, frame: os._exit(128 + number)
+                )
             service.accepting = False
             self.stopping.set()
 

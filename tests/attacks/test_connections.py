@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -361,6 +364,31 @@ def test_a_second_signal_ends_the_server_at_once(busy, sig, tmp_path):
         began = time.monotonic()
         server.process.send_signal(sig)
         assert server.process.wait(20) == -sig and time.monotonic() - began < 2
+
+
+CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True).returncode != 0,
+    reason="this system does not let a user make a process 1",
+)
+def test_a_second_signal_ends_a_server_that_is_process_1_of_a_container(tmp_path):
+    """The system ignores a signal with the default action for process 1."""
+    server = Server(
+        [*CONTAINER, "--kill-child", sys.executable, "-c", IMPATIENT, '{"grace_period": 300}'], tmp_path / "log"
+    )
+    outside = server.process.pid
+    inside = int(Path(f"/proc/{outside}/task/{outside}/children").read_text().split()[0])
+    try:
+        with server.connect(get("/step")):
+            time.sleep(0.3)
+            os.kill(inside, signal.SIGTERM)
+            eventually(lambda: "a second signal" in server.log.read_text(), "the first signal was not seen")
+            os.kill(inside, signal.SIGTERM)
+            assert server.process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        server.end()
 
 
 @pytest.mark.parametrize("busy", ["/step", "/block"], ids=["engine busy", "event loop busy"])
