@@ -147,10 +147,10 @@ def run(arguments: argparse.Namespace) -> None:
         max_batch=arguments.max_batch,
         max_queue=arguments.max_queue,
         max_loras=arguments.max_loras,
-        folders=[*arguments.adapters, *(folder for _, folder in arguments.adapter)],
+        folders=arguments.adapters,
     )
-    for name, folder in arguments.adapter:
-        engine.load_adapter(name, folder.resolve())
+    for name, folder in arguments.adapter:  # clients cannot load from these folders
+        engine.adapters.load(name, folder.resolve(), roots=[folder])
     tokenizer, name = load_tokenizer(arguments.model), _base_name(arguments)
     app = create_app(engine, tokenizer, name, access, runtime_lora_updating=bool(arguments.adapters))
     limits = ServerLimits(connections=arguments.max_connections, grace_period=arguments.grace_period)

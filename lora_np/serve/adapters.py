@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ..nn import BASE
@@ -154,7 +154,13 @@ class AdapterStore:
             shown = f"{name[:MAX_NAME]!r}" + "…" * (len(name) > MAX_NAME)
             raise UnknownAdapter(f"there is no model {shown}; this server has {_list([self.base, *self.names()])}")
 
-    def load(self, name: str, folder: str | os.PathLike[str], in_use: Collection[str] = ()) -> None:
+    def load(
+        self,
+        name: str,
+        folder: str | os.PathLike[str],
+        in_use: Collection[str] = (),
+        roots: Iterable[str | os.PathLike[str]] | None = None,
+    ) -> None:
         """Register an adapter, and load it into memory if there is room.
 
         If memory is full of adapters in use, the files of the new adapter are read later, for its first request. An error
@@ -168,6 +174,8 @@ class AdapterStore:
             The adapter's folder, absolute or relative to one of the allowed folders.
         in_use : collection of str, optional
             Names of adapters that must stay in memory.
+        roots : iterable of str or PathLike, optional
+            Allowed folders for this adapter alone, instead of the allowed folders of the store.
 
         Raises
         ------
@@ -182,7 +190,8 @@ class AdapterStore:
             raise ValueError(f"adapter {name!r} was unloaded, but requests still use it; wait until they finish")
         if name in self.names():
             raise ValueError(f"an adapter {name!r} already exists; unload it first, or choose another name")
-        self.registered[name] = self.resolve(folder)
+        own = None if roots is None else [Path(root).resolve(strict=True) for root in roots]
+        self.registered[name] = self.resolve(folder, own)
         try:
             self.acquire(name, in_use)
         except Exception:
@@ -259,7 +268,7 @@ class AdapterStore:
                     return False
                 self._evict(idle)
             folder = self.registered[name] if name in self.registered else self.unloading[name]
-            self.model.load_adapter(self.resolve(folder), self.peft_name(name))
+            self.model.load_adapter(self.resolve(folder, [*self.roots, folder]), self.peft_name(name))
             self.loaded[name] = None
             try:
                 self.model.check_mixable(self.peft_name(name))
@@ -273,13 +282,15 @@ class AdapterStore:
         del self.loaded[name]
         self.model.delete_adapter(self.peft_name(name))
 
-    def resolve(self, folder: str | os.PathLike[str]) -> Path:
+    def resolve(self, folder: str | os.PathLike[str], roots: Sequence[Path] | None = None) -> Path:
         """Return the absolute path of an adapter's folder, after checking that it is inside an allowed folder.
 
         Parameters
         ----------
         folder : str or PathLike
             An absolute path, or a path relative to one of the allowed folders.
+        roots : sequence of Path, optional
+            The allowed folders; by default the allowed folders of the store.
 
         Returns
         -------
@@ -293,10 +304,10 @@ class AdapterStore:
         FileNotFoundError
             If the folder does not exist.
         """
-        path = Path(folder)
+        path, roots = Path(folder), self.roots if roots is None else roots
         if ".." in path.parts or "\0" in str(path):
             raise ValueError(f"the path {str(folder)!r} must not contain '..' or a null character")
-        for root in self.roots:
+        for root in roots:
             found = (root / path).resolve()  # if `path` is absolute, `root` has no effect
             if not found.is_relative_to(root):
                 continue
@@ -305,10 +316,27 @@ class AdapterStore:
                     raise ValueError(f"{file} is a link to a file outside the allowed folders")
             if found.is_dir():
                 return found
-        if any((root / path).resolve().is_relative_to(root) for root in self.roots):
+        if any((root / path).resolve().is_relative_to(root) for root in roots):
             raise FileNotFoundError(f"no adapter in {str(folder)!r}: this folder does not exist")
-        # the message names no allowed folder, because a client reads it
         raise ValueError(f"{str(folder)!r} is outside the allowed folders, which are set when the server starts")
+
+    def without_roots(self, message: str) -> str:
+        """Return an error message for a client, with paths relative to the allowed folders.
+
+        Parameters
+        ----------
+        message : str
+            The message, which can contain absolute paths.
+
+        Returns
+        -------
+        str
+            The message without the paths of the allowed folders.
+        """
+        for root in self.roots:
+            message = message.replace(str(root / "x")[:-1], "")
+            message = message.replace(str(root), ".") if root.name else message  # "/" has no name
+        return message
 
 
 def _list(names: Collection[str]) -> str:

@@ -61,7 +61,7 @@ class CompletionService:
         except UnknownAdapter as error:
             raise ProtocolError(404, error.args[0], "model", "model_not_found") from None
         except (ValueError, TypeError, OSError) as error:
-            raise ProtocolError(400, str(error)) from None
+            raise ProtocolError(400, self.thread.engine.adapters.without_roots(str(error))) from None
 
     async def submit(self, completion: CompletionRequest, chat: bool) -> PendingCompletion:
         """Add the answers that a request asks for to the engine's queue: all answers, or none. Raises ProtocolError."""
@@ -101,10 +101,9 @@ class CompletionService:
             raise ProtocolError(400, message, "stop_token_ids")
         echoed = completion.echo and (completion.logprobs is not None or completion.max_tokens == 0)
         return completion.sampling | {
-            "stop_tokens": {
-                *completion.stop_token_ids,
-                *(() if completion.ignore_eos else self.tokenizer.stop_token_ids),
-            },
+            "stop_tokens": frozenset(completion.stop_token_ids).union(  # one object for all answers
+                () if completion.ignore_eos else self.tokenizer.stop_token_ids
+            ),
             "logprobs": completion.logprobs,
             "prompt_logprobs": (completion.logprobs or 0) if echoed else None,
         }
@@ -278,8 +277,9 @@ class PendingCompletion:
             while running:
                 piece = await self.queue.get()
                 if piece.finish_reason not in (None, "stop", "length"):
-                    error = self.choices[piece.index].request.error
-                    raise ProtocolError(500, f"generation failed: {error or 'the request was cancelled'}")
+                    error = self.choices[piece.index].request.error or "the request was cancelled"
+                    error = self.thread.engine.adapters.without_roots(str(error))
+                    raise ProtocolError(500, f"generation failed: {error}")
                 running -= piece.finish_reason is not None
                 yield piece
         finally:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+import lora_np as ln
+
 WHY = 'not installed: pip install -e ".[serve,dev]"'
 pytest.importorskip("starlette", reason=f"Starlette is {WHY}")
 pytest.importorskip("uvicorn", reason=f"uvicorn is {WHY}")
@@ -334,6 +336,24 @@ def test_a_page_of_an_allowed_origin_may_use_the_server(tmp_path):
             status, text = server.ask(request)
             assert status == 200 and "access-control-allow-origin: https://chat.example.org\r\n" in text
         assert server.ask(get("/v1/models", "Origin: https://chat.example.org.evil.example", BEARER))[0] == 403
+
+
+def test_clients_load_only_from_the_folders_named_for_them_and_learn_no_other_path(tmp_path):
+    """--adapters names folders for clients. The folder of --adapter is the operator's own."""
+    pub, own = tmp_path / "pub", tmp_path / "own"
+    model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=2))
+    for folder in (pub / "poet", own, own / "older"):
+        model.save_pretrained(folder)
+    (pub / "empty").mkdir()
+    with serving(tmp_path / "log", "--adapters", str(pub), "--adapter", f"keeper={own}", "--max-loras", "1") as server:
+        for path in (own, own / "older", "empty", ".", "x" * 300):
+            body = json.dumps({"lora_name": "new", "lora_path": str(path)})
+            status, text = server.ask(post(body, path="/v1/load_lora_adapter"))
+            assert status == 400 and str(pub) not in text
+        body = json.dumps({"lora_name": "new", "lora_path": "poet"})
+        assert server.ask(post(body, path="/v1/load_lora_adapter"))[0] == 200
+        for name in ("keeper", "new", "keeper"):  # each is read from its folder again
+            assert server.ask(post(json.dumps({"model": name, "prompt": "a", "max_tokens": 1})))[0] == 200
 
 
 # ---------------------------------------------------------------------------------------------------------------- signals

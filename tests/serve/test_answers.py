@@ -291,6 +291,21 @@ def test_stop_token_ids_end_the_answer_and_ignore_eos_goes_on(web, model):
             assert answer["usage"]["completion_tokens"] == expected
 
 
+def test_all_answers_to_a_request_share_one_set_of_stop_tokens(web, engine, monkeypatch):
+    """A set with every token of a large vocabulary takes megabytes, and a request may ask for 128 answers."""
+    sets, submit = [], engine.submit
+
+    def noted(*arguments, **settings):
+        request = submit(*arguments, **settings)
+        sets.append(request.stop_tokens)
+        return request
+
+    monkeypatch.setattr(engine, "submit", noted)
+    body = {"model": "poet", "prompt": PROMPT, "max_tokens": 1, "n": 5, "stop_token_ids": list(range(256))}
+    assert web.post("/v1/completions", json=body).status_code == 200
+    assert len(sets) == 5 and all(each is sets[0] for each in sets)
+
+
 def test_a_request_without_log_probabilities_computes_none(web, monkeypatch):
     monkeypatch.setattr("lora_np.serve.request.token_logprob", None)
     body = {"model": "poet", "prompt": PROMPT, "max_tokens": 3}
