@@ -129,6 +129,8 @@ def test_no_reply_ends_the_grader_with_another_error():
 
 LIES = {
     "a negative size": {"array": ["<f8", [-1, -1], "AAAAAAAAAAA="]},
+    "huge sizes": {"array": ["<f8", [10**4299] * 900, "AAAAAAAAAAA="]},
+    "many sizes": {"array": ["<f8", [1] * 65, "AAAAAAAAAAA="]},
     "a wrong size": {"array": ["<f8", [2], "AAAAAAAAAAA="]},
     "objects": {"array": ["|O8", [1], "AAAAAAAAAAA="]},
     "a structure": {"array": ["<f8,<f8", [1], "AAAAAAAAAAA="]},

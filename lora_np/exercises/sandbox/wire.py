@@ -17,6 +17,7 @@ import numpy as np
 
 MOST_MESSAGE = 4 << 20  # bytes of a message
 MOST_ARRAY = 1 << 20  # bytes of an array; the largest array of a right answer has 370 kB
+MOST_AXES = 64  # of an array, as in NumPy
 MOST_PARTS = 3_000  # of a collection
 MOST_TEXT = 1_000  # characters of a string
 NUMBERS = re.compile(r"[<>|=][biufc]\d{1,2}")  # the dtypes that may be sent: numbers and booleans
@@ -141,7 +142,8 @@ def _decoded_array(dtype: Any, shape: Any, data: Any) -> Any:
     numbers = np.frombuffer(base64.b64decode(data, validate=True), np.dtype(dtype))
     if shape is None:
         return numbers[0]
-    if not all(isinstance(size, int) and size >= 0 for size in shape) or math.prod(shape) != numbers.size:
+    sizes_fit = len(shape) <= MOST_AXES and all(isinstance(size, int) and 0 <= size <= MOST_ARRAY for size in shape)
+    if not sizes_fit or math.prod(shape) != numbers.size:  # the product of huge numbers would take minutes
         raise ValueError("the shape does not fit the number of bytes")
     return numbers.reshape(shape).copy()  # owns its numbers and can be changed
 
