@@ -85,9 +85,9 @@ def grade_class(
     folder, asked = Path(submissions), list(asked or exercises())
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}; expected a folder with one folder per student")
-    ours = {Path(f"{table}{suffix}").resolve() for suffix in ("", SUFFIX)} if table is not None else set()
+    ours = {os.path.realpath(f"{table}{suffix}") for suffix in ("", SUFFIX)} if table is not None else set()
     handed_in = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
-    handed_in = [path for path in handed_in if path.resolve() not in ours]
+    handed_in = [path for path in handed_in if os.path.realpath(path) not in ours]
     if not any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in handed_in):
         raise ValueError(f"no submissions: {str(folder)!r} contains no folders and no notebooks")
     journal = Journal(None if table is None else Path(f"{table}{SUFFIX}"))
@@ -97,7 +97,7 @@ def grade_class(
     def graded() -> list[Graded]:
         return [Graded(names[job.path], journal.verdicts[job.key]) for job in jobs if job.key in journal.verdicts]
 
-    hidden = [str(folder.resolve()), *(os.path.abspath(path) for path in ours)]
+    hidden = [os.path.realpath(folder), *ours]
     written = time.monotonic()
     try:
         with Progress(len(jobs), "grading", unit="answer", lines=True, done=len(graded())) as bar:

@@ -308,15 +308,15 @@ class AdapterStore:
         if ".." in path.parts or "\0" in str(path):
             raise ValueError(f"the path {str(folder)!r} must not contain '..' or a null character")
         for root in roots:
-            found = (root / path).resolve()  # if `path` is absolute, `root` has no effect
+            found = _real(root / path)  # if `path` is absolute, `root` has no effect
             if not found.is_relative_to(root):
                 continue
             for file in (found / CONFIG, found / WEIGHTS):
-                if not file.resolve().is_relative_to(root):
+                if not _real(file).is_relative_to(root):
                     raise ValueError(f"{file} is a link to a file outside the allowed folders")
             if found.is_dir():
                 return found
-        if any((root / path).resolve().is_relative_to(root) for root in roots):
+        if any(_real(root / path).is_relative_to(root) for root in roots):
             raise FileNotFoundError(f"no adapter in {str(folder)!r}: this folder does not exist")
         raise ValueError(f"{str(folder)!r} is outside the allowed folders, which are set when the server starts")
 
@@ -337,6 +337,11 @@ class AdapterStore:
             message = message.replace(str(root / "x")[:-1], "")
             message = message.replace(str(root), ".") if root.name else message  # "/" has no name
         return message
+
+
+def _real(path: Path) -> Path:
+    """Return the path without symbolic links. `Path.resolve` raises RuntimeError for a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _list(names: Collection[str]) -> str:

@@ -345,8 +345,9 @@ def test_clients_load_only_from_the_folders_named_for_them_and_learn_no_other_pa
     for folder in (pub / "poet", own, own / "older"):
         model.save_pretrained(folder)
     (pub / "empty").mkdir()
+    (pub / "loop").symlink_to("loop")
     with serving(tmp_path / "log", "--adapters", str(pub), "--adapter", f"keeper={own}", "--max-loras", "1") as server:
-        for path in (own, own / "older", "empty", ".", "x" * 300):
+        for path in (own, own / "older", "empty", "loop", ".", "x" * 300):
             body = json.dumps({"lora_name": "new", "lora_path": str(path)})
             status, text = server.ask(post(body, path="/v1/load_lora_adapter"))
             assert status == 400 and str(pub) not in text

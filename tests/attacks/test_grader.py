@@ -9,6 +9,7 @@ import errno
 import http.server
 import json
 import os
+import sys
 import threading
 import time
 
@@ -347,6 +348,15 @@ def test_a_program_cannot_change_what_landlock_does_not_check(tmp_path):
         found = function(str(file), os.__file__)
     assert set(found[:10]) <= {errno.EPERM, errno.EACCES} and set(found[10:]) == {errno.ENOSYS}
     assert file.stat() == before and found[5:8] == [errno.EPERM] * 3, "seccomp denies them, whatever Landlock does"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_among_the_submissions_cost_no_student_a_grade(tmp_path):
+    folder = submit(tmp_path / "class", {})
+    for name, target in (("eve", "eve"), ("bob", "/nowhere"), ("dan.py", "/dev/zero")):
+        (folder / name).symlink_to(target)
+    found = kinds(grade_class(folder, [ASKED], table=tmp_path / "grades.csv"))
+    assert found == {"ada": "right", "zoe": "right"} | dict.fromkeys(("eve", "bob", "dan"), "unreadable")
 
 
 def test_there_are_enough_attacks():
