@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, no space in the user's quota
-UNFINISHED = re.compile(r".+\.[0-9a-f]{32}\.tmp")  # a temporary folder of write_atomically
+UNFINISHED = re.compile(r"(.+)\.[0-9a-f]{32}\.tmp")  # a temporary folder of write_atomically
 
 
 class NotWritten(OSError):
@@ -115,10 +115,14 @@ def make_folder(folder: Path) -> list[Path]:
     return [*made, folder]
 
 
-def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove the temporary folders that a killed process left. No other process may write the file at the same time."""
-    for path in folder.glob(f"{name}.*.tmp"):
-        if UNFINISHED.fullmatch(path.name):
+def remove_unfinished(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders that a killed process left: those of the file `name`, or of all files.
+
+    Another process must not write these files now.
+    """
+    for path in folder.glob("*.tmp"):
+        found = UNFINISHED.fullmatch(path.name)
+        if found and name in (None, found[1]):
             real = path.is_dir() and not path.is_symlink()  # older versions wrote a file
             shutil.rmtree(path) if real else path.unlink()
 

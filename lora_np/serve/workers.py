@@ -29,7 +29,11 @@ class Workers:
             await self._free.acquire()
             loop = asyncio.get_running_loop()
             result = loop.create_future()
-            Thread(target=self._run, args=(loop, result, function, arguments), daemon=True).start()
+            try:
+                Thread(target=self._run, args=(loop, result, function, arguments), daemon=True).start()
+            except BaseException:  # the system allows no more threads now
+                self._free.release()
+                raise
             return await result
 
     def _run(self, loop: Any, result: asyncio.Future, function: Callable[..., Any], arguments: tuple) -> None:

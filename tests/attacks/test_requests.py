@@ -427,6 +427,25 @@ def test_a_text_that_is_encoded_slowly_delays_no_other_request_and_has_a_time_li
     with_service(make_model, tokenizer, attack)
 
 
+def test_a_thread_that_cannot_start_is_an_error_of_its_own_request(make_model, monkeypatch):
+    """The system limits the number of threads."""
+    from lora_np.serve import workers
+
+    class NoThread(workers.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    async def attack(service):
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "Thread", NoThread)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="can't start"):
+                    await ask(service, "abc")
+        await ask(service, "abc")
+
+    with_service(make_model, ByteTokenizer(), attack)
+
+
 def test_a_panic_of_the_tokenizer_is_an_error_of_its_own_request(make_model):
     class Panics(ByteTokenizer):
         def encode(self, text, add_special_tokens=True):

@@ -90,12 +90,15 @@ def test_text_has_the_same_bytes_on_every_system(tmp_path):
 
 
 def test_only_what_a_killed_process_left_of_this_file_is_removed(tmp_path):
-    for name in ("mine", "other"):
-        (tmp_path / f"{name}.{'0' * 32}.tmp").mkdir()
-        (tmp_path / f"{name}.{'0' * 32}.tmp" / name).touch()
+    """A name can contain characters of a pattern, and it can be the beginning of another name."""
+    temporary = {name: f"{name}.{'0' * 32}.tmp" for name in ("mine", "mine[1]", "mine.old", "other")}
+    for path in temporary.values():
+        (tmp_path / path).mkdir()
+        (tmp_path / path / "part").touch()
     (tmp_path / "mine.tmp").touch()
+    remove_unfinished(tmp_path, "mine[1]")
     remove_unfinished(tmp_path, "mine")
-    assert sorted(os.listdir(tmp_path)) == ["mine.tmp", f"other.{'0' * 32}.tmp"]
+    assert sorted(os.listdir(tmp_path)) == sorted(["mine.tmp", temporary["mine.old"], temporary["other"]])
 
 
 # ---------------------------------------------------------------------------------------------------------- equal bytes
