@@ -323,7 +323,7 @@ def f(path, own):
         lambda: os.chmod(path, 0), lambda: os.chown(path, os.getuid(), os.getgid()), lambda: os.utime(path, (5, 5)),
         lambda: os.setxattr(path, "user.a", b"b"), lambda: os.removexattr(path, "user.a"), lambda: os.truncate(path, 0),
         lambda: os.open(path, os.O_RDONLY | os.O_TRUNC), lambda: os.open(path, 3 | os.O_TRUNC), lambda: open(path, "r+"),
-        lambda: os.fchmod(os.open(own, os.O_RDONLY), 0o640),
+        lambda: os.fchmod(os.open(own, os.O_RDONLY), 0o640), lambda: os.memfd_create("a"),
     ):
         try:
             call()
@@ -338,15 +338,15 @@ def f(path, own):
 
 
 @protected
-def test_a_program_cannot_change_what_landlock_does_not_check(tmp_path):
-    """Permissions, owner, times and attributes of a file, and its length on a kernel before Linux 6.2."""
+def test_a_program_cannot_do_what_landlock_does_not_check(tmp_path):
+    """Change the permissions, owner, times and attributes of a file, and before Linux 6.2 its length; files in memory."""
     file = tmp_path / "grades.csv"
     file.write_text("ada,1")
     before = file.stat()
     with Contained(FORBIDDEN, "f") as function:
         function.start()
         found = function(str(file), os.__file__)
-    assert set(found[:10]) <= {errno.EPERM, errno.EACCES} and set(found[10:]) == {errno.ENOSYS}
+    assert set(found[:11]) <= {errno.EPERM, errno.EACCES} and set(found[11:]) == {errno.ENOSYS}
     assert file.stat() == before and found[5:8] == [errno.EPERM] * 3, "seccomp denies them, whatever Landlock does"
 
 

@@ -8,7 +8,7 @@ On Linux three mechanisms of the kernel work without root. Their effect on this 
 - seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
   to read the memory of another process, and to change the limits and the priority of another process. It also denies
   what Landlock does not check: to change the permissions, owner, times and attributes of a file, and before Linux 6.2 to
-  truncate a file.
+  truncate a file; and files in memory, which no limit of memory counts.
 - setrlimit and timers limit time, memory and the size of files.
 
 Other systems have only the third mechanism or a part of it; `confine` returns the protections that work.
@@ -149,6 +149,7 @@ DENIED = {
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
     "shmat": (30, 196), "shmctl": (31, 195), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
     "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_unlink": (241, 181),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447),
 }  # fmt: skip
 NEWER = 452  # fchmodat2 of Linux 6.6, the first of the newer system calls: they are answered as by an older kernel
 CLONE, KILL, TGKILL, PRLIMIT, FCNTL = (56, 220), (62, 129), (234, 131), (302, 261), (72, 25)
