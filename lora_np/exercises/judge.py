@@ -44,6 +44,8 @@ class Judge:
 
     def verdict(self, path: Path, asked: Exercise) -> Verdict:
         """Return the verdict on one submission's answer to one exercise."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it ended after its last verdict, for example because memory was full
         process = self._process or self._start()
         assert process.stdin and process.stdout
         timer = threading.Timer(SECONDS, process.kill)

@@ -14,6 +14,7 @@ import pytest
 from submissions import ASKED, RIGHT, ROOT, answer, cells, kinds, submit
 
 from lora_np.exercises import exercises, find_answer
+from lora_np.exercises import judge as judge_module
 from lora_np.exercises.answers import answer_files
 from lora_np.exercises.diagnose import verdict
 from lora_np.exercises.grade import grade_class
@@ -134,13 +135,17 @@ def test_a_full_disk_is_no_reason_to_lose_grades(tmp_path, monkeypatch):
     assert table.read_text(encoding="utf-8-sig").count(",1,right,") == 2
 
 
-def test_a_judge_that_ends_costs_one_verdict(tmp_path):
-    """Python's parser can end its process; only the answer that it was reading has no verdict."""
+def test_a_judge_that_ends_costs_the_verdict_that_it_was_working_on(tmp_path, monkeypatch):
+    """Python's parser can end its process, and the system can end it when memory is full."""
     folder, judge = submit(tmp_path / "class", {}), Judge([])
     try:
         assert judge.verdict(folder / "ada", ASKED).passed
         judge._process.kill()
-        said = judge.verdict(folder / "ada", ASKED)
+        judge._process.wait()
+        assert judge.verdict(folder / "ada", ASKED).passed, "it was working on nothing"
+        with monkeypatch.context() as patch:
+            patch.setattr(judge_module, "send", lambda stream, message: judge._process.kill())
+            said = judge.verdict(folder / "ada", ASKED)
         assert said.kind == "unreadable" and "ends the process that reads it" in said.words
         assert judge.verdict(folder / "zoe", ASKED).passed
     finally:
