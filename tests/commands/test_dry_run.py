@@ -179,7 +179,7 @@ def test_every_run_prints_its_memory_first(tmp_path, capsys):
     data.write_text(json.dumps({"prompt": "The lamp", "completion": " is lit."}), encoding="utf-8")
     given = ["--model", "tiny", "--data", str(data), "--steps", "1", "--output", str(tmp_path / "out")]
     assert main(["train", *given]) == 0
-    assert capsys.readouterr().out.splitlines()[3].startswith("arrays of a step with 8 records of ")
+    assert capsys.readouterr().out.splitlines()[3].startswith("arrays of the longest step, with 8 records of ")
 
 
 def test_with_gradient_checkpointing_the_estimate_is_lower(make_model):

@@ -209,13 +209,13 @@ def test_tiny_answers_with_chat(capsys):
 
 
 def test_each_piece_is_shown_before_the_next_token_is_computed(folder, monkeypatch):
-    events, choose = [], Sampling.choose
+    events, choose = [], Sampling.next_token
 
     def chosen(*arguments):
         events.append("token")
         return choose(*arguments)
 
-    monkeypatch.setattr(Sampling, "choose", chosen)
+    monkeypatch.setattr(Sampling, "next_token", chosen)
     monkeypatch.setattr(command, "_show", lambda text: events.append(text) if text else None)
     run("--model", folder, "Who?")
     assert events == ["token", "H", "token", "i", *["token"] * 4, "😀", "token"], "the last one ends the turn"

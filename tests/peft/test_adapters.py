@@ -753,7 +753,7 @@ def test_an_initialisation_that_changes_the_base_needs_an_unquantised_base_and_a
     with pytest.raises(ValueError, match="The weight must be unquantised"):
         PeftModel.from_pretrained(ln.quantize_model(make_model(np.float32)), tmp_path)
     edit_settings(tmp_path, r=4)
-    with pytest.raises(ValueError, match=r"lora_A.weight has shape \(3, 12\).*r is 4"):
+    with pytest.raises(ValueError, match=r"lora_A.weight has shape \(3, 12\).*expected rank 4"):
         PeftModel.from_pretrained(make_model(np.float32), tmp_path)
 
 
