@@ -35,6 +35,7 @@ UNREADABLE = (
     KeyError,
     NotImplementedError,
     RuntimeError,
+    UnicodeDecodeError,  # the name of a member
     OSError,
 )
 VARIABLE = "LORA_NP_CACHE"  # environment variable: path of the cache folder

