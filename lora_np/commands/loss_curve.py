@@ -11,7 +11,7 @@ STEP, HELDOUT = "•", "O"
 
 
 def terminal_width() -> int:
-    """Return the width of the terminal in columns, or WIDTH if the terminal is wider or if there is no terminal."""
+    """Return the width of the terminal in columns, at most WIDTH. Without a terminal, return WIDTH."""
     return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 

@@ -76,7 +76,7 @@ def save_metrics(output: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def save_picture(output: Path, rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Draw loss.png. Return the names of the written files: none if matplotlib is missing or if there is no curve to draw.
+    """Draw loss.png, and return the names of the written files. Without matplotlib or without losses, nothing is written.
 
     A missing matplotlib is reported in one line on stderr. A picture of an older run is removed.
     """

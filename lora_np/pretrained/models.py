@@ -24,7 +24,7 @@ from ..files import (
     save_arrays,
     tokenizer_from_folder,
     tokenizer_from_gguf,
-    write_atomically,
+    write_text,
 )
 from ..files.huggingface import INDEX, WEIGHTS
 from ..files.stop_tokens import stop_tokens_from_folder
@@ -171,7 +171,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     if quantization := bitsandbytes.quantization_config(model):
         settings["quantization_config"] = quantization
     text = json.dumps(settings, indent=2) + "\n"
-    write_atomically(Path(folder) / "config.json", lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(Path(folder) / "config.json", text)
 
 
 # Assigned here, because the package transformer must not import this package.

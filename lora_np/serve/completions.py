@@ -27,9 +27,7 @@ ENCODERS, ENCODING_SECONDS = (
     2,
     10.0,
 )  # requests whose texts are encoded at the same time, and the time limit for one request
-MAX_LOGPROBS = (
-    2**17
-)  # log probabilities per request: about 15 MB of JSON; 6,000 tokens with the 20 most likely tokens fit
+MAX_LOGPROBS = 2**17  # per request: about 15 MB of JSON; 6,000 tokens with the 20 most likely tokens fit
 
 
 class CompletionService:

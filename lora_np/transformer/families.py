@@ -47,6 +47,10 @@ GEMMA = {
 }
 # transformers gives these families a padding token, whose embedding it does not train; its id can exceed the vocabulary.
 NO_PADDING = {"pad_token_id": None}
+BOTH_GEMMAS: dict[str, Any] = {
+    **{"gemma": True, "hidden_act": "gelu_pytorch_tanh", "windowed": True, "written": NO_PADDING},
+    **{"keys": {"hidden_act": "hidden_activation"}, "fixed": {"use_bidirectional_attention": False}},
+}
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
@@ -65,26 +69,16 @@ FAMILIES = {
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
-        gemma=True,
-        hidden_act="gelu_pytorch_tanh",
-        windowed=True,
         full_every=2,
         defaults=GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        keys={"hidden_act": "hidden_activation"},
-        written=NO_PADDING,
-        fixed={"use_bidirectional_attention": False},
+        **BOTH_GEMMAS,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
-        gemma=True,
         qk_norm=True,
-        hidden_act="gelu_pytorch_tanh",
-        windowed=True,
         full_every=6,
         defaults=GEMMA | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
-        keys={"hidden_act": "hidden_activation"},
-        written=NO_PADDING,
-        fixed={"use_bidirectional_attention": False},
+        **BOTH_GEMMAS,
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",

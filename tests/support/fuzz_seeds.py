@@ -1,7 +1,7 @@
 """Sound files of every kind that the library reads, how each is read, and the errors that its reader documents.
 
 The files are small, so that reading one takes milliseconds. They carry no digest where other libraries write none, for a
-digest would refuse every damage before the reader sees it.
+digest would refuse every damaged file before the reader checks the content.
 """
 
 from __future__ import annotations

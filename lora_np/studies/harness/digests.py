@@ -15,11 +15,10 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...files import read_json, write_atomically
+from ...files import read_json, write_text
 
 DIGEST = "sha256"  # the name of the entry
 WRITE = "python -m lora_np.studies.harness.digests"
@@ -63,7 +62,7 @@ def add_digest(path: Path) -> None:
         text = re.sub(
             r"\{(\s*)", lambda start: f"{{{start[1]}{entry}{',' if content else ''}{start[1] or ' '}", text, count=1
         )
-    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
+    write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...files import write_atomically
+from ...files import write_text
 from .digests import DIGEST, digest, read_with_digest
 
 RENAMED = {  # column or setting of an older version → its name today
@@ -124,7 +124,7 @@ class Table:
         Path
             The path of the file.
         """
-        write_atomically(path, lambda temporary: temporary.write_text(self.to_json(), encoding="utf-8", newline="\n"))
+        write_text(path, self.to_json())
         return Path(path)
 
     @classmethod
