@@ -13,6 +13,8 @@ kv_heads·head_dim key features; f, the width of the MLP; V tokens in the vocabu
                              logits; tanh of GELU in an MLP without a gate
     final norm, head, loss   x and ρ of the norm, the logits, two numbers per token for the loss
                                                                   N·(d + 1) + N·V + 2·N
+                             with a frozen head and many logits, dx in place of the logits: transformer/head_loss.py
+                                                                  N·(d + 1) + N·d
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
+from ..transformer.head_loss import rows_at_once
 from .flops import causal_scores
 from .structure import Layer, ModelStructure, Sublayer
 
@@ -82,8 +85,15 @@ class TrainingStep:
     def saved_by_head(self) -> int:
         """Return the number of floats that the final norm, the output head and the loss save.
 
-        The logits are among the floats that the loss saves.
+        The logits are among the floats that the loss saves, unless they are computed in blocks.
         """
         N, d = self.tokens, self.structure.hidden
+        if self.rows_of_logits < N:
+            return N * (d + 1) + N * d
         logits = N * self.structure.vocabulary * (1 + self.structure.capped_logits)
         return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + logits + 2 * N
+
+    @property
+    def rows_of_logits(self) -> int:
+        """The number of tokens whose logits exist at the same time."""
+        return rows_at_once(self.tokens, self.structure.vocabulary) if self.structure.head_in_blocks else self.tokens

@@ -176,7 +176,6 @@ def step_memory(
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
     saved += 8 * step.seq * step.structure.learned_positions  # the positions too
-    recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0
-    peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step))
-    peak = max(peak + saved + recomputed, static["gradients"] + update_peak(step) * gradient)
+    peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step, checkpointing))
+    peak = max(peak + saved, static["gradients"] + update_peak(step) * gradient)
     return Memory(**static, activations=saved, temporaries=peak - static["gradients"] - saved)

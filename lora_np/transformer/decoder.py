@@ -27,6 +27,8 @@ MLPCache: TypeAlias = tuple[Cache, tuple[Array, Array], Cache]
 BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
 DecoderCache: TypeAlias = tuple[Any, list[BlockCache], RMSNormCache, KeyValueCache | None]
 
+USED = "used"  # after the caches of the blocks: they were overwritten in a backward pass
+
 Past = TypeVar("Past", LayerCache, KeyValueCache)
 
 
@@ -133,7 +135,7 @@ class Activation(NamedTuple):
     """The gated activation h = act(gate) ∘ up of an MLP."""
 
     forward: Callable[[Array, Array], tuple[Array, tuple[Array, Array]]]
-    backward: Callable[[Array, tuple[Array, Array]], tuple[Array, Array]]
+    backward: Callable[[Array, tuple[Array, Array], bool], tuple[Array, Array]]  # the last argument: overwrite
 
 
 SWIGLU = Activation(ops.swiglu_forward, ops.swiglu_backward)
@@ -154,12 +156,13 @@ class MLP(Module):
         return y, (input_cache, activation_cache, down_cache)
 
     def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
-        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx. Overwrites gate and up."""
         input_cache, activation_cache, down_cache = cache
         dh = self.down_proj.backward(dy, down_cache, need_dx=need_dx or self.inputs_trainable)
         if dh is None:
             return None
-        dgate, dup = self.activation.backward(dh, activation_cache)
+        dgate, dup = self.activation.backward(dh, activation_cache, True)
+        del dh  # before the products need memory
         return self.project_backward(dgate, dup, input_cache, need_dx)
 
     @property
@@ -277,9 +280,13 @@ class Decoder(Module):
     def backward(self, dx: Array, cache: DecoderCache) -> None:
         """Add the gradients of the trainable parameters, given the gradient dx (b, t, d) of the hidden states.
 
-        The pass stops when no earlier layer is trainable.
+        The pass stops when no earlier layer is trainable. The blocks overwrite arrays of their caches.
+        Raises RuntimeError if the cache was already used.
         """
         embed_cache, block_caches, norm_cache, past = cache
+        if block_caches[-1:] == [USED]:
+            raise RuntimeError("a cache allows only one backward pass; run the forward pass again")
+        block_caches.append(USED)
         below = [self.embedding_trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:
             below.append(below[-1] or block.trainable or past is not None)
