@@ -86,7 +86,7 @@ def mlp_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
     if sum(layer.out for layer in sublayer.input_layers) == f:  # without a gate: dh and du
         return max(output, 2 * N * f + inputs, need_dx * 3 * N * d)
     few = rows_at_once(f, arrays=5)
-    rows = N if N <= few else min(few, step.seq)
+    rows = N if few >= N else min(few, step.seq)
     activation = N * f + 2 * rows * f  # dh, and σ and its slope for a few rows; dgate and dup overwrite gate and up
     return max(output, activation, inputs, need_dx * 3 * N * d)
 
