@@ -25,9 +25,10 @@ from .checkpointing import BlockInput, forward_and_forget
 SelfAttentionCache: TypeAlias = tuple[Cache, tuple[Any, Any], RotaryCache, AttentionCache, Cache, LayerCache | None]
 MLPCache: TypeAlias = tuple[Cache, tuple[Array, Array], Cache]
 BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
-DecoderCache: TypeAlias = tuple[Any, list[BlockCache], RMSNormCache, KeyValueCache | None]
+# embedding; the BlockCache of each block, after a backward pass followed by USED; last norm; the key/value cache
+DecoderCache: TypeAlias = tuple[Any, list[Any], RMSNormCache, KeyValueCache | None]
 
-USED = "used"  # after the caches of the blocks: they were overwritten in a backward pass
+USED = "used"  # marks caches of blocks that a backward pass has overwritten
 
 Past = TypeVar("Past", LayerCache, KeyValueCache)
 
