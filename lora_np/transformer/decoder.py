@@ -58,7 +58,6 @@ class Attention(Module):
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, SelfAttentionCache]:
         """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
-        b, t, _ = x.shape
         (q, k, v), input_cache = self.project(x, context)
         # (b, t, h·d) → (b, h, t, d) and (b, t, g·d) → (b, g, t, d); most families have no q_norm and k_norm
         q, q_norm_cache = self.q_norm.forward(self._heads(q), context)
@@ -67,8 +66,7 @@ class Attention(Module):
         k, _ = ops.rotary_forward(k, *rotary)
         k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)
         o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask, **self.scores)
-        o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
-        y, o_cache = self.o_proj.forward(o, context)
+        y, o_cache = self.o_proj.forward(self._rows(o), context)
         norm_caches = q_norm_cache, k_norm_cache
         return y, (input_cache, norm_caches, rotary_cache, attention_cache, o_cache, _trained(past))
 
@@ -127,7 +125,10 @@ class Attention(Module):
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`."""
+        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`.
+
+        The arrays of `ops.attention_forward` and `ops.attention_backward` are stored so that the result is a view.
+        """
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 

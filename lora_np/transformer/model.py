@@ -70,7 +70,9 @@ class Transformer(Module):
     True
     """
 
-    tokens_at_once = 512  # `train` computes this many tokens of a batch at a time: their activations fit in the cache
+    tokens_at_once = (
+        1024  # `train` computes at most this many tokens of a batch at a time, so that they need less memory
+    )
 
     gradient_checkpointing = False  # in `loss`: see gradient_checkpointing_enable
 
