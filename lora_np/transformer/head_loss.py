@@ -19,9 +19,9 @@ from ..ops.loss import cross_entropy_in_place, shares
 from .gemma import SoftcappedHead
 
 LOGITS = 2**22  # the number of logits in a block
-# A block has at least this many rows, because each product reads all of W. For SmolLM2 and 256 tokens, blocks of 128 rows
-# take 1.2 times as long as all rows at once, blocks of 43 rows (2²¹ logits) twice as long.
-ROWS = 128
+# A block has at least about this many rows, because each product reads all of W. For SmolLM2 and 256 tokens, blocks of 128
+# rows take 1.2 times as long as all rows at once, blocks of 43 rows twice as long.
+ROWS = 256
 
 Head: TypeAlias = Linear | SoftcappedHead
 

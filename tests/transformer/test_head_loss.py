@@ -143,10 +143,10 @@ def test_a_quantised_head_is_decoded_once_per_pass(make_model):
 
 
 @pytest.mark.parametrize(
-    ("n", "vocabulary", "rows"), [(512, 256, 512), (256, 49152, 128), (300, 49152, 100), (5, 10**6, 5)]
+    ("n", "vocabulary", "rows"), [(512, 256, 512), (512, 49152, 256), (600, 49152, 200), (5, 10**6, 5)]
 )
 def test_the_rows_of_a_block(n, vocabulary, rows):
-    """Small logits stay whole; other rows are divided into equal blocks of at most 128 rows, or of 2²² logits."""
+    """Small logits stay whole; other rows are divided into equal blocks of at most 256 rows, or of 2²² logits."""
     assert head_loss.rows_at_once(n, vocabulary) == rows
 
 
