@@ -207,10 +207,10 @@ def rank_stabilised(scaled: Table) -> Claim:
         sentence = f"On the model tiny with s = {rule}, the norm of the first gradient with r = {top} is {times:.2f} times the "
         sentence += f"norm with r = {low}."
         norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
-    root, rate = (low / top) ** 0.5, f"Both scales are trained with the learning rate {s['fixed_lr']:g}."
+    root, rate = (low / top) ** 0.5, f"Runs with s = α/r and with s = α/√r use the learning rate {s['fixed_lr']:g}."
     loss = compared("rslora", "s = α/√r", stable[top], "s = α/r", plain[top], rate, f"With r = {top}, ")
     return Claim(
-        "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
+        "With s = α/r gradients vanish as the rank grows; with s = α/√r (rsLoRA) they do not, and the loss is lower",
         "Kalajdzievski 2023",
         agrees(abs(log2(norms[0].value / root)) < 0.5, abs(log2(norms[1].value)) < 0.5, lower(loss)),
         f"norm {norms[0].number}×, rsLoRA {norms[1].number}×; loss {loss.number} {LOSS}",
