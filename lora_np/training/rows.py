@@ -1,7 +1,7 @@
 """A batch in pieces: which rows a worker computes at a time, and the dropout masks of these rows.
 
-The working set decides the speed of a step. The activations of 16 × 128 tokens of "tiny" do not fit in a processor's
-second-level cache, so that every pass over them waits for memory; the activations of 512 tokens fit.
+A step is fast if its activations fit in a processor's second-level cache. The activations of 512 tokens of "tiny" fit.
+The activations of 16 × 128 tokens do not fit, so every operation on them waits for memory.
 """
 
 from __future__ import annotations

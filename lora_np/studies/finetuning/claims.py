@@ -112,9 +112,9 @@ def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Seque
         "finetuning.rate",
         full["prose"] - other["prose"],
         f"SmolLM2-135M learns to answer like a lighthouse keeper, by full fine-tuning (seed {full['seed']}). With the learning "
-        f"rate {other['lr']:g}, the final loss is {other['final']:.3f} nats per token on the answers and {other['prose']:.3f} on other "
-        f"prose. With the learning rate {full['lr']:g}, the final loss is {full['final']:.3f} nats per token on the answers and "
-        f"{full['prose']:.3f} on other prose. "
+        f"rate {other['lr']:g}, the final loss is {other['final']:.3f} nats per token on the answers and {other['prose']:.3f} on "
+        f"other prose. With the learning rate {full['lr']:g}, the final loss is {full['final']:.3f} nats per token on the answers "
+        f"and {full['prose']:.3f} on other prose. "
         + " ".join(f"{words} than the choice between LoRA and full fine-tuning." for words in said),
         "nats per token",
         form="+.3f",

@@ -61,7 +61,8 @@ def recipe(by_rank: Table) -> Claim:
         f"held-out loss from {s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}. Full fine-tuning lowers the held-out loss to "
         f"{mean(full):.3f} {LOSS}. {paragraph(*(finding.sentence for finding in shown.values()))} "
         f"The verdict is yes if the recipe recovers at least {percent(ENOUGH)} of full fine-tuning's gain. The recipe recovers "
-        f"{share} of full fine-tuning's gain in the mean over the seeds. Single seeds recover {least} to {most}.{narrow}",
+        f"{share} of full fine-tuning's gain in the mean over the seeds. A single seed recovers between "
+        f"{least} and {most}.{narrow}",
     )
 
 

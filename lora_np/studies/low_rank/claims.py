@@ -86,6 +86,7 @@ def on_dimension(table: Table) -> list[Claim]:
     s, exactly = table.settings, toy()
     known, lowest = exactly.settings, {row["d"]: row["loss"] for row in exactly.rows}
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
+    least = f"less than {ZERO:.0e}" if lowest[blocks] < ZERO else f"{lowest[blocks]:.0e}"
     toy_task = f"A toy task in which {blocks} sums of {D:,} weights have given values"
     exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
     fine, scratch = (
@@ -109,8 +110,8 @@ def on_dimension(table: Table) -> list[Claim]:
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
             (exact,),
             f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is {lowest[blocks - 1]:.0e} times "
-            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {lowest[blocks]:.0e} times "
-            f"the loss at the start. A ratio of losses below {ZERO:.0e} counts as 0.",
+            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {least} times the loss at "
+            f"the start. A ratio of losses below {ZERO:.0e} counts as 0.",
         ),
         Claim(
             f"Fine-tuning needs few dimensions: at most {FEW:,} for 90 % of the gain",

@@ -182,7 +182,7 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"each panel: another way in which the {settings['rows']} rows choose their adapters (r = {settings['r']})\n"
+        f"each panel: another rule that gives each of the {settings['rows']} rows an adapter (r = {settings['r']})\n"
         "grey: one merged model per adapter instead of one base\n"
         f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
