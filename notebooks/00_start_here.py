@@ -31,7 +31,7 @@
 #
 # The command `make lab` opens a copy of the course in which no cell has an output. The copy is in the folder `my-course`, and you can change it as you like. If you see outputs below, you are reading a notebook that was already run. In this case, write down each prediction before you look at the next output.
 #
-# Run the next cell: click it, then press Shift+Enter.
+# To run the next cell, click it, then press Shift+Enter.
 
 # %%
 import sys

@@ -453,7 +453,7 @@ show(lines, {"file": "", "MB": ".2f"})
 display(Markdown(findings.say("finetuning.prose")))
 
 # %% [markdown]
-# The model forgets with both methods, LoRA and full fine-tuning. In this study the model forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists: without the adapter, the model equals the base bit for bit. After full fine-tuning, the base exists only if you have kept a copy.
+# The model forgets with both methods, LoRA and full fine-tuning. In this study the model forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists. Without the adapter, the model equals the base bit for bit. After full fine-tuning, the base exists only if you have kept a copy.
 #
 # ## Recap
 #

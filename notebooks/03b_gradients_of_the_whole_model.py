@@ -98,7 +98,7 @@ def check(layer, forward, backward, mistake, library, **inputs):
 # ## Requirements of the complex step
 #
 # The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for *holomorphic* functions. A function of a complex variable is holomorphic if it has a complex derivative. Every operation of the forward pass must be holomorphic.
-# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic: they treat the real and the imaginary part differently.
+# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic, because they treat the real and the imaginary part differently.
 #
 # **Predict.** Here are three formulas for the square of a real number. For which of these formulas does the complex step give the right derivative?
 
@@ -111,7 +111,7 @@ for name, value in ways.items():
     print(f"{name:13} {value.imag / h:g}")
 
 # %% [markdown]
-# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step would report this gradient as wrong. So the library writes the square of `x` as `x * x`.
+# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step reports this gradient as wrong. So the library writes the square of `x` as `x * x`.
 # In a forward pass the library also avoids `np.linalg.norm`, which contains an absolute value, and `np.vdot`, which contains a conjugate.
 #
 # **New symbols.** The sign $\circ$ multiplies two arrays entry by entry. The bracket $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. Each token has $d$ features, and each attention head has $d_h$ features.
@@ -169,7 +169,7 @@ print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 
 # %% [markdown]
-# In softmax, the sum of each row of $dz$ is zero: in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
+# In softmax, the sum of each row of $dz$ is zero, because in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
 #
 # ## Attention
 #
@@ -361,7 +361,7 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# A check with a single token does not find that the backward pass rotates by $\varphi$ instead of $-\varphi$. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0: for $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
+# A check with a single token does not find that the backward pass rotates by $\varphi$ instead of $-\varphi$. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0. For $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
 #
 # The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance between the two positions.
 
@@ -540,7 +540,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. The disadvantage of central differences is that only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
+# The complex step reports an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. The disadvantage of central differences is that only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
 #
 # </details>
 #
@@ -583,7 +583,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. A frozen layer `y = x @ W.T` has `dx = dy @ W`. The LoRA layer has the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice: add the gradients of all uses.
+# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. A frozen layer `y = x @ W.T` has `dx = dy @ W`. The LoRA layer has the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice, so add the gradients of all uses.
 #
 # </details>
 #

@@ -42,7 +42,7 @@ table = Table.load("../figures/data/capacity.json")
 # %% [markdown]
 # ## The result
 #
-# The next cell prints the two results that this notebook explains. Both results are lower bounds: an adapter may be able to hold more bits.
+# The next cell prints the two results that this notebook explains. Both results are lower bounds, because an adapter may be able to hold more bits.
 
 # %%
 display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))

@@ -44,7 +44,7 @@ plots.before_after(study);
 # %% [markdown]
 # ## The result
 #
-# The questions in the picture are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write it:
+# The questions in the picture are held out. No training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write it:
 
 # %%
 before = study.settings["before"]
@@ -65,7 +65,7 @@ show(lines, columns | {"loss on answers": ".3f", "loss on prose": ".3f"})
 print(f"\nlosses in nats per token; `{study.command}`, {study.seconds / 60:.0f} minutes")
 
 # %% [markdown]
-# Before training, no answer has the log line. After training, all answers have the log line, with LoRA and with full fine-tuning, and with every seed. The loss on held-out answers is much lower than before training. The loss on unrelated English prose is higher than before training: the model has forgotten something.
+# Before training, no answer has the log line. After training, all answers have the log line, with LoRA and with full fine-tuning, and with every seed. The loss on held-out answers is much lower than before training. The loss on unrelated English prose is higher than before training, so the model has forgotten something.
 #
 # ## What a small model gets wrong
 #

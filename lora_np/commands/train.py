@@ -106,7 +106,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     batches.add_argument(
         "--group-by-length",
         action="store_true",
-        help="put records of similar length into the same batch: less padding, so the training is faster",
+        help="put records of similar length into the same batch, so that there is less padding and training is faster",
     )
     batches.add_argument(
         "--accumulate",

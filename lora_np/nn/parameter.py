@@ -21,7 +21,7 @@ class Parameter:
     value : ndarray, any shape, float
         The array.
     trainable : bool
-        If False, the parameter is frozen: layers compute no gradient for it.
+        If False, the parameter is frozen, and layers compute no gradient for it.
 
     Attributes
     ----------

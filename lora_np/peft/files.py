@@ -108,7 +108,7 @@ def portable_targets(
     If `targets` is a string, the result selects the layers for which `selects(name)` is true.
 
     In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
-    names of all modules, not only of linear layers. A string that would select other layers in PEFT
+    names of all modules, not only of linear layers. A string that selects other layers in PEFT
     than in lora_np is replaced by a list of name suffixes. If these suffixes also match other layers, the list contains
     full names instead.
     """
@@ -170,7 +170,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         if settings.get(key) != value:
             raise ValueError(
                 f"{folder / CONFIG}: {key} is {settings.get(key)!r}, but the weights were saved with {value!r}. "
-                "Either a save was stopped between the two files, or the configuration was edited: save the adapter again."
+                "Either a save was stopped between the two files, or the configuration was edited. Save the adapter again."
             )
     return settings, arrays, training
 
@@ -252,11 +252,9 @@ def check_arrays(
     `dtype` is the dtype in which the adapter will be stored. A number that is too large for this dtype is not finite.
     """
     if extra := sorted(arrays.keys() - shapes.keys()):
-        raise ValueError(
-            f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT would ignore it"
-        )
+        raise ValueError(f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT ignores it")
     if missing := sorted(shapes.keys() - arrays.keys()):
-        raise ValueError(f"{abbreviate(missing)} is missing{hint}; PEFT would only warn")
+        raise ValueError(f"{abbreviate(missing)} is missing{hint}; PEFT only warns")
     for key, shape in shapes.items():
         x = arrays[key]
         if x.shape != shape:

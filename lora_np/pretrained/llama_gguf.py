@@ -145,7 +145,7 @@ def _rope_scaling(metadata: Metadata, stored: StoredArrays, theta: float, rotate
         return {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor", kind=float)}
     if kind != "none":
         raise ValueError(
-            f"{metadata.architecture}.rope.scaling.type is {kind!r}; expected 'none' or 'linear': other scalings of the "
+            f"{metadata.architecture}.rope.scaling.type is {kind!r}; expected 'none' or 'linear', because other scalings of the "
             "rotary embedding are not supported"
         )
     if "rope_freqs.weight" not in stored.shapes:

@@ -230,7 +230,7 @@ class Transformer(Module):
             )
         if past is not None and start and past.batch_size != tokens.shape[0]:
             raise ValueError(
-                f"got {tokens.shape[0]} rows of tokens, but past_key_values has {past.batch_size}: use equal numbers"
+                f"got {tokens.shape[0]} rows of tokens, but past_key_values has {past.batch_size}; use equal numbers"
             )
         weight = self.model.norm.weight.value
         if context.attention_mask is not None:  # an error here leaves the cache unchanged
