@@ -59,7 +59,7 @@ else:
 # %% [markdown]
 # ## A first adapter
 #
-# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
+# "tiny" is a language model with a million parameters. The model was trained on English prose about Python, and writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
 #
 # The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the three beginnings again. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #

@@ -22,7 +22,7 @@
 # - decide which method fits into the memory of a given GPU.
 #
 # **Before you start:** you know the matrix product and the idea of a gradient. A picture in this notebook shows the parts of a language model. Notebooks 03 and 03b explain how each part computes its gradients. If you have not seen LoRA, you may read
-# [notebook 02](02_lora_from_one_equation.ipynb) first. For this notebook you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
+# [notebook 02](02_lora_from_one_equation.ipynb) first. For this notebook you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside $W$.
 #
 # *Reading: 60 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
 

@@ -86,7 +86,7 @@ print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
 print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
-# The equations for $dA$ and $dB$ hold, because the last two lines of the output end with `True`. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
+# The last two lines of the output end with `True`, so the equations for $dA$ and $dB$ hold. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
 #
 # **Predict.** $dW$ has some dark columns. These columns belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
 

@@ -34,7 +34,7 @@
 #
 # The picture shows one block. The grey boxes are linear layers with LoRA. Notebook 03 derived the gradients of linear layers with LoRA. The white boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** The white boxes show four kinds of layers: RMSNorm, rotary embedding, attention and SwiGLU. (Softmax is a part of attention.) In one of these four kinds of layers, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which of the four kinds is it?
+# **Predict.** The white boxes show four kinds of layers: RMSNorm, rotary embedding, attention and SwiGLU. (Softmax is a part of attention.) In one of these four kinds of layers, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer needs no sum?
 
 # %%
 import numpy as np
@@ -122,7 +122,7 @@ for name, value in ways.items():
 #
 # $$y_i = \frac{e^{z_i - m}}{\sum_j e^{z_j - m}}$$
 #
-# Here $m$ is the largest of the logits. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
+# Here $m$ is the largest of the logits. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. The derivation is right, because $m$ cancels and $y$ does not depend on $m$.
 #
 # **Derivation.** $z_j$ changes $y_j$ through the numerator, and it changes *every* $y_i$ through the denominator. Write $y_i = e_i / E$ with $e_i = e^{z_i}$ and the sum $E = \sum_l e_l$. Then
 # $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial E / \partial z_j = e_j$. The quotient rule gives
@@ -160,7 +160,7 @@ z = rng.standard_normal((N, d))
 check("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
 
 # %% [markdown]
-# **Predict.** If we add the same number to all logits $z$ of a row, the output $y$ of softmax does not change. What does this tell us about the sum of the numbers in a row of $dz$?
+# **Predict.** If we add the same number to all logits $z$ of a row, the output $y$ of softmax does not change. What follows for the sum of the numbers in a row of $dz$?
 
 # %%
 dy = rng.standard_normal((N, d))
@@ -179,7 +179,7 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 # 2. Softmax turns the scores of each query into weights $P$.
 # 3. The output $o$ is the weighted sum of the values.
 #
-# A token may read itself and earlier tokens. It may not read later tokens, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
+# A token may read itself and earlier tokens. A token may not read later tokens, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
 #
 # $$S_{ij} = \frac{1}{\sqrt{d_h}} \sum_c q_{ic}\,k_{jc}\;\;(j \le i), \qquad P = \operatorname{softmax}(S), \qquad o_{ic} = \sum_j P_{ij}\,v_{jc}$$
 #
@@ -245,7 +245,7 @@ print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 #
 # ## RMSNorm
 #
-# RMSNorm divides the vector of each token by the root mean square of its features. Then it multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
+# RMSNorm divides the vector of each token by the root mean square of its features. Then RMSNorm multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
 # divided by the root mean square:
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
@@ -551,7 +551,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Print the result of `ln.gradcheck`. It shows the error of each gradient and the tolerance of the method.
+# Print the result of `ln.gradcheck`. The printed text shows the error of each gradient and the tolerance of the method.
 #
 # </details>
 #

@@ -384,7 +384,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # </details>
 #
-# 2. Someone reports $\varphi(64, 64) = 0.55$ for two runs on a layer with $d = 128$. Is this a sign of shared directions?
+# 2. Someone reports $\varphi(64, 64) = 0.55$ for two runs on a layer with $d = 128$. Is $\varphi(64, 64) = 0.55$ a sign of shared directions?
 #
 # <details><summary>Answer</summary>
 #
@@ -444,7 +444,7 @@ display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
 #
 # </details>
 #
-# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. In which modules does $\Delta W$ have the flattest spectrum, compared with a random matrix of the same shape? Would you give these modules a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
+# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. In which modules does $\Delta W$ have the flattest spectrum, compared with a random matrix of the same shape? Should the modules with the flattest spectrum get a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
 #
 # <details><summary>Hint</summary>
 #

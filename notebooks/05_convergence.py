@@ -276,7 +276,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# The best of several rates has the lowest loss on the first text, partly by chance. If the study also compared the methods on the first text, the losses would look too low. The error is largest for the method that was tried with the most rates.
+# The best of several rates has the lowest loss on the first text, partly by chance. If the study also compared the methods on the first text, the losses would look too low. This error is largest for the method that was tried with the most rates.
 #
 # </details>
 #

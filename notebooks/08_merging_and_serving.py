@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Merging and multi-LoRA serving
 #
-# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time many adapters on one base need. It also shows when you can merge an adapter into the weights or combine it with another adapter.
+# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time many adapters on one base need. The notebook also shows when you can merge an adapter into the weights or combine it with another adapter.
 #
 # **You will learn** to
 #
@@ -331,7 +331,7 @@ print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# The average of type `linear` has no effect. With this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. It computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning, not $A$ or $B$ alone: $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
+# The average of type `linear` has no effect. With this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. The second adapter computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning, not $A$ or $B$ alone: $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #

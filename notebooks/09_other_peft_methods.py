@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
+# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then the notebook compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
 #
 # **You will learn** to
 #
@@ -271,7 +271,7 @@ print("error against the library:", relative_error(rest, frozen))
 #
 # ## LoRA-FA: A stays frozen
 #
-# **Idea.** Save activation memory. A frozen $A$ needs no gradient, so the input $x$ need not be kept for the backward pass.
+# **Idea.** A frozen $A$ needs no gradient, so the input $x$ need not be kept for the backward pass. LoRA-FA saves the memory of $x$.
 #
 # **Equation.** With $h = xA^\top$:
 #
@@ -610,7 +610,7 @@ show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", 
 # %% [markdown]
 # ## On a real model
 #
-# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). It is trained by full fine-tuning, LoRA and four other methods. (The remaining methods were left out because each run takes 10 to 25 minutes.)
+# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The study trains SmolLM2-135M with full fine-tuning, LoRA and four other methods. (The remaining methods were left out because each run takes 10 to 25 minutes.)
 #
 # **Predict.** Do SmolLM2-135M and the model "tiny" give the same order of the methods? On "tiny", prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
 

@@ -51,8 +51,8 @@ forms of a record (or the columns of the CSV file):
   {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
 Only the answers count in the loss. Ctrl-C saves the state and stops. To
-continue from there, add --resume to the same command. --dry-run estimates the
-memory and the time. The output folder also gets the losses (metrics.jsonl), a
+continue, run the command again with --resume. --dry-run estimates the memory
+and the time. The output folder also gets the losses (metrics.jsonl), a
 picture of the losses (loss.png) and the options of the run (train.toml).
 
 examples:

@@ -10,8 +10,8 @@ The matrix products for N tokens, a weight W (out, in) and an adapter with A (r,
 
 Full fine-tuning computes the left column. LoRA computes the right column, and the left column except dyᵀ x.
 For a square W (n, n), LoRA needs 2n² + 6nr multiply-adds per token, and full fine-tuning needs 3n² (Schulman 2025,
-"LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted, because they use each number once, while
-a matrix product uses each number about a thousand times.
+"LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted, because they use each number once.
+A matrix product uses each number about a thousand times.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The formats of a file are described in formats.py, the tokens that count in the loss in records.py. A batch is padded on the
 right. A padded batch needs no attention mask, because a token attends only to tokens on its left, and padding is never
-on the left of a token. Predictions at padded positions do not count in the loss.
+on the left of a token. Predictions at padded positions are not counted in the loss.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Failed(Exception):
 class Contained:
     """A student's function in a separate process. `with` starts and ends the process; a call runs the function there.
 
-    A call copies the arguments to the process, and changes the arguments here as the function changed the copies. It
-    raises `Failed` if the function raised an exception, and `Stopped` if the process reached a limit.
+    A call copies the arguments to the process, and changes the arguments here as the function changed the copies. The
+    call raises `Failed` if the function raised an exception, and `Stopped` if the process reached a limit.
 
     Parameters
     ----------

@@ -67,8 +67,8 @@ def grade_class(
     workers : int, optional
         Number of answers that run at the same time; by default the number of processors, at most 8.
     table : path, optional
-        The file for the table (see `write_csv`). It is written every few seconds. If the grader is stopped, call the
-        function again with the same `table` to continue. Verdicts on submissions that have not changed are kept.
+        The file for the table (see `write_csv`). The file is written every few seconds. If the grader is stopped, call
+        the function again with the same `table` to continue. Verdicts on submissions that have not changed are kept.
 
     Returns
     -------

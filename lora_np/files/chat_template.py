@@ -46,8 +46,8 @@ WIDE = {"batch", "center", "indent", "round", "slice", "tojson", "truncate"}
 def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """Return the text of a conversation.
 
-    `variables` are available to the template beside `messages`. Raises ValueError if the template is too long, exceeds
-    its budget, or raises an error of any type.
+    `variables` are available to the template in addition to `messages`. Raises ValueError if the template is too long,
+    exceeds its budget, or raises an error of any type.
     """
     return render_with_answers(template, messages, **variables)[0]
 

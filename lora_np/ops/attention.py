@@ -201,8 +201,8 @@ def attention_forward(
 def _outside_window(xp: Any, window: int, start: int, keys: slice, rows: int, mask: Array | None) -> Array:
     """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, keys, 1, rows).
 
-    `start` is the position of the first query among all keys. With a mask, the positions count only the tokens that are
-    not padding.
+    `start` is the position of the first query among all keys. With a mask, padding tokens are not counted in the
+    positions.
     """
     position = xp.arange(keys.stop)[None] if mask is None else mask.cumsum(axis=1)
     distance = position[:, None, start : start + rows] - position[:, keys, None]

@@ -137,8 +137,9 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
 def _rope_scaling(metadata: Metadata, stored: StoredArrays, theta: float, rotated: int) -> dict[str, Any] | None:
     """Return the scaling of the rotary frequencies.
 
-    A file of Llama 3.1 does not contain the settings of the scaling. It contains the array rope_freqs.weight, by which
-    the frequencies are divided. The largest divisor is `factor`; all Llama models have the other numbers in LLAMA3.
+    A file of Llama 3.1 does not contain the settings of the scaling. The file contains the array rope_freqs.weight, by
+    which the frequencies are divided. The largest divisor is `factor`; all Llama models have the other numbers in
+    LLAMA3.
     """
     kind = metadata.entries.get(f"{metadata.architecture}.rope.scaling.type", "none")
     if kind == "linear":

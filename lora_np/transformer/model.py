@@ -311,7 +311,7 @@ class Transformer(Module):
 
         Notes
         -----
-        The output head computes no logits for positions that do not count. If only answers count, most of the
+        The output head computes no logits for positions that are not counted. If only answers count, most of the
         computation of the head is saved. In a mixed batch, the head computes all positions, because an adapter of the
         head selects rows by the index of the row in the batch.
 
