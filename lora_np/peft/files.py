@@ -152,12 +152,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     if not (folder / CONFIG).is_file():
         configs = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
         below = sorted(path.parent.relative_to(folder).as_posix() for path in configs)
-        hint = f"; there are adapters in its subfolders {abbreviate(below)}: give one of these folders" if below else ""
+        hint = f"; there are adapters in its subfolders {abbreviate(below)}. Give one of these folders" if below else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing{hint}")
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         convert = f"python -m lora_np convert {folder / 'adapter_model.bin'}"
-        hint = f"; adapter_model.bin is a pickle and is not read; convert it: {convert}" if pickled else ""
+        hint = f"; adapter_model.bin is a pickle and is not read. Convert it: {convert}" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is missing{hint}")
     with name_file_in_errors(folder / CONFIG):
         if (size := (folder / CONFIG).stat().st_size) > LARGEST_CONFIG:
