@@ -12,7 +12,7 @@ at the same time. Shapes in the comments:
 
 The functions run in float32 (for training), float64 (for gradient checks) and complex128 (for the complex step, see
 gradient_check.py), on NumPy and on CuPy. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding,
-norm, layer_norm, rotary, attention, activation, softcap, loss.
+norm, layer_norm, rotary, attention, activation, softcap, loss; for generation: few_rows, attention_step.
 """
 
 from .activation import (
@@ -27,6 +27,7 @@ from .activation import (
     swiglu_forward,
 )
 from .attention import attention_backward, attention_forward, softmax_backward, softmax_forward
+from .attention_step import attention_step
 from .dora import dora_backward, dora_forward, row_norm_backward, row_norm_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -44,6 +45,7 @@ __all__ = [
     "IGNORE_INDEX",
     "attention_backward",
     "attention_forward",
+    "attention_step",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dora_backward",

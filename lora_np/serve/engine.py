@@ -295,7 +295,7 @@ class AdapterServer:
             self._rows = self._rows.next_call(names)
         tokens = np.array([[request.tokens[-1]] for request in self.running])
         context = Context(adapter=self._rows, attention_mask=mask, position_ids=positions)
-        x, _ = self.model.hidden(tokens, context, self._past)
+        x = self.model.read(tokens, context, self._past)
         logits = to_host(self.model.logits(x[:, -1], context))  # (b, v)
         for request, z in reversed(list(zip(self.running, logits, strict=True))):
             if request.finish_reason is None:  # else a callback has cancelled the request in this step

@@ -310,7 +310,7 @@ def read_in_chunks(
             attention_mask=None if mask is None else mask[:, :seen],
             position_ids=None if positions is None else positions[:, len(past) : seen],
         )
-        x = model.hidden(chunk, context, past)[0]
+        x = model.read(chunk, context, past)
         if on_logits is not None:
             on_logits(to_host(model.logits(x, context)))
         if start == tokens.shape[1]:

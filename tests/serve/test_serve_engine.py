@@ -275,7 +275,7 @@ def test_a_failed_step_ends_running_requests_and_serves_waiting_ones(make_server
     failed, waiting = [server.submit([1], "0", 5) for _ in range(2)], server.submit([2], "1", 5)
     server.step()
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(server.model, "hidden", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room")))
+        patched.setattr(server.model, "read", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room")))
         server.step()
     server.abort(MemoryError("no room"))
     assert [request.finish_reason for request in failed] == ["error"] * 2
