@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 from family_models import FAMILIES, family_model
-from on_device import assert_allclose, assert_array_equal, host, xp
+from on_device import assert_allclose, host, xp
 
 from lora_np import ops
 from lora_np.nn import Context
@@ -54,28 +52,18 @@ def test_reading_a_text_gives_the_hidden_states_of_the_forward_pass(family, padd
 
 @pytest.mark.parametrize("out", [1, 5, 64, 193], ids="{} outputs".format)
 @pytest.mark.parametrize("rows", [2, 7, 32], ids="{} rows".format)
-@pytest.mark.parametrize("threads", [1, 2, 5], ids="{} threads".format)
-def test_blocks_of_rows_on_several_threads_are_one_product(out, rows, threads, monkeypatch):
-    monkeypatch.setattr(few_rows, "SHARE", 512)  # bytes: small matrices are divided too
+def test_blocks_of_rows_are_one_product(out, rows):
     x, W = RNG.standard_normal((rows, 24)), RNG.standard_normal((out, 24))
-    y = few_rows._in_blocks(x, W, 6, threads)
+    y = few_rows.in_blocks(x, W, 6)
     assert y.flags.c_contiguous
     assert_allclose(y, x @ W.T, rtol=1e-12, atol=1e-12)
 
 
-def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    monkeypatch.setattr(few_rows, "SHARE", 512)
-    x, W = RNG.standard_normal((8, 64)).astype(np.float32), RNG.standard_normal((300, 64)).astype(np.float32)
-    alone, *others = (few_rows._in_blocks(x, W, 8, threads) for threads in (1, 2, 3))
-    for other in others:
-        assert_array_equal(other, alone)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
 @pytest.mark.parametrize("shape", [(300, 300), (3, 100_000), (100_000, 3)], ids=str)
-@pytest.mark.parametrize("threads", [0, 2], ids=["packed", "without packing"])
-def test_few_rows_times_a_large_matrix_is_the_plain_product(dtype, shape, threads, monkeypatch):
-    monkeypatch.setattr(few_rows, "_unpacked_threads", lambda: threads)
+@pytest.mark.parametrize("blocks", [True, False], ids=["in blocks", "in one product"])
+def test_few_rows_times_a_large_matrix_is_the_plain_product(dtype, shape, blocks, monkeypatch):
+    monkeypatch.setattr(few_rows, "one_thread_without_packing", lambda: blocks)
     W = RNG.standard_normal(shape).astype(dtype)
     for rows in (1, 2, 8, 32, 33):
         x = RNG.standard_normal((rows, shape[1])).astype(dtype)
@@ -84,17 +72,3 @@ def test_few_rows_times_a_large_matrix_is_the_plain_product(dtype, shape, thread
             tolerance = 1e-4 if dtype == np.float32 else 1e-12
             assert y.flags.c_contiguous and y.dtype == dtype
             assert_allclose(y, x @ W.T, rtol=tolerance, atol=tolerance * np.abs(y).max())
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_has_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(few_rows, "SHARE", 512)
-    x, W = RNG.standard_normal((4, 16)), RNG.standard_normal((256, 16))
-    y = few_rows._in_blocks(x, W, 8, 3)  # starts the threads
-    child = os.fork()
-    if child == 0:
-        import signal
-
-        signal.alarm(20)  # ends a child that waits for threads it does not have
-        os._exit(0 if np.array_equal(few_rows._in_blocks(x, W, 8, 3), y) else 1)
-    assert os.waitpid(child, 0)[1] == 0, "the child has the right result within 20 seconds"
