@@ -38,7 +38,9 @@ def in_blocks(x: np.ndarray, W: np.ndarray, size: int) -> np.ndarray:
     whole = len(W) - len(W) % size
     if whole:
         blocks = W[:whole].reshape(-1, size, W.shape[1]).swapaxes(1, 2)  # (blocks, in, size)
-        np.matmul(x, blocks, out=y[:, :whole].reshape(len(x), -1, size).swapaxes(0, 1))  # (blocks, N, size), a view of y
+        np.matmul(
+            x, blocks, out=y[:, :whole].reshape(len(x), -1, size).swapaxes(0, 1)
+        )  # (blocks, N, size), a view of y
     if whole < len(W):
         np.matmul(x, W[whole:].T, out=y[:, whole:])
     return y
