@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module
+from ..optional import MissingExtra, extra
 
 FEW = 32  # up to this many rows W xᵀ is faster than x Wᵀ: BLAS then packs the small array instead of the large one
 LARGE = 2**18  # bytes of W: packing a smaller W is cheap, because W stays in the processor's cache
@@ -56,8 +57,9 @@ def one_thread_without_packing() -> bool:
 def _unpacked_openblas() -> Any:
     """Return threadpoolctl's controller of NumPy's OpenBLAS if its kernel is in UNPACKED. Otherwise return None."""
     try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
+        with extra("studies", "the number of BLAS threads"):
+            from threadpoolctl import ThreadpoolController
+    except MissingExtra:
         return None
     for library in ThreadpoolController().lib_controllers:
         if library.internal_api == "openblas" and "torch" not in library.filepath:
