@@ -18,6 +18,7 @@ from ..quantization import Quantized4bit
 from ..transformer import Transformer
 from ..transformer.decoder import Attention, Block
 from ..transformer.gpt2 import GPT2MLP
+from ..transformer.head_loss import works_in_blocks
 from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
@@ -150,6 +151,7 @@ class LiveModel:
             capped_logits=config.final_logit_softcapping is not None,
             saved_once=sum(m.weight.value.size for _, m in transformer.named_modules() if isinstance(m, GemmaRMSNorm)),
             learned_positions=config.family.gpt2,
+            head_in_blocks=works_in_blocks(transformer.linear_head),
         )
 
 

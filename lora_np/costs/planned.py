@@ -115,6 +115,7 @@ class PlannedModel:
             head=layer(OUTPUT_HEAD, model.head),
             prefix=self.prefix,
             rotary_floats=2 * model.head_dim,
+            head_in_blocks=not full and OUTPUT_HEAD not in self.adapters,
         )
         if model.config is None:
             return planned

@@ -159,6 +159,8 @@ class ModelStructure:
         Floats that the forward pass saves, whatever the number of tokens: 1 + w of each norm in Gemma.
     learned_positions : bool
         True if the model has an embedding of positions, whose indices are saved.
+    head_in_blocks : bool
+        True if the output head and the loss are computed in blocks of rows, when there are many logits.
 
     Examples
     --------
@@ -183,6 +185,7 @@ class ModelStructure:
     capped_logits: bool = False
     saved_once: int = 0
     learned_positions: bool = False
+    head_in_blocks: bool = False
 
     @property
     def virtual_tokens(self) -> int:

@@ -114,7 +114,12 @@ class SoftcappedHead:
     def __init__(self, head: Linear, cap: float) -> None:
         self.head, self.cap = head, cap
 
-    def forward(self, x: Array, context: Context) -> tuple[Array, Cache]:
+    @property
+    def out_features(self) -> int:
+        """The number of tokens in the vocabulary."""
+        return self.head.out_features
+
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Cache]:
         """Compute the logits (…, v) of x (…, d)."""
         z, head_cache = self.head.forward(x, context)
         y, softcap_cache = ops.softcap_forward(z, self.cap)

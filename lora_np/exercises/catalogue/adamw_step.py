@@ -250,12 +250,12 @@ EXERCISE = Exercise(
         Mistake(
             "neither the new weights nor the new averages are stored",
             "Test it: print factors and state after the call. The caller reads the new values from these two "
-            "arguments. Which of your lines changes their arrays?",
+            "arguments. Does any line of your code change the arrays in these arguments?",
             {SLOTS: "slots = factors[name].copy(), dict(state[name])"},
         ),
         Mistake(
             "the new weights are not stored in `factors`",
-            'Test it: print factors["B"] before and after a step. Which of your lines changes this array?',
+            'Test it: print factors["B"] before and after a step. Does any line of your code change this array?',
             {SLOTS: "slots = factors[name].copy(), state[name]"},
         ),
         Mistake(

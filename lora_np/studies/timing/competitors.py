@@ -98,7 +98,7 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
 
     def step() -> float:
         model.zero_grad()
-        loss = loss_and_gradients(model, tokens, targets, workers=workers)
+        loss = loss_and_gradients(model, tokens, targets, np.random.default_rng(0), workers)
         optimizer.step(trainable)
         return float(loss)
 
