@@ -12,7 +12,7 @@ at the same time. Shapes in the comments:
 
 The functions run in float32 (for training), float64 (for gradient checks) and complex128 (for the complex step, see
 gradient_check.py), on NumPy and on CuPy. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding,
-norm, layer_norm, rotary, attention, activation, softcap, loss; for generation: few_rows, attention_step.
+norm, layer_norm, rotary, attention, activation, softcap, loss; for generation: few_rows, one_query.
 """
 
 from .activation import (
@@ -27,7 +27,6 @@ from .activation import (
     swiglu_forward,
 )
 from .attention import attention_backward, attention_forward, softmax_backward, softmax_forward
-from .attention_step import attention_step
 from .dora import dora_backward, dora_forward, row_norm_backward, row_norm_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -37,6 +36,7 @@ from .linear import linear_backward, linear_forward
 from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
 from .norm import rms_norm_backward, rms_norm_forward
+from .one_query import attention_step
 from .rotary import rotary_backward, rotary_forward, rotary_tables
 from .softcap import softcap_backward, softcap_forward
 from .vera import vera_backward, vera_forward
