@@ -1,4 +1,4 @@
-"""A live model: its parameters, the bytes of its arrays, and the structure of a training step with its active adapter."""
+"""A model in memory: its parameters, the bytes of its arrays, and the structure of a training step with its active adapter."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def stored_bytes(module: Module) -> int:
 
 
 def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
-    """Return the parameters of a live model's adapters, frozen parameters included.
+    """Return the parameters of the adapters of a model in memory, frozen parameters included.
 
     Parameters
     ----------

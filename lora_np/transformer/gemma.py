@@ -1,6 +1,8 @@
 """Gemma 2 and 3: embeddings times √d, a norm after each sublayer too, and a soft cap of the logits.
 
-x = √d · E[tokens],    y = x + norm(attention(norm(x))),    z = y + norm(MLP(norm(y))),    logits = c·tanh(head(z)/c)
+The model computes
+
+    x = √d · E[tokens],    y = x + norm(attention(norm(x))),    z = y + norm(MLP(norm(y))),    logits = c·tanh(head(z)/c)
 """
 
 from __future__ import annotations

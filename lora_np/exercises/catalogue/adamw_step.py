@@ -32,7 +32,7 @@ def observe(
 
 
 def counting(first: int, steps: int) -> First:
-    """Return the argument t: `first` for the first call, and the next numbers for the later calls."""
+    """Return the argument t, which is `first` in the first call and grows by 1 from call to call."""
     rest = tuple(range(first + 1, first + steps))
     return First(first, f"{first}  # then {', '.join(map(str, rest))}" if rest else str(first), rest)
 

@@ -86,7 +86,8 @@ def on_dimension(table: Table) -> list[Claim]:
     s, exactly = table.settings, toy()
     known, lowest = exactly.settings, {row["d"]: row["loss"] for row in exactly.rows}
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
-    toy_task = f"A toy task that prescribes {blocks} sums of {D:,} weights"
+    least = f"less than {ZERO:.0e}" if lowest[blocks] < ZERO else f"{lowest[blocks]:.0e}"
+    toy_task = f"A toy task in which {blocks} sums of {D:,} weights have given values"
     exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
     fine, scratch = (
         d90(table, "tiny", "Fine-tuning the model tiny on Python code"),
@@ -95,7 +96,7 @@ def on_dimension(table: Table) -> list[Claim]:
     paths = {base: path(table, base) for base in ("tiny", "random")}
     note = f"{fine.sentence} {scratch.sentence} The gain from random weights differs from the gain of fine-tuning. From random "
     note += f"weights, the loss falls from {paths['random']} nats per byte. In fine-tuning, the loss falls from {paths['tiny']} "
-    note += f"nats per byte. A model of byte frequencies alone has a loss of {s['unigram']:.2f} nats per byte."
+    note += f"nats per byte. A model that knows only the frequency of each byte has a loss of {s['unigram']:.2f} nats per byte."
     if dips := falls(table, "random"):
         where = ", ".join(f"{d:,}" for d in dips)
         note += f" From random weights, training with d = {where} gains less than training with a smaller d. Therefore the number "
@@ -109,8 +110,8 @@ def on_dimension(table: Table) -> list[Claim]:
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
             (exact,),
             f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is {lowest[blocks - 1]:.0e} times "
-            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {lowest[blocks]:.0e} times "
-            f"the loss at the start. A ratio of losses below {ZERO:.0e} counts as 0.",
+            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {least} times the loss at "
+            f"the start. A ratio of losses below {ZERO:.0e} counts as 0.",
         ),
         Claim(
             f"Fine-tuning needs few dimensions: at most {FEW:,} for 90 % of the gain",
@@ -200,7 +201,7 @@ def rank_of_full(table: Table) -> Claim:
             )
     said = [finding.sentence for finding in found.values()]
     return Claim(
-        f"Full fine-tuning's ΔW has a rank {TIMES} to {MOST_TIMES} times LoRA's usual one",
+        f"Full fine-tuning's ΔW has a rank {TIMES} to {MOST_TIMES} times the usual rank of LoRA",
         "Biderman et al. 2024, §5 (the rank that holds 90 % of the variance)",
         agrees(*(TIMES <= finding.value <= MOST_TIMES for finding in found.values())),
         "; ".join(f"{name}: {finding.number} times r" for name, finding in found.items()),

@@ -291,13 +291,13 @@ def prompts(case: Case) -> np.ndarray:
 
 
 def ours_generating(case: Case) -> Step:
-    """Return a step of greedy generation in this library, with its key/value cache and without an adapter."""
+    """Return a function that generates greedily with this library, with its key/value cache and without an adapter."""
     model, read = case.base(), prompts(case)
     return lambda: generate(model, read, case.new_tokens)
 
 
 def transformers_generating(case: Case) -> Step:
-    """Return a step of greedy generation in the library transformers, with the same prompts as `ours_generating`."""
+    """Return a function that generates greedily with the library transformers, from the prompts of `ours_generating`."""
     import torch
 
     torch.set_num_threads(threads())
