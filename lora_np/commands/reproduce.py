@@ -14,8 +14,8 @@ DESCRIPTION = """Make the tables and pictures again.
 Run this command in a clone of the repository. Without --full, the command takes
 minutes, uses small settings and writes to figures/quick. Each part draws its
 pictures before the next part begins. With --full, the command takes hours, uses
-the settings of the committed tables, writes docs/results.md and executes the
-notebooks. If --full is stopped, start the command again to continue.
+the settings of the tables in figures/data, writes docs/results.md and executes
+the notebooks. If --full is stopped, start the command again to continue.
 
 examples:
   python -m lora_np reproduce
@@ -25,7 +25,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options")
-    group.add_argument("--full", action="store_true", help="use the settings of the committed tables (hours)")
+    group.add_argument("--full", action="store_true", help="use the settings of the tables in figures/data (hours)")
     group.add_argument(
         "--workers",
         type=int,

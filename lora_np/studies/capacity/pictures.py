@@ -50,8 +50,7 @@ def capacity_chart(table: Table) -> Figure:
     full, by_rank = table.where(phase="seeds", method="full"), groups(table.where(phase="seeds", method="lora"), "r")
     shares = [statistics.mean(run["memorised"] / run["trained"] for run in runs) for runs in by_rank.values()]
     more = _offered_more(table)
-    most = max([*shares, *(bits / numbers for numbers, bits in more)])
-    title = f"LoRA memorises at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
+    title = f"At every rank, LoRA memorises at least {min(shares):.1f} bits per trained parameter"
     marks = f"{_dots(table)}; rings: runs with half the steps; dash: runs with more strings"
     figure = new_figure(9, 4.9, title, f"{marks}\n{runs_and_time(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")

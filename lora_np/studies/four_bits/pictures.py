@@ -123,7 +123,7 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     rows = {row["quant_type"]: row for row in table.where(weights=weights)}
     totals = {t: sum(row["contribution"]) for t, row in rows.items()}
     subtitle = (
-        "lines: how much the weights of each magnitude add to the mean error; marks: values of the codes\n"
+        "lines: the part of the mean error that comes from weights of each magnitude\nmarks: the values of each code; "
         f"weights: {weights} in blocks of {table.settings['block_size']}"
     )
     title = "FP4's error comes from gaps between its values, int4's error from small weights"

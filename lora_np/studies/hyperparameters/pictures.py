@@ -120,7 +120,9 @@ def equal_parameters_chart(table: Table) -> Figure:
     budgets = sorted({row["matched_r"] for row in rows})
     by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
-    title = f"At {ahead} of {len(budgets)} sizes, adapters in the MLP have a lower loss than in attention"
+    title = "LoRA in the MLP has a lower loss than equally large LoRA in attention"
+    if ahead < len(budgets):
+        title = f"At {ahead} of {len(budgets)} sizes, LoRA in the MLP has a lower loss than in attention"
     order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(order)}
     runs = {key: found[0] for key, found in groups(rows, "matched_r", "target_modules").items()}

@@ -202,7 +202,7 @@ def against_lora(compared: Table, method: str) -> Finding:
 
 
 def ahead(compared: Table, method: str) -> list[int]:
-    """Return the numbers of steps after which the method's held-out loss was below LoRA's with every seed."""
+    """Return the steps at which the method's held-out loss was below the held-out loss of LoRA, for every seed."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     found = []
     for i, step in enumerate(ours[0]["steps"]):

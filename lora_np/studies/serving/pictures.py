@@ -42,8 +42,8 @@ def merge_drift(table: Table) -> Figure:
     shades = dict(zip(dtypes, [LORA_LIGHT, LORA, LORA_DARK, INK], strict=False))
     of, share = table.settings["of"], table.settings["share"]
     subtitle = (
-        f"dashed lines: one random adapter; solid lines: {of} random adapters, one after another\n"
-        f"the size of each adapter: ‖ΔW‖ = {share:g} ‖W‖"
+        f"dashed lines: always the same random adapter; solid lines: {of} random adapters in turn\n"
+        f"each adapter has the size ‖ΔW‖ = {share:g} ‖W‖"
     )
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
