@@ -6,6 +6,7 @@ import math
 
 from ..backend import Array, array_module
 from .attention import MASKED
+from .checks import check_float, check_mask, check_shape
 
 
 def attention_step(
@@ -41,6 +42,13 @@ def attention_step(
     o : ndarray, shape (b, h, 1, d)
         The output of each head.
 
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, if there is more than one query per row, or if h is not a multiple of g.
+    TypeError
+        If the arrays have different dtypes or no float dtype, or if the mask is not boolean.
+
     Examples
     --------
     >>> import numpy as np
@@ -51,7 +59,16 @@ def attention_step(
     >>> np.allclose(attention_step(q, k, v), o)
     True
     """
-    (b, h, _, d), g, xp = q.shape, k.shape[1], array_module(q)
+    check_float(q=q, k=k, v=v)
+    check_shape("q", q, None, None, 1, None)
+    (b, h, _, d), xp = q.shape, array_module(q)
+    check_shape("k", k, b, None, None, d)
+    check_shape("v", v, *k.shape)
+    g, s, _ = k.shape[1:]
+    if h % g:
+        raise ValueError(f"got {h} query heads and {g} key/value heads; expected a multiple of {g} query heads")
+    if mask is not None:
+        check_mask(mask, b, s)
     if window is not None and mask is None:
         k, v = k[:, :, -window:], v[:, :, -window:]
     elif window is not None:

@@ -22,7 +22,10 @@ def parts(x: Array, arrays: int) -> Iterator[Any]:
 
     A GPU computes all rows at once.
     """
-    few = rows_at_once(x.shape[-1], arrays) if x.ndim > 1 and on_host(x) else x.size
+    if x.ndim < 2 or not x.size or not on_host(x):
+        yield ...
+        return
+    few = rows_at_once(x.shape[-1], arrays)
     if x.size <= few * x.shape[-1]:
         yield ...
         return

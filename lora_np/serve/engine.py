@@ -426,6 +426,8 @@ class AdapterServer:
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
+        if request in self.joining:
+            self.joining.remove(request)  # so that its adapter is no longer in use
         if request in self.waiting:
             self.waiting.remove(request)
         elif self.reading is not None and self.reading.request is request:

@@ -371,6 +371,17 @@ def test_an_unloaded_adapter_stays_for_accepted_requests(make_server, alone):
     assert again.tokens == alone([1], "3", 5)
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_an_unloaded_adapter_leaves_memory_if_its_last_request_ends_with_the_first_token(make_server, prompts):
+    server = make_server()
+    for _ in range(prompts):
+        server.submit([1], "0", 1)
+    server.unload_adapter("0")
+    server.run()
+    assert "0" not in loaded(server)
+    server.load_adapter("0", "3")  # the name is free again
+
+
 def test_the_adapters_of_the_model_itself_stay_in_memory(make_model):
     model = get_peft_model(make_model(), LoraConfig(r=2, init_lora_weights=False), "own")
     server = AdapterServer(model, max_loras=1)

@@ -30,6 +30,25 @@ def test_a_step_of_attention_is_attention_with_one_query(mask, scores, dtype):
     assert_allclose(step, ops.attention_forward(q, k, v, mask, **scores)[0], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "error", "message"),
+    [
+        ((Q, K, V, xp.where(PADDED, 0.0, -np.inf)), TypeError, "attention_mask has dtype float64"),
+        ((Q, K, V, PADDED[:1]), ValueError, r"attention_mask has shape \(1, 9\); expected \(3, 9\)"),
+        ((xp.concatenate([Q, Q], axis=2), K, V), ValueError, r"q has shape \(3, 6, 2, 4\)"),
+        ((Q, K, V[:, :, 1:]), ValueError, r"v has shape \(3, 2, 8, 4\)"),
+        ((Q[:, :5], K, V), ValueError, "5 query heads"),
+        ((Q, K.astype(np.float32), V), TypeError, "k has dtype float32"),
+    ],
+)
+def test_a_step_of_attention_refuses_what_attention_refuses(arrays, error, message):
+    with pytest.raises(error, match=message):
+        ops.attention_step(*arrays)
+    if arrays[0].shape[2] == 1:
+        with pytest.raises(error, match=message):
+            ops.attention_forward(*arrays)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("padding", [0, 3])
 def test_reading_a_text_gives_the_hidden_states_of_the_forward_pass(family, padding):
@@ -72,3 +91,11 @@ def test_few_rows_times_a_large_matrix_is_the_plain_product(dtype, shape, blocks
             tolerance = 1e-4 if dtype == np.float32 else 1e-12
             assert y.flags.c_contiguous and y.dtype == dtype
             assert_allclose(y, x @ W.T, rtol=tolerance, atol=tolerance * np.abs(y).max())
+
+
+@pytest.mark.parametrize("act", ["swiglu", "geglu"])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 4), (3, 0, 4), (0,)])
+def test_activations_of_empty_arrays_are_empty(act, shape):
+    forward, backward = (getattr(ops, f"{act}_{way}") for way in ("forward", "backward"))
+    y, cache = forward(xp.zeros(shape), xp.zeros(shape))
+    assert y.shape == shape and all(x.shape == shape for x in backward(y, cache))
