@@ -102,7 +102,8 @@ def memory(
 
     For a model in memory, the weights, gradients and optimizer state take the bytes of the model's arrays in one worker.
     Inactive adapters are included. The activations are for one call of `loss` on the whole batch; `train` divides a
-    batch of more than 1,024 tokens into several calls, and needs less memory. For a planned model (a name or an
+    batch of more than 1,024 tokens into several calls, and needs less memory. With 32 tokens or fewer, the products copy
+    their results, so a step can need up to twice the computed temporary memory. For a planned model (a name or an
     Architecture), the activations are the arrays that this library would save, in the format of `precision`. Other
     frameworks can save more arrays. With fused attention, other frameworks save no attention scores.
 
