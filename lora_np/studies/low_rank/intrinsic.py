@@ -98,8 +98,9 @@ class Setting:
     )
     share: float = 0.9  # the share of the gain that d90 must reach
     resolution: float = 2**0.5  # the factor within which d90 is found
-    margin: float = 0.05  # further than this from `share` the first seed decides alone, nearer the mean over all seeds
-    control: int | None = None  # a d at which a dense subspace is compared with the sparse subspace
+    # in the search, the first seed decides alone further than this from `share`, nearer the mean over all seeds
+    margin: float = 0.05
+    control: int | None = 128  # a d at which a dense subspace is compared with the sparse subspace: P needs 4·D·d bytes
     bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 200
@@ -113,7 +114,15 @@ class Setting:
 
 FULL = Setting()
 QUICK = Setting(
-    ("tiny",), (1024, 16384), (("tiny", (2e-3,)),), share=0.5, resolution=4, bracket=False, seeds=(0, 1), steps=40
+    ("tiny",),
+    (1024, 16384),
+    (("tiny", (2e-3,)),),
+    share=0.5,
+    resolution=4,
+    control=None,
+    bracket=False,
+    seeds=(0, 1),
+    steps=40,
 )
 
 
@@ -189,9 +198,8 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
     """Measure d90 of each start, and the gain against d.
 
     The columns are `phase`, `base`, `d`, `projection`, `seed`, `lr`, `start`, `final` and `validation`. The phase
-    "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate and the column
-    `share`, the gain divided by the mean gain of full training. Near d90 and at D this phase has every seed, at other d
-    only the first seed. d = D is full training. `start` and `final` are the losses before and after training in nats
+    "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate, every seed and
+    the column `share`, the gain divided by the mean gain of full training. d = D is full training. `start` and `final` are the losses before and after training in nats
     per byte. The settings have `D` and the number of runs. The setting "d90" has d90 by base, or None if no d reached
     the goal. The setting "unigram" is the loss of a model that knows only the byte frequencies. The setting "lora" has
     the number of LoRA's parameters in all linear layers, by rank. Finished runs are saved in `folder`.
@@ -203,6 +211,7 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
         learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
         d90[base] = smallest(learner.reaches, first, learner.D, factor, setting.resolution)
+        learner.repeat(*learner.done)
         rows += learner.rows(learner.gain(learner.D))
         learners.append(learner)
     if setting.control:
