@@ -523,7 +523,7 @@ Markdown(
 # The next table compares each promise of the papers with our measurements. A method and LoRA are compared seed by seed.
 
 # %%
-promised = claims.promises(compared, costs)
+promised = claims.promises(compared, costs, real)
 table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
 Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
 

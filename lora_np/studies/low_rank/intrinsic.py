@@ -199,10 +199,12 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
 
     The columns are `phase`, `base`, `d`, `projection`, `seed`, `lr`, `start`, `final` and `validation`. The phase
     "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate, every seed and
-    the column `share`, the gain divided by the mean gain of full training. d = D is full training. `start` and `final` are the losses before and after training in nats
-    per byte. The settings have `D` and the number of runs. The setting "d90" has d90 by base, or None if no d reached
-    the goal. The setting "unigram" is the loss of a model that knows only the byte frequencies. The setting "lora" has
-    the number of LoRA's parameters in all linear layers, by rank. Finished runs are saved in `folder`.
+    the column `share`, the gain divided by the mean gain of full training. d = D is full training. `start` and `final`
+    are the losses before and after training in nats per byte. The settings have `D` and the number of runs. The setting
+    "d90" has d90 by base, or None if no d reached the goal. The setting "unigram" is the loss of a model that knows only
+    the byte frequencies. The setting "lora" has the number of LoRA's parameters in all linear layers, by rank. If
+    `control` is set, the first base is also trained in a dense and in a sparse subspace of this d. Finished runs are
+    saved in `folder`.
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:

@@ -31,6 +31,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     -------
     matplotlib.figure.Figure
         One line per start: fine-tuning and training from scratch. Each small point is one seed; each large mark is d90.
+        Triangles without a fill are the control, a dense subspace; each triangle is one seed.
 
     Examples
     --------
@@ -63,6 +64,11 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
         note(ax, name, (d, share), colour=colour, **BOLD, **place)
     if lora is not None:
         _lora(ax, s["lora"], lora)
+    if dense := table.where(phase="seeds", projection="dense"):
+        _, colour, _ = LOOKS[dense[0]["base"]]
+        points = [row["d"] for row in dense], [100 * row["share"] for row in dense]
+        ax.plot(*points, "^", mfc="none", mec=colour, ms=8, mew=1.3, zorder=5)
+        note(ax, "dense P", (points[0][0], max(points[1])), (-4, 8), colour)
     ax.axhline(level, color=FAINT_INK, lw=1, ls=(0, (4, 2)))
     note(ax, f"{wanted} of the gain", (0, level), (4, 3), INK, xycoords=EDGE)
     ax.axvline(D, color=FAINT_INK, lw=1, ls=":")

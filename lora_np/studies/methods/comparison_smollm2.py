@@ -31,7 +31,20 @@ RATES: dict[str, Sequence[float]] = {
     **{"rslora": _LOWER, "pissa": _LOWER, "lora-fa": _USUAL, "lora+": (1e-4, 3e-4, 1e-3)},
     **{"vera": (1e-2, 3e-2, 1e-1), "pfeiffer": _USUAL},
 }
-KEPT = ("method", "lr", "seed", "steps", "heldout", "final", "validation", "prose", "seconds", "trainable", "share", "how")
+KEPT = (
+    "method",
+    "lr",
+    "seed",
+    "steps",
+    "heldout",
+    "final",
+    "validation",
+    "prose",
+    "seconds",
+    "trainable",
+    "share",
+    "how",
+)
 
 
 @dataclass(frozen=True)
