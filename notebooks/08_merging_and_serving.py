@@ -43,7 +43,7 @@ from lora_np import plots
 from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.mixed import AdapterRows
 from lora_np.report.results import Findings
-from lora_np.studies.harness.table import Table, show
+from lora_np.studies.harness.table import Table, mean, show
 from lora_np.studies.serving import merging
 
 findings = Findings("../figures")
@@ -326,8 +326,8 @@ for kind in ("linear", "cat"):
     report = model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], name, kind)
     lines.append({"combination type": kind, "error of ΔW": report.error})
 show(lines, {"combination type": "", "error of ΔW": ".0e"})
-A1, A2, mean = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
-print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 2), "\n")
+A1, A2, average = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
+print("each number of A is the mean of the two:", np.allclose(average, (A1 + A2) / 2), "\n")
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
@@ -356,19 +356,21 @@ show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 #
 # ### 3. A large error that raises the loss only a little
 #
-# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. The two adapters in the picture were trained longer than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so the losses in the picture are lower.)
+# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. Each seed of the picture trains two adapters, for more steps than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so the losses in the picture are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
 plots.combinations_chart(joined);
 
 # %%
-row = {kind: joined.where(kind=kind)[0] for kind in ("base", "cat", "svd", "linear")}
-both = {kind: row[kind]["code"] + row[kind]["voice"] for kind in row}
+both = {}  # the sum of both losses: mean over the seeds
+for kind in ("base", "cat", "svd", "linear"):
+    runs = joined.where(kind=kind)
+    both[kind] = mean(runs, "code") + mean(runs, "voice")
 lines = [
     {
         "type": kind,
-        "error of ΔW": row[kind]["error"],
+        "error of ΔW": mean(joined.where(kind=kind), "error"),
         "gain, both domains": both["base"] - both[kind],
         "of cat's gain": (both["base"] - both[kind]) / (both["base"] - both["cat"]),
     }

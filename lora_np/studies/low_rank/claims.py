@@ -107,9 +107,9 @@ def on_dimension(table: Table) -> list[Claim]:
             f"dimension {exact.number} for {blocks} sums of {D:,} weights",
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
             (exact,),
-            f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is {lowest[blocks - 1]:.0e} times "
-            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {lowest[blocks]:.0e} times "
-            f"the loss at the start. A ratio of losses below {ZERO:.0e} counts as 0.",
+            f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is "
+            f"{in_words(lowest[blocks - 1])}. In a random subspace of {blocks} dimensions, the lowest loss is "
+            f"{in_words(lowest[blocks])}.",
         ),
         Claim(
             f"Fine-tuning needs few dimensions: at most {FEW:,} for 90 % of the gain",
@@ -132,6 +132,11 @@ def on_dimension(table: Table) -> list[Claim]:
         ),
         *same_with_dense(table),
     ]
+
+
+def in_words(ratio: float) -> str:
+    """Return a ratio of losses as text; a ratio below ZERO is rounding error."""
+    return f"{ratio:.0e} times the loss at the start" if ratio >= ZERO else "0 up to rounding"
 
 
 def d90(table: Table, base: str, what: str) -> Finding:
@@ -187,11 +192,15 @@ def falling(table: Table, base: str, what: str) -> Finding:
     """Return the number of d that gain less than a smaller d, with the conclusion for d90."""
     dips = falls(table, base)
     where = ", ".join(f"{d:,}" for d in dips)
+    seeds = {row["seed"] for row in table.where(phase="seeds", base=base, d=max(dips, default=table.settings["D"]))}
+    every = "every seed" if len(seeds) > 1 else "the one seed"
     if dips:
-        sentence = f"{what}, training with d = {where} gains less than training with a smaller d, with every seed. Therefore the "
+        sentence = (
+            f"{what}, training with d = {where} gains less than training with a smaller d, with {every}. Therefore the "
+        )
         sentence += "number of dimensions that training from random weights needs is a rough estimate."
     else:
-        sentence = f"{what}, no number of dimensions gains less than a smaller number with every seed."
+        sentence = f"{what}, no number of dimensions gains less than a smaller number with {every}."
     return Finding(f"low_rank.falls.{base}", len(dips), sentence, "values of d", form="d")
 
 
