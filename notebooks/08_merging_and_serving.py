@@ -379,7 +379,7 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning: the types that combine the $\Delta W$ have lower losses than the types that combine $A$ and $B$ separately. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
+# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning: the types with the largest errors have the highest losses, and `cat`, which has no error, has the lowest loss. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
 #
 # **Conclusions of the lab.** To judge a combination of adapters, compare the $\Delta W$ and never $A$ and $B$ separately. Then evaluate the merged model on held-out text of every domain for which you will use the model. Evaluate the model with the *stored* weights: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the file of each adapter too, because only this file contains the adapter exactly as it was trained.
 #

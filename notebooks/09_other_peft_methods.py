@@ -610,7 +610,7 @@ show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", 
 # %% [markdown]
 # ## On a real model
 #
-# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The next picture shows the methods that were trained. (A method is left out if its runs are not finished: a run on two cores takes minutes, and each method needs at least five runs.)
+# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The next picture shows the methods that were trained. (A method is left out if its runs are not finished: a run takes minutes on two cores, and a method needs several runs.)
 #
 # **Predict.** Do SmolLM2-135M and the model "tiny" give the same order of the methods? On "tiny", prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
 
