@@ -18,7 +18,7 @@ from .intrinsic_toy import ZERO, toy
 NEEDED = ("singular_values", "truncated_loss", "intrinsic_dimension", "spectra", "subspaces")
 MOST = 0.9  # the share of the energy or of the gain that counts as "most of it"
 FEW = 1000  # dimensions: "some 200" of the claim, with room for a factor of five
-SAME = 0.01  # of the gain of full training: gains that differ by less than this share count as equal
+SAME = 0.02  # of the gain of full training: a smaller difference of two gains does not count
 USUAL = 8  # the default rank of PEFT, and LoRA's rank in most comparisons of this project
 TIMES, MOST_TIMES = 10, 100  # the claim: the rank of full fine-tuning's ΔW is 10 to 100 times LoRA's
 # GPT-3's W_q, layer 48 (Hu et al. 2021, table 7), by rank: ‖ΔW‖/‖UᵀWVᵀ‖, and ‖UᵀWVᵀ‖ in ΔW's directions over random ones
@@ -177,7 +177,7 @@ def path(table: Table, base: str) -> str:
     return f"{mean(rows, 'start'):.2f} to {mean(rows):.2f}"
 
 
-def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
+def falls(table: Table, base: str, least: float = SAME) -> list[int]:
     """Return each d that gains less than some smaller d: less with every seed, and on average `least` of the gain less."""
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
     found = []
