@@ -103,6 +103,7 @@ class Setting:
     control: int | None = 128  # a d at which a dense subspace is compared with the sparse subspace: P needs 4·D·d bytes
     bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
+    repeated: Sequence[str] = ("random",)  # bases that train every d with every seed: their curve can fall as d grows
     steps: int = 200
     batch_size: int = 8
 
@@ -198,9 +199,10 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
     """Measure d90 of each start, and the gain against d.
 
     The columns are `phase`, `base`, `d`, `projection`, `seed`, `lr`, `start`, `final` and `validation`. The phase
-    "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate, every seed and
-    the column `share`, the gain divided by the mean gain of full training. d = D is full training. `start` and `final`
-    are the losses before and after training in nats per byte. The settings have `D` and the number of runs. The setting
+    "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate and the column
+    `share`, the gain divided by the mean gain of full training. In the bases `repeated`, near d90, at D and at the
+    control this phase has every seed, at other d only the first seed. d = D is full training. `start` and `final` are the
+    losses before and after training in nats per byte. The settings have `D` and the number of runs. The setting
     "d90" has d90 by base, or None if no d reached the goal. The setting "unigram" is the loss of a model that knows only
     the byte frequencies. The setting "lora" has the number of LoRA's parameters in all linear layers, by rank. If
     `control` is set, the first base is also trained in a dense and in a sparse subspace of this d. Finished runs are
@@ -213,7 +215,8 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
         learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
         d90[base] = smallest(learner.reaches, first, learner.D, factor, setting.resolution)
-        learner.repeat(*learner.done)
+        if base in setting.repeated:
+            learner.repeat(*learner.done)
         rows += learner.rows(learner.gain(learner.D))
         learners.append(learner)
     if setting.control:
