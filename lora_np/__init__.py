@@ -5,7 +5,7 @@
     model = ln.get_peft_model(ln.load_model("tiny"), ln.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     history = ln.train(model, ln.data.Batches(ln.data.corpus("code", "train")), ln.AdamW(lr=5e-3), steps=200)
 
-To read the library from the bottom up: backend, ops, nn, gradient_check, transformer, quantization, data, pretrained,
+Reading order, from the bottom up: backend, ops, nn, gradient_check, transformer, quantization, data, pretrained,
 training, peft, costs, serve.
 """
 

@@ -14,7 +14,7 @@ from .terminal import visible_output
 
 COMMANDS = {  # the sections of the help page, and their commands
     "learn": ("notebooks", "exercises"),
-    "get and train models": ("fetch", "convert", "train", "pretrain"),
+    "load and train models": ("fetch", "convert", "train", "pretrain"),
     "use a model": ("generate", "serve"),
     "calculate before training": ("params", "memory"),
     "measure": ("study", "bench", "reproduce"),

@@ -106,9 +106,9 @@ def rotate(x, angles):
 
 
 def attention(q, k, v):
-    """Return o = P v with P = softmax(S) and S = q kᵀ/√d_h, without the keys of later tokens.
+    """Return o = P v with P = softmax(S) and S = q kᵀ/√d_h. A token does not see later tokens.
 
-    q is (b, n, t, d_h). k and v may have fewer heads than q: then several query heads share one.
+    q is (b, n, t, d_h). If k and v have fewer heads, several heads of q share one head of k and v.
     """
     shared_by = q.shape[1] // k.shape[1]  # the number of query heads that share a key/value head
     k, v = k.repeat(shared_by, axis=1), v.repeat(shared_by, axis=1)

@@ -57,5 +57,5 @@ def visible_output() -> Iterator[None]:
 
 
 def unfiltered(stream: Any) -> Any:
-    """Return the stream below a VisibleStream. A progress bar writes to this stream, because it moves the cursor."""
+    """Return the stream to which a VisibleStream writes. A progress bar needs it to send the characters that move the cursor."""
     return stream.stream if isinstance(stream, VisibleStream) else stream

@@ -62,7 +62,7 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 # %% [markdown]
 # The rest of this notebook changes one hyperparameter of the recipe at a time. Two rules make the comparisons fair.
 #
-# - *Each setting has its own best learning rate.* If all settings had the same learning rate, the comparison would only show which settings this learning rate suits. Each tried learning rate is twice the tried learning rate below it. The best learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
+# - *Each setting has its own best learning rate.* If all settings had the same learning rate, the comparison would only show for which settings this learning rate is good. Each tried learning rate is twice the tried learning rate below it. The best learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
 # - *Settings are compared seed by seed.* The seed decides the order of the text, so two runs with the same seed read the text in the same order. "Lower with every seed" means that the difference of the two losses is negative for every seed. Suppose that two settings are equally good and are compared with three seeds. In one of four such comparisons, all three differences have the same sign by chance. So look at the size of the differences too. A difference of less than 0.001 nats per byte is no reason to prefer a setting.
 #
 # ## Rank and learning rate

@@ -114,7 +114,7 @@ shares = [memorised(loss, 16) / (6 * 16) for loss in parts]
 print("share of each string's bits: " + ", ".join(f"{share:.0%}" for share in sorted(shares)))
 
 # %% [markdown]
-# The adapter in v knows a part of each string.
+# The adapter in the matrix v knows a part of each string.
 #
 # ## An adapter with more and more strings
 #

@@ -93,7 +93,7 @@ distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
 plots.nf4_codes(distances);
 
 # %% [markdown]
-# The divided weights of "tiny" are spread less widely than the normal distribution that NF4 assumes. NF4 assumes that the largest weight of a block is at the outermost quantile. The largest of 64 normally distributed numbers is usually larger than the outermost quantile, so the division by the largest number moves all other weights closer to zero. (Task 2 of the section "Try" asks whether quantiles of the real distribution give a smaller error than NF4.)
+# The divided weights of "tiny" are spread less widely than the normal distribution that NF4 assumes. NF4 uses the largest weight of a block as the quantile $Q(p)$ with $p \approx 0.97$. But the largest of 64 normally distributed numbers is usually larger than this quantile, so the division by the largest number moves all other weights closer to zero. (Task 2 of the section "Try" asks whether quantiles of the real distribution give a smaller error than NF4.)
 #
 # ## Quantise a block by hand
 #

@@ -397,7 +397,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** There are 0 weights into which such an adapter can be merged. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
+# **One number.** The number of weights into which such an adapter can be merged is 0. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
 #
 # *End of the first sitting.*
 #
@@ -514,7 +514,7 @@ Markdown(
 )
 
 # %% [markdown]
-# A gain of one or two percentage points below LoRA's line means little. rsLoRA is one to two percentage points below LoRA's line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes gain less than LoRA with equally many trained numbers.
+# If a method is one or two percentage points below LoRA's line, this distance means little. For example, rsLoRA is one to two percentage points below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes gain less than LoRA with equally many trained numbers.
 #
 # (The title of the first picture in this notebook names the methods that are as good as the *best* method. The title does not name a method that is worse than the best method with every seed, even if the difference is small.)
 #
@@ -648,11 +648,11 @@ show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Probably forty steps teach the prefix to help the voice, but not to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
+# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. Forty steps probably teach the prefix to help with the keeper's answers, but not to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
 #
 # ## Recap
 #
-# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. When the model "tiny" learned code, no method had, with every seed, a higher gain than LoRA with as many trained numbers. Compare methods only at the best learning rate of each method, seed by seed. Measure also how much each method forgets.
+# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. On "tiny", no method had a higher gain with every seed than LoRA with as many trained numbers. Compare methods only at the best learning rate of each method, seed by seed. Measure also how much each method forgets.
 #
 # ## Three questions
 #

@@ -242,7 +242,7 @@ columns = {"model": "", "PEFT / ours": ".2f", "compiled / ours": ".2f"}
 show(lines, columns | {"first compiled step, s": ".0f"})
 
 # %% [markdown]
-# Four techniques make this library fast. First, the library computes neither $dW$ for frozen weights nor $dx$ below the first adapter. Second, the library computes attention in blocks of queries, so it skips most of the masked scores. Third, the softmax reuses the memory of the logits. Fourth, each core computes a part of the batch, because the threads of a BLAS make only large products faster.
+# Four techniques make this library fast. First, the library computes neither $dW$ for frozen weights nor $dx$ below the first adapter. Second, the library computes attention in blocks of queries, so it skips most of the masked scores. Third, the logits are computed in blocks of rows, and each block is replaced by its gradient at once, in the same memory. Fourth, each core computes a part of the batch, because the threads of a BLAS make only large products faster.
 #
 # **Predict.** With rank 64, $A$ and $B$ have 64 times as many parameters as with rank 1. How much longer does a step take with rank 64 than with rank 1?
 

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--quick",
         action="store_true",
-        help="measure fewer rounds, with more noise: 3, or with --job one round of 6 steps (default: 9 rounds; 5 for "
+        help="faster, but noisier: measure 3 rounds, or with --job one round of 6 steps (default: 9 rounds, or 5 for "
         "generation; with --job 3 rounds of 60 steps)",
     )
     measured.add_argument(
@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of threads of each competitor (default: one per core)",
     )
     results = parser.add_argument_group("results")
-    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json, or job.json"
-    results.add_argument("--json", type=Path, metavar="FOLDER", help=f"write {tables}, to this folder")
+    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json; with --job, job.json"
+    results.add_argument("--json", type=Path, metavar="FOLDER", help=f"folder for the tables {tables}")
     results.add_argument("--figures", type=Path, metavar="FOLDER", help="folder for the pictures of the tables")
 
 

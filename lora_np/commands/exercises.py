@@ -13,7 +13,7 @@ HELP = "write the exercises, check your answers, grade a class"
 USAGE = "write|check|grade ..."
 DESCRIPTION = """Write the exercises, check your answers, grade a class.
 
-Each of these has its own help page:
+Each of these commands has its own help page:
   write   write the exercises to a folder
   check   check the answers in files, with a hint for each mistake
   grade   grade a folder of submissions
@@ -42,8 +42,8 @@ The table has one row per student and exercise.
 
 Each answer runs in its own process. On Linux this process cannot read the
 solutions, other submissions or your files, use the network or start processes.
-The command says if your system lacks one of these protections; then grade
-answers of people you do not know in a container.
+If your system lacks one of these protections, the command says so: then
+grade answers of people you do not know in a container.
 
 If the command is stopped, run it again to continue. The option -P keeps
 Python from importing files of the current folder.

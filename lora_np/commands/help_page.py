@@ -24,7 +24,7 @@ def add_help(parser: argparse.ArgumentParser) -> None:
 
 
 def add_actions(parser: argparse.ArgumentParser, command: str) -> Any:
-    """Prepare a command for actions, and return the object that `add_action` needs.
+    """Let a command have actions, such as "write" or "check"; return the object that `add_action` needs.
 
     The help page does not list the actions here, because the DESCRIPTION of the command lists them.
     """

@@ -14,7 +14,7 @@ DESCRIPTION = """Write a copy of the course to work in, or the teachers' key.
 
 This command needs a clone of the repository.
 
-Each of these has its own help page:
+Each of these commands has its own help page:
   write   write a copy of the course's notebooks and exercises to a folder
   key     write all answers of the course's questions to one page
 

@@ -1,8 +1,10 @@
 """Reports of a training run: its metrics as JSONL, for TensorBoard, and as a picture.
 
-metrics.jsonl    one row per step, with the columns of History; rewritten every 15 seconds during the run
-loss.png         the curve of the losses, drawn at the end if matplotlib is installed
-runs/            event files for TensorBoard, with --report-to tensorboard
+The files of a report:
+
+    metrics.jsonl    one row per step, with the columns of History; rewritten every 15 seconds during the run
+    loss.png         the curve of the losses, drawn at the end if matplotlib is installed
+    runs/            event files for TensorBoard, with --report-to tensorboard
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=ServerLimits.grace_period,
         metavar="SECONDS",
-        help="time for running requests to finish after SIGTERM or Ctrl-C (default %(default)s)",
+        help="seconds for running requests to finish after SIGTERM or Ctrl-C (default %(default)s)",
     )
 
 

@@ -4,7 +4,7 @@
     flops(model, config, batch=…, seq=…)       the FLOPs of one training step, from every matrix product
     memory(model, config, batch=…, seq=…)      the bytes of one training step: weights, gradients, optimizer state, activations
 
-`model` is a name in MODELS or PUBLISHED, the path of a config.json, an Architecture or a live model. `config` is a
+`model` is a name in MODELS or PUBLISHED, the path of a config.json, an Architecture or a model in memory. `config` is a
 configuration for `get_peft_model`; without one, all parameters are trained. The file of each adapter method defines the
 cost that its adapters add (see peft/cost.py).
 

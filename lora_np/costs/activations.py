@@ -7,12 +7,15 @@ kv_heads·head_dim key features; f, the width of the MLP; V tokens in the vocabu
                              outputs of its input layers          N·(q + 2·kv), or N·2f
                              x of layers with a dW or dA          N·d once for all input layers; N·q or N·f for the output layer
                              the adapters' own values             AdapterCost.saved_for_backward
-    attention, in addition   o, the scores e, and 1/Σe            N·q + heads·(5/8 of seq² per sequence, at 256 tokens) + N·heads
+    attention, in addition   the scores e and 1/Σe                heads·(5/8 of seq² per sequence, at 256 tokens) + N·heads
+                             o, if the output layer saves no x    N·q
                              keys and values of a prefix          2·v·kv per sequence for v virtual tokens; v more scores per query
     other families           x and ρ of norms of q and k, and of the norm of the output; tanh of capped scores and of capped
                              logits; tanh of GELU in an MLP without a gate
     final norm, head, loss   x and ρ of the norm, the logits, two numbers per token for the loss
                                                                   N·(d + 1) + N·V + 2·N
+                             with a frozen head and many logits, dx in place of the logits: transformer/head_loss.py
+                                                                  N·(d + 1) + N·d
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
+from ..transformer.head_loss import rows_at_once
 from .flops import causal_scores
 from .structure import Layer, ModelStructure, Sublayer
 
@@ -59,10 +63,9 @@ class TrainingStep:
         saved = N * (d + 1 + sublayer.saved_per_token) + sum(N * layer.out for layer in sublayer.input_layers)
         saved += self.saved_inputs(sublayer.input_layers, d) + self.saved_inputs((sublayer.output_layer,), width)
         if sublayer.is_attention:
-            saved += N * width + N * self.structure.heads  # o and 1/Σe
+            saved += N * width * (not sublayer.output_layer.keeps_x)  # o, which is also the output layer's x
+            saved += N * self.structure.heads  # 1/Σe
             saved += self.batch * self.structure.heads * self.scores(sublayer.window) * (1 + sublayer.softcapped)
-            if 1 in (self.structure.heads, self.seq) and sublayer.output_layer.keeps_x:
-                saved -= N * width  # (b, h, t, d) → (b, t, h·d) is then a view: the output layer's x is o itself
             if prefix := self.structure.prefix:  # replaces the N keys and N values that were counted above
                 saved += 2 * self.batch * prefix.kv * (prefix.cache_capacity(self.seq) - self.seq)
         return saved
@@ -82,8 +85,15 @@ class TrainingStep:
     def saved_by_head(self) -> int:
         """Return the number of floats that the final norm, the output head and the loss save.
 
-        The logits are among the floats that the loss saves.
+        The logits are among the floats that the loss saves, unless they are computed in blocks.
         """
         N, d = self.tokens, self.structure.hidden
+        if self.rows_of_logits < N:
+            return N * (d + 1) + N * d
         logits = N * self.structure.vocabulary * (1 + self.structure.capped_logits)
         return N * (d + 1) + self.saved_inputs((self.structure.head,), d) + logits + 2 * N
+
+    @property
+    def rows_of_logits(self) -> int:
+        """The number of tokens whose logits exist at the same time."""
+        return rows_at_once(self.tokens, self.structure.vocabulary) if self.structure.head_in_blocks else self.tokens

@@ -1,4 +1,4 @@
-"""A live model: its parameters, the bytes of its arrays, and the structure of a training step with its active adapter."""
+"""A model in memory: its parameters, the bytes of its arrays, and the structure of a training step with its active adapter."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..quantization import Quantized4bit
 from ..transformer import Transformer
 from ..transformer.decoder import Attention, Block
 from ..transformer.gpt2 import GPT2MLP
+from ..transformer.head_loss import works_in_blocks
 from .structure import Layer, ModelStructure, Sublayer, check_cost_known
 
 
@@ -150,6 +151,7 @@ class LiveModel:
             capped_logits=config.final_logit_softcapping is not None,
             saved_once=sum(m.weight.value.size for _, m in transformer.named_modules() if isinstance(m, GemmaRMSNorm)),
             learned_positions=config.family.gpt2,
+            head_in_blocks=works_in_blocks(transformer.linear_head),
         )
 
 
@@ -186,7 +188,7 @@ def stored_bytes(module: Module) -> int:
 
 
 def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
-    """Return the parameters of a live model's adapters, frozen parameters included.
+    """Return the parameters of the adapters of a model in memory, frozen parameters included.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The bytes of a training step: weights, gradients, optimizer state, activations and temporaries.
 
-    memory(peft_model, batch=2, seq=256)                                          a live model
+    memory(peft_model, batch=2, seq=256)                                          a model in memory
     memory("llama-65b", LoraConfig(r=16), batch=1, seq=512, quantize="nf4")       a planned model, without arrays
 
 A trained parameter takes 16 bytes in float32: 4 bytes each for its weight, its gradient and the two numbers of AdamW's
@@ -100,16 +100,16 @@ def memory(
 ) -> Memory:
     """Compute the peak memory of one training step, with the optimizer state allocated.
 
-    For a live model, the weights, gradients and optimizer state take the bytes of the model's arrays in one worker.
+    For a model in memory, the weights, gradients and optimizer state take the bytes of the model's arrays in one worker.
     Inactive adapters are included. The activations are for one call of `loss` on the whole batch; `train` divides a
-    batch of more than 512 tokens into several calls, and needs less memory. For a planned model (a name or an
+    batch of more than 1,024 tokens into several calls, and needs less memory. For a planned model (a name or an
     Architecture), the activations are the arrays that this library would save, in the format of `precision`. Other
     frameworks can save more arrays. With fused attention, other frameworks save no attention scores.
 
     Parameters
     ----------
     model : str, Architecture, Transformer or PeftModel
-        A name in `MODELS`, an architecture, or a live model.
+        A name in `MODELS`, an architecture, or a model in memory.
     config : PeftConfig or None
         For a planned model: the configuration of its adapter, as in `get_peft_model`. None means full fine-tuning.
     batch, seq : int
@@ -176,7 +176,6 @@ def step_memory(
     """
     saved = step.saved(checkpointing) * activation + 8 * step.tokens  # the targets are int64
     saved += 8 * step.seq * step.structure.learned_positions  # the positions too
-    recomputed = max(map(step.saved_by_block, step.structure.blocks)) * activation if checkpointing else 0
-    peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step))
-    peak = max(peak + saved + recomputed, static["gradients"] + update_peak(step) * gradient)
+    peak = max(floats * activation + gradients * gradient for floats, gradients in peak_candidates(step, checkpointing))
+    peak = max(peak + saved, static["gradients"] + update_peak(step) * gradient)
     return Memory(**static, activations=saved, temporaries=peak - static["gradients"] - saved)

@@ -176,7 +176,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     Parameters
     ----------
     model : str, Architecture or Module
-        A name in `MODELS`, an architecture, or a live model.
+        A name in `MODELS`, an architecture, or a model in memory.
     config : PeftConfig or None
         For a name or an Architecture: the configuration of its adapter. None means full fine-tuning.
 
@@ -188,7 +188,7 @@ def count(model: Model, config: PeftConfig | None = None) -> ParameterCount:
     Raises
     ------
     ValueError
-        If the model is unknown, if a target module matches no layer, or if a live model is given with a configuration.
+        If the model is unknown, if a target module matches no layer, or if a model in memory is given with a configuration.
     TypeError
         If `model` has a wrong type, or if `config` is not a configuration.
 

@@ -40,7 +40,8 @@ class PlannedModel:
             check_settings(NF4_BLOCK, self.quantize)
             if self.config is None:
                 raise ValueError(
-                    f"quantize={self.quantize!r} freezes the weights, but full fine-tuning trains them: give a configuration"
+                    f"quantize={self.quantize!r} freezes the weights, but full fine-tuning trains them: give the configuration "
+                    "of an adapter"
                 )
         if self.config is not None:
             check_cost_known(self.config, self.adapters, self.prefix)
@@ -80,7 +81,7 @@ class PlannedModel:
         A prefix is saved without its MLP; a PiSSA adapter of rank r is saved as a LoRA adapter of rank 2r.
         """
         if self.config is None:
-            raise ValueError("full fine-tuning has no adapter file; give a configuration")
+            raise ValueError("full fine-tuning has no adapter file; give the configuration of an adapter")
         if self.prefix:
             return self.prefix.v * self.prefix.width
         config = method_of(self.config).file_config(self.config)
@@ -115,6 +116,7 @@ class PlannedModel:
             head=layer(OUTPUT_HEAD, model.head),
             prefix=self.prefix,
             rotary_floats=2 * model.head_dim,
+            head_in_blocks=not full and OUTPUT_HEAD not in self.adapters,
         )
         if model.config is None:
             return planned

@@ -1,7 +1,7 @@
 """Architectures from any config.json, and the published sizes of the families by name.
 
 The shapes come from `Transformer.empty`, which builds a model without memory for its matrices. So the counts on paper equal
-the counts of a live model.
+the counts of a model in memory.
 """
 
 from __future__ import annotations

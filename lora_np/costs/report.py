@@ -47,7 +47,9 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
     """
     paper = resolve_model(model, config, quantize)
     if not isinstance(paper, PlannedModel):
-        raise TypeError("expected a model's name or an Architecture; for a live model, print(costs.count(model))")
+        raise TypeError(
+            "expected a model's name or an Architecture; for a model in memory, use print(costs.count(model))"
+        )
     model, result = paper.architecture, count(paper.architecture, config)
     if config is None:
         return f"{model.name}: {model.parameters:,} parameters, all of them trained\n\n{result}"

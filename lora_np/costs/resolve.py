@@ -16,7 +16,7 @@ from .planned import PlannedModel
 from .published import architecture_named
 from .structure import ModelStructure
 
-# A name in MODELS or PUBLISHED, the path of a config.json, an architecture, or a live model
+# A name in MODELS or PUBLISHED, the path of a config.json, an architecture, or a model in memory
 Model: TypeAlias = str | Architecture | Module | Trainable
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def resolve_model(
 ) -> PlannedModel | LiveModel:
     """Return the PlannedModel or the LiveModel of the arguments.
 
-    Raises ValueError for an unknown name, and for a live model with `config` or `quantize`. Raises TypeError for any
+    Raises ValueError for an unknown name, and for a model in memory with `config` or `quantize`. Raises TypeError for any
     other object.
     """
     if isinstance(model, str):
@@ -61,7 +61,7 @@ def resolve_model(
 
 
 LIVE_MODEL_ERROR = (
-    "a live model is counted without further settings: call get_peft_model(model, config) or quantize_model(model) first, "
+    "a model in memory is counted without further settings: call get_peft_model(model, config) or quantize_model(model) first, "
     "then give only the model"
 )
 

@@ -87,7 +87,8 @@ class Sublayer:
     softcapped : bool
         True if the attention scores have a soft cap.
     saved_per_token : int
-        Floats per token that parts of other families save: norms of q and k, a norm of the output, an MLP without a gate.
+        Number of floats per token that only some families save: for norms of q and k, for a norm of the output, for an MLP
+        without a gate.
     head_norms_trained, output_norm_trained : bool
         True if the norms of q and k, or the norm of the sublayer's output, are trained.
 
@@ -152,13 +153,15 @@ class ModelStructure:
     prefix : PrefixCost or None
         Cost of the prefix, if the active adapter is a prefix; otherwise None.
     rotary_floats : int
-        Floats per position of the cosines and sines of all kinds of layers.
+        Number of floats per position in the tables of cosines and sines.
     capped_logits : bool
         True if the logits have a soft cap.
     saved_once : int
-        Floats that the forward pass saves, whatever the number of tokens: 1 + w of each norm in Gemma.
+        Number of saved floats that does not depend on the number of tokens: 1 + w of each norm in Gemma.
     learned_positions : bool
         True if the model has an embedding of positions, whose indices are saved.
+    head_in_blocks : bool
+        True if the output head and the loss are computed in blocks of rows, when there are many logits.
 
     Examples
     --------
@@ -183,6 +186,7 @@ class ModelStructure:
     capped_logits: bool = False
     saved_once: int = 0
     learned_positions: bool = False
+    head_in_blocks: bool = False
 
     @property
     def virtual_tokens(self) -> int:
@@ -256,5 +260,5 @@ def check_cost_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefi
     if not adapters and prefix is None:
         raise ValueError(
             f"the method of a {type(config).__name__} does not define the cost of a training step, or adapts no layer of this "
-            "model; costs.count(model) counts the parameters of a live model"
+            "model; costs.count(model) counts the parameters of a model in memory"
         )

@@ -3,10 +3,10 @@
 All arrays are temporary except the weights, the gradients, the optimizer state and the saved activations.
 
 Two arrays of N·d floats exist during the whole backward pass. The first array is the gradient that the output head
-returned. The second array is the gradient that each block passes down to the block below. The other temporary arrays
-are:
+returned; with logits in blocks, the loss has saved it. The second array is the gradient that each block passes down to
+the block below. The other temporary arrays are:
 
-    the MLP            dh, dgate and dup, N·f each, and two dx of N·d that are computed and added
+    the MLP            dh of N·f, which is freed before two dx of N·d are computed and added
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; and the largest of
                        a block of scores and its gradients, the rotated gradients, three dx of N·d
     an adapter         one more dx, until it is added to the frozen path's dx, and AdapterCost.backward_temporaries
@@ -21,35 +21,46 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..ops.attention import BLOCK
+from ..ops.parts import rows_at_once
 from ..quantization.four_bits import CHUNK
 from .activations import TrainingStep
 from .structure import Layer, Sublayer
 
 
-def peak_candidates(step: TrainingStep) -> Iterator[tuple[int, int]]:
+def peak_candidates(step: TrainingStep, checkpointing: bool = False) -> Iterator[tuple[int, int]]:
     """Yield the numbers of temporary floats and of gradient floats, for each point where the memory can be largest."""
     N, d, structure = step.tokens, step.structure.hidden, step.structure
     head, prefix = structure.head, structure.prefix
-    capped = N * structure.vocabulary * structure.capped_logits  # logits without the cap, or their gradient
     yield last_mlp_forward(step) - step.saved_by_head(), 0
-    # the head's forward pass: its input, and the temporaries of its adapter
-    yield N * d * (not head.keeps_x) + forward_temporaries(head, N) + capped, 0
-    gradients = head.gradients + d * structure.norm_trained
-    yield capped + max(3 * N * d, backward_temporaries(head, N, True)) * structure.trainable_below_the_head, gradients
-    for sublayer, need_dx in reversed(structure.sublayers()):
+    gradients, reaches = head.gradients, structure.trainable_below_the_head
+    if step.rows_of_logits < N:
+        # one block: its logits, with a soft cap three times, and its dx; the input of the head
+        n = step.rows_of_logits
+        yield N * d + n * structure.vocabulary * (1 + 2 * structure.capped_logits) + n * d * reaches, 0
+        held = N * d  # the head's dx is among the saved floats
+    else:
+        capped = N * structure.vocabulary * structure.capped_logits  # logits without the cap, or their gradient
+        # the head's forward pass: its input, and the temporaries of its adapter
+        yield N * d * (not head.keeps_x) + forward_temporaries(head, N) + capped, 0
+        yield capped + backward_temporaries(head, N, True) * reaches, gradients
+        held = 2 * N * d
+    gradients += d * structure.norm_trained
+    yield (held + N * d) * reaches, gradients
+    for i, (sublayer, need_dx) in reversed(list(enumerate(structure.sublayers()))):
         if not (need_dx or sublayer.trainable):
             break
         layers = (*sublayer.input_layers, sublayer.output_layer)
         gradients += sum(layer.gradients for layer in layers) + d * sublayer.norm_trained
         gradients += 2 * prefix.v * prefix.kv if prefix and sublayer.prefix_trained else 0
         peak = attention_peak if sublayer.is_attention else mlp_peak
-        yield 2 * N * d + peak(step, sublayer, need_dx), gradients
+        recomputed = step.saved_by_block(structure.blocks[i // 2]) * checkpointing
+        yield held + recomputed + peak(step, sublayer, need_dx), gradients
     if (
         prefix and prefix.trained
     ):  # the layers' gradients in one array, and then its reordered copy or the MLP's gradients
         yield max(prefix.v * prefix.width, prefix.gradients), gradients
     if structure.embedding_trained:  # dE becomes the gradient, or is added to the gradient of the tied head
-        yield 2 * N * d + structure.vocabulary * d, gradients
+        yield held + structure.vocabulary * d, gradients
 
 
 def last_mlp_forward(step: TrainingStep) -> int:
@@ -70,10 +81,14 @@ def mlp_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:
     if not (need_dx or sublayer.inner_trainable):
         return backward_temporaries(sublayer.output_layer, N, False)
     output = backward_temporaries(sublayer.output_layer, N, True)
-    inner = N * f + sum(N * layer.out for layer in sublayer.input_layers)  # dh, dgate, dup
     layers = enumerate(sublayer.input_layers)
     inputs = max(need_dx * i * N * d + backward_temporaries(layer, N, need_dx) for i, layer in layers)
-    return max(output, inner + inputs, need_dx * 3 * N * d)
+    if sum(layer.out for layer in sublayer.input_layers) == f:  # without a gate: dh and du
+        return max(output, 2 * N * f + inputs, need_dx * 3 * N * d)
+    few = rows_at_once(f, arrays=5)
+    rows = N if few >= N else min(few, step.seq)
+    activation = N * f + 2 * rows * f  # dh, and σ and its slope for a few rows; dgate and dup overwrite gate and up
+    return max(output, activation, inputs, need_dx * 3 * N * d)
 
 
 def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int:

@@ -95,7 +95,7 @@ def teacher_text(exercise: Exercise) -> str:
 
 def mistake_lines(exercise: Exercise) -> list[str]:
     """Return one line per mistake, with the hint that the student reads."""
-    return [f"- {mistake.name} – *{mistake.hint}*" for mistake in exercise.mistakes]
+    return [f"- **Mistake:** {mistake.name}. **Hint:** {mistake.hint}" for mistake in exercise.mistakes]
 
 
 def build(folder: str | os.PathLike[str]) -> None:

@@ -122,7 +122,7 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _compiled(node: ast.stmt) -> CodeType:
-    """Return the code of a module that has only this statement."""
+    """Compile one statement as a module, and return its code object."""
     return compile(ast.Module([node], []), "<cell>", "exec", dont_inherit=True, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 

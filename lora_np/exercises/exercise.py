@@ -80,8 +80,8 @@ class NoAnswer(Exception):
     Examples
     --------
     >>> from lora_np.exercises import NoAnswer
-    >>> str(NoAnswer("it returns one int, expected two arrays"))
-    'it returns one int, expected two arrays'
+    >>> str(NoAnswer("the function returns one int; expected two arrays"))
+    'the function returns one int; expected two arrays'
     """
 
 

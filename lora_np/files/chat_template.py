@@ -187,7 +187,7 @@ class Counted:
 
 
 class OpaqueNamespace(Namespace):
-    """A `namespace()`. Its text does not show the attributes, because attributes may refer to each other."""
+    """Jinja's `namespace()`, written without its attributes: attributes that refer to each other would never end."""
 
     def __repr__(self) -> str:
         return "<Namespace>"

@@ -160,7 +160,9 @@ class _Cursor:
             inner, count = self.number("I"), self.number("Q")
             if inner == STRING:
                 if 8 * count > len(self.data) - self.at:  # each string takes at least the 8 bytes of its length
-                    raise ValueError(f"at byte {self.at} the file claims {count} strings, too many; download it again")
+                    raise ValueError(
+                        f"at byte {self.at} the file claims {count} strings, more than fit in the file; download the file again"
+                    )
                 return [self.string() for _ in range(count)]
             return self.numbers(inner, count)
         return self.numbers(kind, 1)[0].item()
@@ -168,7 +170,7 @@ class _Cursor:
     def numbers(self, kind: int, count: int) -> np.ndarray:
         if kind not in NUMBERS:
             raise ValueError(
-                f"the value at byte {self.at} has type {kind}, which is not allowed here; download it again"
+                f"the value at byte {self.at} has type {kind}, which is not allowed here; download the file again"
             )
         dtype = np.dtype(NUMBERS[kind])
         return np.frombuffer(self.data, dtype, count, self.take(count * dtype.itemsize)).copy()

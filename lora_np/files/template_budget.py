@@ -91,7 +91,7 @@ def size_of(value: Any, share: int = STEP, limit: int | None = -1) -> int:
 
 
 def as_text(value: Any) -> str:
-    """Return str(value). A container costs its units before it is written as text."""
+    """Return str(value). If the value is a container, its work units are paid before its text is made."""
     if not isinstance(value, str):
         spend(size_of(value, share=1))
     return str(value)
@@ -120,7 +120,7 @@ def method_cost(method: Any, args: Sequence[Any]) -> int:
 
 def format_cost(form: str, field: str, wide: str, args: Any) -> int:
     if len(form) > LONGEST_FORMAT or re.search(wide, form):
-        raise LimitExceeded(f"the format {form!r:.40} is too long, or has a width above 999")
+        raise LimitExceeded(f"the format string {form!r:.40} is too long, or has a width above 999")
     return len(form) + (1 + form.count(field)) * (1000 + size_of([args], share=1))
 
 

@@ -9,15 +9,18 @@ import numpy as np
 
 from ..backend import Array, array_module
 from .checks import check_float, check_shape
+from .parts import parts
 
 
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: Array, out: Array | None = None) -> Array:
     """Compute the sigmoid, σ(x) = 1/(1 + exp(−x)), entry by entry.
 
     Parameters
     ----------
     x : ndarray, any shape, float or complex
         The input.
+    out : ndarray, the shape and dtype of x, optional
+        The array for the result. None means a new array.
 
     Returns
     -------
@@ -31,10 +34,10 @@ def sigmoid(x: Array) -> Array:
     >>> sigmoid(np.array([-1000.0, 0.0, 1000.0]))
     array([0. , 0.5, 1. ])
     """
-    if x.dtype.kind == "c":
-        return _complex_sigmoid(x)
     xp = array_module(x)
-    e = xp.negative(x)
+    if x.dtype.kind == "c":
+        return xp.multiply(_complex_sigmoid(x), 1, out=out)
+    e = xp.negative(x, out=out)
     with np.errstate(over="ignore"):  # CuPy never warns
         xp.exp(e, out=e)
     e += 1
@@ -149,7 +152,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     Notes
     -----
     To save memory, the cache does not keep σ(gate): arrays of shape (…, f) are the largest arrays in the cache of a
-    block. The backward pass computes σ(gate) a second time, which takes little time.
+    block. The backward pass computes σ(gate) a second time, which takes a sixth of its time.
 
     Examples
     --------
@@ -161,13 +164,15 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     """
     check_float(gate=gate, up=up)
     check_shape("up", up, *gate.shape)
-    y = sigmoid(gate)
-    y *= gate
-    y *= up
+    y = array_module(gate).empty(gate.shape, gate.dtype)
+    for part in parts(gate, arrays=3):
+        s = sigmoid(gate[part], out=y[part])
+        s *= gate[part]
+        s *= up[part]
     return y, (gate, up)
 
 
-def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
+def swiglu_backward(dy: Array, cache: SwigluCache, overwrite: bool = False) -> tuple[Array, Array]:
     """Compute the gradients of `swiglu_forward`.
 
     Parameters
@@ -176,6 +181,9 @@ def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
         The gradient of y.
     cache : SwigluCache
         The cache of the forward pass.
+    overwrite : bool
+        If True, dgate overwrites gate and dup overwrites up. Then no new array of shape (…, f) is needed, and the cache
+        can be used for one backward pass only.
 
     Returns
     -------
@@ -199,14 +207,21 @@ def swiglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
     """
     gate, up = cache
     check_shape("dy", dy, *gate.shape)
-    s = sigmoid(gate)
-    dgate = _silu_slope(gate, s)
-    dgate *= up
-    dgate *= dy
-    dup = s  # reuse the memory of σ
-    dup *= gate
-    dup *= dy
+    dgate, dup = _gradients_of(gate, up, overwrite)
+    for part in parts(gate, arrays=5):
+        x, s = gate[part], sigmoid(gate[part])
+        slope = _silu_slope(x, s)
+        slope *= up[part]
+        s *= x
+        array_module(x).multiply(s, dy[part], out=dup[part])  # up is no longer needed, if dup overwrites it
+        array_module(x).multiply(slope, dy[part], out=dgate[part])
     return dgate, dup
+
+
+def _gradients_of(gate: Array, up: Array, overwrite: bool) -> tuple[Array, Array]:
+    """Return the arrays for dgate and dup: gate and up, or new arrays."""
+    xp = array_module(gate)
+    return (gate, up) if overwrite else (xp.empty(gate.shape, gate.dtype), xp.empty(up.shape, up.dtype))
 
 
 def _silu_slope(x: Array, s: Array) -> Array:
@@ -324,10 +339,13 @@ def geglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     """
     check_float(gate=gate, up=up)
     check_shape("up", up, *gate.shape)
-    return gelu_forward(gate)[0] * up, (gate, up)
+    y = array_module(gate).empty(gate.shape, gate.dtype)
+    for part in parts(gate, arrays=6):
+        y[part] = gelu_forward(gate[part])[0] * up[part]
+    return y, (gate, up)
 
 
-def geglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
+def geglu_backward(dy: Array, cache: SwigluCache, overwrite: bool = False) -> tuple[Array, Array]:
     """Compute the gradients of `geglu_forward`.
 
     Parameters
@@ -336,6 +354,9 @@ def geglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
         The gradient of y.
     cache : SwigluCache
         The cache of the forward pass.
+    overwrite : bool
+        If True, dgate overwrites gate and dup overwrites up. Then no new array of shape (…, f) is needed, and the cache
+        can be used for one backward pass only.
 
     Returns
     -------
@@ -359,5 +380,10 @@ def geglu_backward(dy: Array, cache: SwigluCache) -> tuple[Array, Array]:
     """
     gate, up = cache
     check_shape("dy", dy, *gate.shape)
-    y, gelu_cache = gelu_forward(gate)
-    return gelu_backward(dy * up, gelu_cache), dy * y
+    dgate, dup = _gradients_of(gate, up, overwrite)
+    for part in parts(gate, arrays=8):
+        y, gelu_cache = gelu_forward(gate[part])
+        slope = gelu_backward(up[part], gelu_cache)
+        dup[part] = dy[part] * y  # up is no longer needed, if dup overwrites it
+        dgate[part] = dy[part] * slope
+    return dgate, dup

@@ -12,11 +12,11 @@ from .softcap import tanh_slope
 MASKED = -1e30  # added to a masked score, so that exp gives exactly 0; −∞ would give NaN in complex numbers
 BLOCK = 64  # queries per block: their scores fit in the processor's cache, and keys after the block are not multiplied
 
-# One block: its queries and its keys as slices, e (b, g, h/g·rows, keys), 1/Σ e (b, g, h/g·rows, 1), and with a soft cap
-# tanh of the scores (b, g, h/g·rows, keys)
-Block: TypeAlias = tuple[slice, slice, Array, Array, Array | None]
-# scale·q (b, g, h/g, t, d); k and v (b, g, s, d); o like q; scale; the blocks
-AttentionCache: TypeAlias = tuple[Array, Array, Array, Array, float, list[Block]]
+# One block: its queries and its keys as slices, scale·q (b, g, h/g·rows, d), e (b, g, keys, h/g·rows), 1/Σ e
+# (b, g, h/g·rows, 1), and with a soft cap tanh of the scores (b, g, keys, h/g·rows)
+Block: TypeAlias = tuple[slice, slice, Array, Array, Array, Array | None]
+# k and v (b, g, s, d); o (b, h, t, d); scale; the blocks
+AttentionCache: TypeAlias = tuple[Array, Array, Array, float, list[Block]]
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
@@ -141,7 +141,8 @@ def attention_forward(
     query heads. So the keys are not copied for each query head. In the backward pass, the matrix products also sum dk
     and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
     the last query of the block sees. With s = t = 256, 5/8 of the t × t scores are computed, although the causal mask
-    allows only 1/2 of the scores.
+    allows only 1/2 of the scores. The scores are stored with one column per query: the maximum and the sum over the keys
+    then read whole rows, which takes a third of the time.
 
     Examples
     --------
@@ -168,43 +169,44 @@ def attention_forward(
         check_mask(mask, b, s)
     xp = array_module(q)
     scale = 1 / math.sqrt(d) if scale is None else scale
-    q = q.reshape(b, g, h // g, t, d) * scale  # scale q (t·d numbers), not the scores (t·s numbers)
-    o = xp.empty(q.shape, q.dtype)
+    o = _empty_like(q)
+    q, o_groups = q.reshape(b, g, h // g, t, d), o.reshape(b, g, h // g, t, d)
     blocks: list[Block] = []
     for start in range(0, t, BLOCK):
         stop = min(start + BLOCK, t)
+        rows = stop - start
         first = 0 if window is None or mask is not None else max(0, s - t + start + 1 - window)
         queries, keys = slice(start, stop), slice(first, s - t + stop)  # the last query of the block sees these keys
-        shape = b, g, h // g, stop - start
-        e = _stack(q[..., queries, :]) @ k[:, :, keys].swapaxes(-1, -2)  # scores (b, g, h/g·rows, keys)
+        q_block = _stack(q[..., queries, :]) * scale  # scale q (t·d numbers), not the scores (t·s numbers)
+        e = k[:, :, keys] @ q_block.swapaxes(-1, -2)  # the scores zᵀ (b, g, keys, h/g·rows), one column per query
         tanh = None
         if softcap is not None:
             e /= softcap
             tanh = xp.tanh(e, out=e)
             e = tanh * softcap
-        by_query = e.reshape(*shape, -1)
-        by_query[..., s - t + start - first :] += xp.triu(xp.full((stop - start,) * 2, MASKED, dtype=e.real.dtype), k=1)
+        by_query = e.reshape(b, g, -1, h // g, rows)
+        by_query[:, :, -rows:] += xp.tril(xp.full((rows, rows), MASKED, dtype=e.real.dtype), k=-1)[:, None]
         if mask is not None:
-            by_query += xp.where(mask[:, keys], 0, MASKED).astype(e.real.dtype)[:, None, None, None, :]
+            by_query += xp.where(mask[:, keys], 0, MASKED).astype(e.real.dtype)[:, None, :, None, None]
         if window is not None:
-            by_query += _outside_window(xp, window, s - t + start, keys, shape[-1], mask).astype(e.real.dtype)
-        e -= e.real.max(axis=-1, keepdims=True)
+            by_query += _outside_window(xp, window, s - t + start, keys, rows, mask).astype(e.real.dtype)
+        e -= e.real.max(axis=-2, keepdims=True)
         xp.exp(e, out=e)
-        norm = 1 / e.sum(axis=-1, keepdims=True)  # p = e·norm: scale o (d numbers per row), not e (s numbers per row)
-        o[..., queries, :] = ((e @ v[:, :, keys]) * norm).reshape(*shape, d)
-        blocks.append((queries, keys, e, norm, tanh))
-    return o.reshape(b, h, t, d), (q, k, v, o, scale, blocks)
+        norm = 1 / e.sum(axis=-2)[..., None]  # p = e·norm: scale o (d numbers per query), not e (s numbers per query)
+        o_groups[..., queries, :] = ((e.swapaxes(-1, -2) @ v[:, :, keys]) * norm).reshape(b, g, h // g, rows, d)
+        blocks.append((queries, keys, q_block, e, norm, tanh))
+    return o, (k, v, o, scale, blocks)
 
 
 def _outside_window(xp: Any, window: int, start: int, keys: slice, rows: int, mask: Array | None) -> Array:
-    """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, 1, rows, keys).
+    """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, keys, 1, rows).
 
     `start` is the position of the first query among all keys. With a mask, the positions count only the tokens that are
     not padding.
     """
     position = xp.arange(keys.stop)[None] if mask is None else mask.cumsum(axis=1)
-    distance = position[:, start : start + rows, None] - position[:, None, keys]
-    return xp.where(distance >= window, MASKED, 0)[:, None, None]
+    distance = position[:, None, start : start + rows] - position[:, keys, None]
+    return xp.where(distance >= window, MASKED, 0)[:, None, :, None]
 
 
 def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
@@ -237,7 +239,7 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
     Two identities save time. First, Σ_s p∘dp = Σ_d o∘do follows from dp = do vᵀ and o = p v. So a sum over d replaces a
     sum over s. Second, the cache contains e and norm with p = e·norm, so p is not computed. With do' = norm·do,
-    the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do').
+    the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do'). The arrays e and dz have one column per query.
 
     For each block of queries, the function computes dq of these queries, and adds to dk and dv of the keys that these
     queries saw.
@@ -252,24 +254,32 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
     >>> [gradient.shape for gradient in attention_backward(np.ones_like(o), cache)]
     [(1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)]
     """
-    q, k, v, o, scale, blocks = cache
-    b, g, n, t, d = q.shape
-    check_shape("do", do, b, g * n, t, d)
-    xp = array_module(q)
-    do = do.reshape(q.shape)
-    dq, dk, dv = xp.empty(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
-    for queries, keys, e, norm, tanh in blocks:
+    k, v, o, scale, blocks = cache
+    b, h, t, d = o.shape
+    g = k.shape[1]
+    check_shape("do", do, b, h, t, d)
+    dq, dk, dv = _empty_like(o), _empty_like(k), _empty_like(v)
+    dk[...] = dv[...] = 0
+    o, do, dq_groups = (x.reshape(b, g, h // g, t, d) for x in (o, do, dq))
+    o_do = array_module(o).einsum("...i,...i->...", o, do)  # Σ_d o∘do of each query
+    for queries, keys, q_block, e, norm, tanh in blocks:
         do_block = _stack(do[..., queries, :]) * norm
-        dv[:, :, keys] += e.swapaxes(-1, -2) @ do_block
-        dz = do_block @ v[:, :, keys].swapaxes(-1, -2)
-        dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]
+        dv[:, :, keys] += e @ do_block
+        dz = v[:, :, keys] @ do_block.swapaxes(-1, -2)  # like e: one column per query
+        dz -= (o_do[..., queries].reshape(norm.shape) * norm).swapaxes(-1, -2)
         dz *= e
         if tanh is not None:
             dz *= tanh_slope(tanh)
-        dk[:, :, keys] += dz.swapaxes(-1, -2) @ _stack(q[..., queries, :])
-        dq[..., queries, :] = (dz @ k[:, :, keys]).reshape(b, g, n, queries.stop - queries.start, d)
+        dk[:, :, keys] += dz @ q_block
+        dq_groups[..., queries, :] = (dz.swapaxes(-1, -2) @ k[:, :, keys]).reshape(b, g, h // g, -1, d)
     dq *= scale
-    return dq.reshape(b, g * n, t, d), dk, dv
+    return dq, dk, dv
+
+
+def _empty_like(x: Array) -> Array:
+    """Return an uninitialised array of the shape of x (b, n, t, d), stored as (b, t, n, d): the heads are joined without a copy."""
+    b, n, t, d = x.shape
+    return array_module(x).empty((b, t, n, d), x.dtype).transpose(0, 2, 1, 3)
 
 
 def _stack(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Checks of inputs. An error says which array is wrong, what was given and what was expected.
+"""Check the inputs of the operations. An error says which array is wrong, what was given and what was expected.
 
 No array is converted silently.
 """

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from ..backend import Array, array_module
 from .checks import check_float, check_ids, check_shape
+from .parts import parts
 
 IGNORE_INDEX = -100  # the target of a place that is not counted, as in PyTorch and Hugging Face
 
@@ -63,18 +64,45 @@ def cross_entropy_forward(
     check_float(logits=logits)
     check_shape("targets", targets, *logits.shape[:-1])
     check_ids("targets", targets, logits.shape[-1], ignore=ignore_index)
-    xp = array_module(logits)
     z = logits.reshape(-1, logits.shape[-1])  # (n, v)
-    targets = targets.reshape(-1)
+    safe, share = shares(targets.reshape(-1), ignore_index, z)
+    loss, e, total = _negative_log_likelihood(z, safe, share, z if overwrite else None)
+    return loss, (logits.shape, [e], total, safe, share, overwrite)
+
+
+def shares(targets: Array, ignore_index: int, z: Array) -> tuple[Array, Array]:
+    """Return the targets with 0 for ignored tokens, and the share of each token in the mean, both (n,).
+
+    The share has the precision of the logits z.
+    """
     counts = targets != ignore_index  # (n,)
-    e = xp.subtract(z, z.real.max(axis=-1, keepdims=True), out=z if overwrite else None)
-    safe = xp.where(counts, targets, 0)  # any valid column; its loss is not counted
+    safe = array_module(z).where(counts, targets, 0)  # any valid column; its loss is not counted
+    return safe, (counts / counts.sum()).astype(z.real.dtype)  # 1/N for a counted token, 0 for an ignored one
+
+
+def _negative_log_likelihood(z: Array, safe: Array, share: Array, out: Array | None) -> tuple[Array, Array, Array]:
+    """Return Σ_n share_n·(log Σ_j exp z_nj − z_target), exp z (n, v) and Σ exp z (n,). `out` may be z."""
+    xp = array_module(z)
+    e = xp.subtract(z, z.real.max(axis=-1, keepdims=True), out=out)
     z_target = xp.take_along_axis(e, safe[:, None], axis=-1)[:, 0]
     xp.exp(e, out=e)
     total = e.sum(axis=-1)
-    share = (counts / counts.sum()).astype(z.real.dtype)  # (n,): 1/N for a counted token, 0 for an ignored one
-    loss = ((xp.log(total) - z_target) * share).sum()
-    return loss, (logits.shape, [e], total, safe, share, overwrite)
+    return ((xp.log(total) - z_target) * share).sum(), e, total
+
+
+def cross_entropy_in_place(z: Array, safe: Array, share: Array, gradient: bool) -> Array:
+    """Return Σ_n share_n·(log Σ_j exp z_nj − z_target), and overwrite the logits z (n, v): with dz if `gradient` is True.
+
+    `safe` and `share` (n,) come from `shares`. All passes over a few rows follow each other, so that these rows stay in
+    the processor's cache.
+    """
+    losses = []
+    for rows in parts(z, arrays=1):
+        loss, e, total = _negative_log_likelihood(z[rows], safe[rows], share[rows], z[rows])
+        losses.append(loss)
+        if gradient:
+            cross_entropy_backward(1.0, (e.shape, [e], total, safe[rows], share[rows], True))
+    return sum(losses[1:], losses[0])
 
 
 def cross_entropy_backward(dloss: float | Array, cache: CrossEntropyCache) -> Array:

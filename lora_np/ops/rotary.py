@@ -99,7 +99,7 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, RotaryCache
     Returns
     -------
     y : ndarray, the shape of x
-        The rotated pairs, contiguous in memory.
+        The rotated pairs, with the memory layout of x.
     cache : RotaryCache
         The second argument of `rotary_backward`.
 
@@ -178,11 +178,10 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     if d < x.shape[-1]:  # the features after the first d pass unchanged
         return xp.concatenate([_rotate(x[..., :d], cos, sin), x[..., d:]], axis=-1)
     half = d // 2
-    rotated = xp.empty(x.shape, x.dtype)  # two short copies, so that the arithmetic runs over whole rows
+    rotated = xp.empty_like(x)  # two short copies, so that the arithmetic runs over whole rows
     xp.negative(x[..., half:], out=rotated[..., :half])
     rotated[..., half:] = x[..., :half]
     rotated *= sin
-    y = xp.empty(x.shape, x.dtype)
-    xp.multiply(x, cos, out=y)
+    y = x * cos
     y += rotated
     return y

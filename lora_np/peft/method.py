@@ -207,7 +207,7 @@ class LayerMethod(Method):
         """Return the cost of one layer's adapter. Raises ValueError if the method does not define a cost."""
         raise ValueError(
             f"{type(self).__name__} does not define the cost of a training step for a {type(config).__name__}; "
-            "costs.count(model) counts the parameters of a live model"
+            "costs.count(model) counts the parameters of a model in memory"
         )
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:

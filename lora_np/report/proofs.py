@@ -32,13 +32,13 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             note="B starts at zero, so the adapted model and the base compute equal bits in float32 and in float64.",
         ),
         Claim(
-            "Adam trains the same model under (α/(pq), A·p, lr_A·p, lr_B·q)",
+            "With Adam, the settings α/(pq), A·p, lr_A·p, lr_B·q train the same model as α, A, lr_A, lr_B",
             "Schulman et al. 2025",
             "yes",
             "bit for bit",
             "proved by the test `test_adam_trains_the_same_model_when_factors_and_rates_are_scaled_by_powers_of_two`, notebook 09",
-            note="The two trained models are equal bit for bit if p and q are powers of two. Adam's ε must be too small to change "
-            "a sum.",
+            note="The two trained models are equal bit for bit if p and q are powers of two. Adam's ε must be so small that "
+            "√v̂ + ε equals √v̂ after rounding.",
         ),
         Claim(
             "What PiSSA leaves in the base has the smallest singular values of W",

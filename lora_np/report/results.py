@@ -119,7 +119,7 @@ def markdown(tables: Mapping[str, Table]) -> str:
     for number, (title, section) in enumerate(claims(tables).items(), start=1):
         parts += [f"\n## {number}. {title}\n", "| claim | holds here | number | check |", "|---|---|---|---|"]
         parts += [f"| {c.claim} ({c.source}) | {c.verdict} | {c.number} | {c.check} |" for c in section]
-        parts += [f"\n**{c.claim}.** {c.below}" for c in section if c.below]
+        parts += [f"\n**Claim: {c.claim}. Verdict: {c.verdict}.**\n\n{c.below}" for c in section if c.below]
     return "\n".join([*parts, "", END])
 
 

@@ -1,8 +1,10 @@
 """Who may send requests: checks of the headers Host, Origin and Authorization, before a route sees the request.
 
-Host           the name of the server in the URL; with DNS rebinding, this is the domain of the attacker's page
-Origin         the web site whose page sends the request, written by the browser
-Authorization  "Bearer " and an API key
+The three headers:
+
+    Host           the name of the server in the URL; with DNS rebinding, this is the domain of the attacker's page
+    Origin         the web site whose page sends the request, written by the browser
+    Authorization  "Bearer " and an API key
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fields of a request: every field of OpenAI's API and of vLLM's server, each with its default and what this server does.
 
-A field is either honoured, or the server accepts only its default. Any other value is an error that names the field, so
+A field is either supported, or the server accepts only its default. Any other value is an error that names the field, so
 no value is silently ignored. Sources: OpenAI's API reference, and vLLM's protocol.py of completions and chat completions.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 class Field:
     """One field of a request.
 
-    `default`: the documented value of a missing field. null also means the default. `honoured`: the answer follows
-    every valid value; otherwise only the default is accepted. `also`: further values that do not change the answer.
+    `default`: the documented value of a missing field. null also means the default. `honoured`: the server supports the
+    field, so the answer follows every valid value; otherwise only the default is accepted. `also`: further values that
+    do not change the answer.
     """
 
     default: Any = None

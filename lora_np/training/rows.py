@@ -1,7 +1,8 @@
 """A batch in pieces: which rows a worker computes at a time, and the dropout masks of these rows.
 
-The working set decides the speed of a step. The activations of 16 × 128 tokens of "tiny" do not fit in a processor's
-second-level cache, so that every pass over them waits for memory; the activations of 512 tokens fit.
+A piece needs less memory than the whole batch, and more of its activations stay in the processor's caches. But each piece
+costs some milliseconds of Python, in which the other workers wait. The best size depends on the processor: 512 tokens with
+a second-level cache of 0.5 MB; with 2 MB, pieces of 512 tokens take 1.1 times as long as the whole batch.
 """
 
 from __future__ import annotations

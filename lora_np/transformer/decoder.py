@@ -25,7 +25,10 @@ from .checkpointing import BlockInput, forward_and_forget
 SelfAttentionCache: TypeAlias = tuple[Cache, tuple[Any, Any], RotaryCache, AttentionCache, Cache, LayerCache | None]
 MLPCache: TypeAlias = tuple[Cache, tuple[Array, Array], Cache]
 BlockCache: TypeAlias = tuple[RMSNormCache, SelfAttentionCache, RMSNormCache, MLPCache, LayerCache | None]
-DecoderCache: TypeAlias = tuple[Any, list[BlockCache], RMSNormCache, KeyValueCache | None]
+# embedding; the BlockCache of each block, after a backward pass followed by USED; last norm; the key/value cache
+DecoderCache: TypeAlias = tuple[Any, list[Any], RMSNormCache, KeyValueCache | None]
+
+USED = "used"  # marks caches of blocks that a backward pass has overwritten
 
 Past = TypeVar("Past", LayerCache, KeyValueCache)
 
@@ -55,7 +58,6 @@ class Attention(Module):
         self, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache | None = None
     ) -> tuple[Array, SelfAttentionCache]:
         """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
-        b, t, _ = x.shape
         (q, k, v), input_cache = self.project(x, context)
         # (b, t, h·d) → (b, h, t, d) and (b, t, g·d) → (b, g, t, d); most families have no q_norm and k_norm
         q, q_norm_cache = self.q_norm.forward(self._heads(q), context)
@@ -64,8 +66,7 @@ class Attention(Module):
         k, _ = ops.rotary_forward(k, *rotary)
         k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)
         o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask, **self.scores)
-        o = o.transpose(0, 2, 1, 3).reshape(b, t, -1)  # (b, h, t, d) → (b, t, h·d)
-        y, o_cache = self.o_proj.forward(o, context)
+        y, o_cache = self.o_proj.forward(self._rows(o), context)
         norm_caches = q_norm_cache, k_norm_cache
         return y, (input_cache, norm_caches, rotary_cache, attention_cache, o_cache, _trained(past))
 
@@ -124,7 +125,10 @@ class Attention(Module):
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def _rows(self, x: Array) -> Array:
-        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`."""
+        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`.
+
+        The arrays of `ops.attention_forward` and `ops.attention_backward` are stored so that the result is a view.
+        """
         b, n, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, n * d)
 
@@ -133,7 +137,7 @@ class Activation(NamedTuple):
     """The gated activation h = act(gate) ∘ up of an MLP."""
 
     forward: Callable[[Array, Array], tuple[Array, tuple[Array, Array]]]
-    backward: Callable[[Array, tuple[Array, Array]], tuple[Array, Array]]
+    backward: Callable[[Array, tuple[Array, Array], bool], tuple[Array, Array]]  # the last argument: overwrite
 
 
 SWIGLU = Activation(ops.swiglu_forward, ops.swiglu_backward)
@@ -154,12 +158,13 @@ class MLP(Module):
         return y, (input_cache, activation_cache, down_cache)
 
     def backward(self, dy: Array, cache: MLPCache, need_dx: bool = True) -> Array | None:
-        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx."""
+        """Compute dx (b, t, d) from dy (b, t, d), or return None if no earlier layer needs dx. Overwrites gate and up."""
         input_cache, activation_cache, down_cache = cache
         dh = self.down_proj.backward(dy, down_cache, need_dx=need_dx or self.inputs_trainable)
         if dh is None:
             return None
-        dgate, dup = self.activation.backward(dh, activation_cache)
+        dgate, dup = self.activation.backward(dh, activation_cache, True)
+        del dh  # before the products need memory
         return self.project_backward(dgate, dup, input_cache, need_dx)
 
     @property
@@ -277,9 +282,13 @@ class Decoder(Module):
     def backward(self, dx: Array, cache: DecoderCache) -> None:
         """Add the gradients of the trainable parameters, given the gradient dx (b, t, d) of the hidden states.
 
-        The pass stops when no earlier layer is trainable.
+        The pass stops when no earlier layer is trainable. The blocks overwrite arrays of their caches.
+        Raises RuntimeError if the cache was already used.
         """
         embed_cache, block_caches, norm_cache, past = cache
+        if block_caches[-1:] == [USED]:
+            raise RuntimeError("a cache allows only one backward pass; run the forward pass again")
+        block_caches.append(USED)
         below = [self.embedding_trainable]  # below[i]: does a layer before block i need a gradient?
         for block in self.layers:
             below.append(below[-1] or block.trainable or past is not None)

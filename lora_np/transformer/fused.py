@@ -59,8 +59,9 @@ class FusedMLP(MLP):
         """Compute gate and up, both (b, t, f), from x (b, t, d)."""
         gate_up, cache = self.gate_up_proj.forward(x, context)
         f = gate_up.shape[-1] // 2
-        return (gate_up[..., :f], gate_up[..., f:]), cache
+        return (gate_up[..., :f], gate_up[..., f:]), (gate_up, cache)
 
     def project_backward(self, dgate: Array, dup: Array, cache: Cache, need_dx: bool) -> Array | None:
-        """Compute dx (b, t, d)."""
-        return self.gate_up_proj.backward(array_module(dup).concatenate([dgate, dup], axis=-1), cache, need_dx)
+        """Compute dx (b, t, d). The gradients dgate and dup have overwritten the two parts of gate_up."""
+        dgate_up, projection_cache = cache
+        return self.gate_up_proj.backward(dgate_up, projection_cache, need_dx)

@@ -1,6 +1,8 @@
 """Gemma 2 and 3: embeddings times √d, a norm after each sublayer too, and a soft cap of the logits.
 
-x = √d · E[tokens],    y = x + norm(attention(norm(x))),    z = y + norm(MLP(norm(y))),    logits = c·tanh(head(z)/c)
+The model computes
+
+    x = √d · E[tokens],    y = x + norm(attention(norm(x))),    z = y + norm(MLP(norm(y))),    logits = c·tanh(head(z)/c)
 """
 
 from __future__ import annotations
@@ -114,7 +116,12 @@ class SoftcappedHead:
     def __init__(self, head: Linear, cap: float) -> None:
         self.head, self.cap = head, cap
 
-    def forward(self, x: Array, context: Context) -> tuple[Array, Cache]:
+    @property
+    def out_features(self) -> int:
+        """The number of tokens in the vocabulary."""
+        return self.head.out_features
+
+    def forward(self, x: Array, context: Context = EVALUATION) -> tuple[Array, Cache]:
         """Compute the logits (…, v) of x (…, d)."""
         z, head_cache = self.head.forward(x, context)
         y, softcap_cache = ops.softcap_forward(z, self.cap)

@@ -25,10 +25,12 @@ from .cache import KeyValueCache
 from .config import TransformerConfig
 from .decoder import Decoder, DecoderCache
 from .gemma import SoftcappedHead
+from .head_loss import BlocksCache, loss_in_blocks_backward, loss_in_blocks_forward, rows_at_once, works_in_blocks
 
 LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
-# loss, head, indices of the counted positions among b·t (None: all), the shape (b, t, d), decoder
-LossCache: TypeAlias = tuple[CrossEntropyCache, Cache, Array | None, tuple[int, ...], DecoderCache]
+WholeCache: TypeAlias = tuple[CrossEntropyCache, Cache]  # loss, head
+# head and loss, indices of the counted positions among b·t (None: all), the shape (b, t, d), decoder
+LossCache: TypeAlias = tuple[BlocksCache | WholeCache, Array | None, tuple[int, ...], DecoderCache]
 
 
 class Transformer(Module):
@@ -68,7 +70,9 @@ class Transformer(Module):
     True
     """
 
-    tokens_at_once = 512  # `train` computes this many tokens of a batch at a time: their activations fit in the cache
+    tokens_at_once = (
+        1024  # `train` computes at most this many tokens of a batch at a time, so that they need less memory
+    )
 
     gradient_checkpointing = False  # in `loss`: see gradient_checkpointing_enable
 
@@ -298,8 +302,7 @@ class Transformer(Module):
         loss : ndarray, shape ()
             The mean cross-entropy over all targets that count.
         cache : tuple
-            The input of one `backward` call. The `backward` call overwrites the logits in the cache with the gradient
-            of the logits.
+            The input of one `backward` call, which overwrites arrays of the cache.
 
         Raises
         ------
@@ -311,6 +314,10 @@ class Transformer(Module):
         The output head computes no logits for positions that do not count. If only answers count, most of the
         computation of the head is saved. In a mixed batch, the head computes all positions, because an adapter of the
         head selects rows by the index of the row in the batch.
+
+        If the head is frozen and the logits are large, the logits are computed in blocks of rows, and never exist at the
+        same time. With `rng`, as in training, `loss` then computes the gradient of the hidden states too. Without `rng`,
+        as in evaluation, `backward` computes the logits a second time.
         """
         ops.checks.check_shape("tokens", tokens, None, None)
         ops.checks.check_shape("targets", targets, *tokens.shape)
@@ -323,9 +330,15 @@ class Transformer(Module):
             x, ids = x.reshape(-1, shape[-1]), ids.reshape(-1)  # (b, t, d) → (b·t, d), (b, t) → (b·t,)
         if rows is not None:
             x, ids = x[rows], ids[rows]  # the n counted positions
-        logits, head_cache = self.output_head.forward(x, context)
-        loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
-        return loss, (loss_cache, head_cache, rows, shape, decoder_cache)
+        cache: BlocksCache | WholeCache
+        if not mixed and works_in_blocks(self.linear_head) and rows_at_once(len(x), self.config.vocab_size) < len(x):
+            follows = context.rng is not None and self.model.reaches(decoder_cache)  # a backward pass
+            loss, cache = loss_in_blocks_forward(self.output_head, x, ids, ignore_index, follows)
+        else:
+            logits, head_cache = self.output_head.forward(x, context)
+            loss, loss_cache = ops.cross_entropy_forward(logits, ids, ignore_index, overwrite=True)
+            cache = loss_cache, head_cache
+        return loss, (cache, rows, shape, decoder_cache)
 
     def backward(self, cache: LossCache, dloss: float = 1.0) -> None:
         """Add dloss · ∂L/∂θ to the gradient of each trainable parameter.
@@ -337,9 +350,15 @@ class Transformer(Module):
         dloss : float
             Factor that multiplies the loss, for example 1/n when n batches are accumulated.
         """
-        loss_cache, head_cache, rows, shape, decoder_cache = cache
-        dlogits = ops.cross_entropy_backward(dloss, loss_cache)
-        dx = self.output_head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))
+        kept, rows, shape, decoder_cache = cache
+        reaches = self.model.reaches(decoder_cache)
+        dx: Array | None = None
+        if not isinstance(kept, BlocksCache):
+            loss_cache, head_cache = kept
+            dlogits = ops.cross_entropy_backward(dloss, loss_cache)
+            dx = self.output_head.backward(dlogits, head_cache, need_dx=reaches)
+        elif reaches:
+            dx = loss_in_blocks_backward(dloss, kept, self.output_head)
         if dx is not None and rows is not None:
             counted, dx = dx, array_module(dx).zeros(shape, dx.dtype)
             dx.reshape(-1, shape[-1])[rows] = counted  # positions that do not count get no gradient from the head
@@ -384,7 +403,7 @@ class Transformer(Module):
         dlogits : ndarray, shape (b, t, v)
             The derivative of the loss with respect to the logits.
         cache : tuple
-            The cache that `forward` returned.
+            The cache that `forward` returned. A cache can be used only once.
         """
         decoder_cache, head_cache = cache
         dx = self.output_head.backward(dlogits, head_cache, need_dx=self.model.reaches(decoder_cache))

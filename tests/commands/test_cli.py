@@ -206,7 +206,7 @@ def test_without_a_command_the_list_of_commands_is_shown(argv, monkeypatch, caps
     shown = capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert shown.out == capsys.readouterr().out and "\nget and train models:\n" in shown.out and not shown.err
+    assert shown.out == capsys.readouterr().out and "\nload and train models:\n" in shown.out and not shown.err
 
 
 def test_serve_names_its_extra_before_it_looks_for_a_model(monkeypatch, capsys):

@@ -122,7 +122,7 @@ WRONG = {
     "unknown model 'llama-9'": ("llama-9", {}),
     "unknown quant_type 'nf5'; expected one of nf4, fp4, int4": ("gpt-2", {"config": ALL_16, "quantize": "nf5"}),
     "unknown precision '8-bit'; costs.PRECISIONS has float32, mixed, 16-bit": ("gpt-2", {"precision": "8-bit"}),
-    "quantize='nf4' freezes the weights.*give a configuration": ("gpt-2", {"quantize": "nf4"}),
+    "quantize='nf4' freezes the weights.*give the configuration": ("gpt-2", {"quantize": "nf4"}),
     "'q_proj' matches no linear layer": ("gpt-2", {"config": LoraConfig(target_modules=["q_proj"])}),
     "double_quant=False needs a quantised base": ("gpt-2", {"config": ALL_16, "double_quant": False}),
     "batch 0": ("gpt-2", {"batch": 0}),

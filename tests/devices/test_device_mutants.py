@@ -86,7 +86,7 @@ MUTANTS = {
     ),
     "ids looked at where they compute": waits(ops.checks.check_ids, "if not on_host(ids)", "if False"),
     "a mean over a boolean index": waits(
-        ops.cross_entropy_forward, "counts / counts.sum()", "counts / targets[counts].size"
+        ops.loss.shares, "counts / counts.sum()", "counts / targets[counts].size"
     ),
     "a constant brought from the host in each step": waits(
         ops.rotary_tables, "xp.arange(0, head_dim, 2)", f"xp.asarray({NUMPY}.arange(0, head_dim, 2))"

@@ -188,4 +188,4 @@ def test_a_wrong_type_is_named_in_the_message():
     from lora_np.exercises.diagnose import verdict
 
     said = verdict(["def init_lora(out_features, in_features, r, rng):\n    return object(), 1"], exercise("init_lora"))
-    assert "one of the two returned objects is of type object, expected an array of numbers" in said.words
+    assert "one of the two returned objects is of type object; expected an array of numbers" in said.words

@@ -84,11 +84,19 @@ def test_two_backwards_of_one_past_add_up(make_model, random_batch):
     peft_model, (tokens, _) = prefixed(make_model()), random_batch()
     E = peft_model.prompt_encoder["default"].embedding.weight
     dlogits = xp.asarray(np.random.default_rng(0).standard_normal((2, 6, 11)))
-    _, cache = peft_model.forward(tokens)
-    peft_model.backward_from_logits(dlogits, cache)
-    once = E.grad.copy()
-    peft_model.backward_from_logits(dlogits, cache)
-    assert_allclose(E.grad, 2 * once, rtol=1e-12)
+    past, halves = KeyValueCache(peft_model.config), [slice(0, 3), slice(3, 6)]
+    caches = [peft_model.forward(tokens[:, half], past_key_values=past)[1] for half in halves]
+    gradients = []
+    for half, cache in zip(halves, caches, strict=True):
+        E.grad = None
+        peft_model.backward_from_logits(dlogits[:, half], cache)
+        gradients.append(E.grad)
+    E.grad = None
+    past = KeyValueCache(peft_model.config)
+    caches = [peft_model.forward(tokens[:, half], past_key_values=past)[1] for half in halves]
+    for half, cache in reversed(list(zip(halves, caches, strict=True))):
+        peft_model.backward_from_logits(dlogits[:, half], cache)
+    assert_allclose(E.grad, gradients[0] + gradients[1], rtol=1e-12)
 
 
 @both

@@ -35,6 +35,7 @@ from lora_np.serve.cache import BatchCache, BatchLayerCache
 from lora_np.studies.low_rank import spectra, subspaces
 from lora_np.training import optim
 from lora_np.training.subspace import SparseProjection, SubspaceModel
+from lora_np.transformer import head_loss
 from lora_np.transformer.cache import LayerCache
 from lora_np.transformer.decoder import Attention, Block
 from lora_np.transformer.generation import Sampling, read_in_chunks
@@ -42,6 +43,7 @@ from lora_np.transformer.model import KeyValueCache
 
 test_bottleneck = by_path("peft/test_bottleneck.py")
 test_family = by_path("peft/test_family.py")
+test_head_loss = by_path("transformer/test_head_loss.py")
 test_lora = by_path("proofs/test_lora.py")
 test_merging = by_path("peft/test_merging.py")
 test_methods = by_path("peft/test_methods.py")
@@ -57,6 +59,7 @@ test_transformer = by_path("proofs/test_transformer.py")
 
 EXACT = test_ops.test_backward_agrees_with_the_complex_step_to_1e_12
 MODEL = test_transformer.test_the_whole_model_agrees_with_the_complex_step_to_1e_12
+IN_BLOCKS = test_head_loss.test_loss_and_gradients_are_those_of_all_logits_at_once
 MIXED_FAMILY = test_mixed_batches.test_gradients_of_dora_and_vera_in_a_mixed_batch_agree_with_the_complex_step
 MIXED = test_mixed_batches.test_gradients_through_a_mixed_batch_agree_with_the_complex_step_to_1e_12
 LORA = test_lora.test_lora_on_the_whole_model_agrees_with_the_complex_step_to_1e_12
@@ -89,6 +92,10 @@ HOUSE = {"placement": "houlsby", "non_linearity": "gelu"}
 
 def op(function: Callable, right: str, wrong: str, case: str) -> Mutant:
     return Mutant(function, right, wrong, EXACT, {"case": case})
+
+
+def blocks(function, right, wrong, seed=1) -> Mutant:
+    return Mutant(function, right, wrong, IN_BLOCKS, {"model": "untied", "ignored": 5, "seed": seed})
 
 
 MUTANTS = {
@@ -440,7 +447,7 @@ MUTANTS = {
     "softmax as if it were elementwise": op(ops.softmax_backward, "p * (dp - dot)", "p * dp * (1 - p)", "softmax"),
     "attention's softmax sum forgotten": op(
         ops.attention_backward,
-        'dz -= xp.einsum("...i,...i->...", _stack(o[..., queries, :]), do_block)[..., None]',
+        "dz -= (o_do[..., queries].reshape(norm.shape) * norm).swapaxes(-1, -2)",
         "pass",
         "attention",
     ),
@@ -453,8 +460,8 @@ MUTANTS = {
     "dq without 1/√d": op(ops.attention_backward, "dq *= scale", "pass", "attention"),
     "a mask that ignores the past": Mutant(
         ops.attention_forward,
-        "s - t + start - first :",
-        ": stop - start",
+        "by_query[:, :, -rows:]",
+        "by_query[:, :, :rows]",
         test_ops.test_attention_with_a_past_equals_the_tail_of_attention_without,
         {},
     ),
@@ -484,8 +491,8 @@ MUTANTS = {
     "layer_norm's variance held constant": op(ops.layer_norm_backward, "g -= centred * dot", "pass", "layer_norm"),
     "geglu's gate and up exchanged": op(
         ops.geglu_backward,
-        "gelu_backward(dy * up, gelu_cache), dy * y",
-        "dy * y, gelu_backward(dy * up, gelu_cache)",
+        "return dgate, dup",
+        "return dup, dgate",
         "geglu",
     ),
     "the cap's slope squared away": op(ops.softcap.tanh_slope, "t * t", "t * 1", "softcap"),
@@ -503,6 +510,23 @@ MUTANTS = {
     "the right answer not subtracted": op(
         ops.cross_entropy_backward, "dz[xp.arange(safe.shape[0]), safe] -= weight", "pass", "cross_entropy"
     ),
+    "a gradient that overwrites up too early": Mutant(
+        ops.swiglu_backward,
+        "slope *= up[part]\n        s *= x\n        array_module(x).multiply(s, dy[part], out=dup[part])",
+        "s *= x\n        array_module(x).multiply(s, dy[part], out=dup[part])\n        slope *= up[part]",
+        test_ops.test_a_gated_activation_in_parts_and_in_place_computes_the_same,
+        {"activation": "swiglu"},
+    ),
+    # the head and the loss in blocks
+    "a block's dx scaled by the block's tokens": blocks(
+        head_loss._blocks, "share[rows], need_dx", "share[rows] * 2, need_dx"
+    ),
+    "dloss forgotten in blocks": blocks(head_loss.loss_in_blocks_backward, "dx *= dloss", "pass"),
+    "dloss forgotten where the logits are computed again": blocks(
+        head_loss._blocks, "share *= dloss", "pass", seed=None
+    ),
+    "the first block's targets in all blocks": blocks(head_loss._blocks, "safe[rows], share", "safe[: len(z)], share"),
+    "logits that are no gradient": blocks(ops.loss.cross_entropy_in_place, "if gradient:", "if False:"),
     # the model
     "= for +=": Mutant(
         Parameter.add_grad,

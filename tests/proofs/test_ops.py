@@ -283,6 +283,33 @@ def test_attention_in_blocks_is_attention(monkeypatch):
         assert_allclose(blocked, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "geglu"])
+def test_a_gated_activation_in_parts_and_in_place_computes_the_same(activation, monkeypatch):
+    forward, backward = getattr(ops, f"{activation}_forward"), getattr(ops, f"{activation}_backward")
+    gate_up, dy = normal(2, 7, 10), normal(2, 7, 5)
+    gate, up = gate_up[..., :5], gate_up[..., 5:]  # views, as in a fused projection
+    y, cache = forward(gate, up)
+    before = gate_up.copy()
+    dgate, dup = backward(dy, cache)
+    assert_array_equal(gate_up, before, err_msg="without overwrite, the inputs do not change")
+    monkeypatch.setattr(ops.parts, "CACHED", 75)  # 1 to 5 rows
+    assert_allclose(forward(gate, up)[0], y, rtol=1e-14)
+    found = backward(dy, cache, overwrite=True)
+    assert found[0] is gate and found[1] is up
+    assert_allclose(gate_up[..., :5], dgate, rtol=1e-14)
+    assert_allclose(gate_up[..., 5:], dup, rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 5), (9, 5), (2, 9, 5), (3, 2, 4, 5), (0, 5)])
+def test_the_parts_of_an_array_are_views_and_together_all_of_it(shape, monkeypatch):
+    monkeypatch.setattr(ops.parts, "CACHED", 40)  # 4 rows of 5 numbers in two arrays
+    x = xp.zeros(shape)
+    for part in ops.parts.parts(x, arrays=2):
+        assert x[part].size <= max(20, shape[-1]) or not isinstance(x, np.ndarray)
+        x[part] += 1
+    assert_array_equal(x, xp.ones(shape))
+
+
 def test_cross_entropy_may_take_the_logits_memory_and_computes_the_same():
     logits, targets = normal(4, 6), xp.asarray([2, 5, 0, 1])
     kept, (loss, cache) = logits.copy(), ops.cross_entropy_forward(logits, targets)

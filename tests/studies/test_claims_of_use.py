@@ -40,7 +40,7 @@ CHANGES = [  # module, claim, table, rows to change, column, factor, verdict bef
         "partly",
     ),
     (serving, "`linear` makes", "combinations", {"kind": "linear"}, "error", 1e-6, "no", "yes"),
-    (serving, "A batch costs", "serving_step", {}, "to_one", 0.95, "no", "partly"),
+    (serving, "A batch whose rows", "serving_step", {}, "to_one", 0.95, "no", "partly"),
     (serving, "1,000 adapters", "serving", {}, "bytes", 20, "yes", "no"),
     (serving, "1,000 adapters", "serving", {}, "adapters", 0.5, "yes", "open"),
     (four_bits, "NF4 is nearest", "quantization_error", {"quant_type": "int4"}, "mean", 2, "partly", "yes"),
@@ -51,7 +51,7 @@ CHANGES = [  # module, claim, table, rows to change, column, factor, verdict bef
     (methods, "LoRA+ is", "comparison", {"method": "lora+", "phase": "seeds"}, "final", 0.98, "no", "partly"),
     (methods, "VeRA trains", "comparison", {"method": "vera", "phase": "seeds"}, "final", 0.96, "no", "partly"),
     (methods, "LoRA forgets", "comparison", {"method": "full", "phase": "seeds"}, "heldout", None, "no", "open"),
-    (methods, "LoRA-FA saves", "method_costs", {"method": "lora-fa"}, "peak_bytes", 2, "partly", "no"),
+    (methods, "LoRA-FA needs", "method_costs", {"method": "lora-fa"}, "peak_bytes", 2, "partly", "no"),
 ]
 
 

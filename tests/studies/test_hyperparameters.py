@@ -248,7 +248,10 @@ def test_the_share_of_the_recipe_is_of_full_fine_tunings_gain():
     claim = claims.recipe(tables.by_rank())
     assert claim.verdict == ("yes" if share >= claims.ENOUGH else "no")
     least, most = claims.share_by_seed(tables.by_rank(), 16)
-    assert least <= share <= most and f"Single seeds recover {100 * least:.1f} % to {100 * most:.1f} %" in claim.note
+    assert (
+        least <= share <= most
+        and f"A single seed recovers between {100 * least:.1f} % and {100 * most:.1f} %" in claim.note
+    )
     assert ("Other seeds could change" in claim.note) == (least < claims.ENOUGH <= most)
 
 

@@ -552,9 +552,9 @@ def test_the_titles_of_the_methods_are_their_findings():
     seeds = mixed.where(method="pissa")
     seeds[0]["recovered"], seeds[-1]["recovered"] = seeds[-1]["recovered"], seeds[0]["recovered"]
     said = title(plots.quality_against_parameters(mixed))
-    assert said == "pissa and lora+ tie at 93 to 94 % of full fine-tuning's gain"
+    assert said == "pissa and lora+ gain about equally: 93 to 94 % of full fine-tuning's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
-    assert behind == "After equal learning, LoRA has forgotten 0.100 nats, full fine-tuning 0.162 nats"
+    assert behind == "After equal learning, LoRA has forgotten 0.100 nats per byte, full fine-tuning 0.162"
     ahead = compared(("full", "lora"))
     for row in ahead.where(method="lora"):
         row["heldout"] = [loss - 0.1 for loss in row["heldout"]]
@@ -565,13 +565,13 @@ def test_the_titles_of_the_methods_are_their_findings():
 def test_the_title_of_a_fine_tuning_says_what_was_learned_and_what_forgotten():
     assert (
         title(plots.learned_and_forgotten(finetuned()))
-        == "LoRA learns less than full fine-tuning, and forgets less in all 3 seeds"
+        == "LoRA learns less than full fine-tuning, and forgets less with all 3 seeds"
     )
     mixed = finetuned()
     for row in mixed.where(method="lora"):
         row["final"], row["prose"] = 2.31, 3.2 + 0.1 * row["seed"]
     said = title(plots.learned_and_forgotten(mixed))
-    assert said == "LoRA learns as much as full fine-tuning, and forgets more in 2 of 3 seeds"
+    assert said == "LoRA learns as much as full fine-tuning, and forgets more with 2 of 3 seeds"
 
 
 def test_markers_of_equal_counts_stand_side_by_side():
@@ -720,12 +720,12 @@ def test_titles_say_what_the_table_says():
     )
     assert "at most" in title(plots.recovered_gain(convergence(ranks=(1,))))
     assert title(plots.truncated_loss(truncated())) == (
-        "ΔW cut to rank 8 of 16: the model keeps 97 % of full fine-tuning's gain"
+        "If every ΔW is cut to rank 8 of 16, the model keeps 97 % of full fine-tuning's gain"
     )
     assert title(plots.quantization_error(quantized_errors())) == (
         "NF4 has the smallest error at every block size; FP4 beats int4 only in large blocks"
     )
-    assert title(plots.qlora_losses(qlora(gap=0.0))) == "QLoRA ends 0.0 % (tiny) above the loss of LoRA"
+    assert title(plots.qlora_losses(qlora(gap=0.0))) == "QLoRA's final loss is 0.0 % (tiny) above LoRA's final loss"
     assert "0.011 % to 0.59 %" in title(plots.whole_models_chart(whole_models()))
 
 
@@ -734,16 +734,18 @@ def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
         title(plots.rates_by_rank(tables.by_rank()))
         == "At α = 32, LoRA's best learning rate is 4× that of full fine-tuning"
     )
-    assert "at 0 of 2 sizes" in title(plots.equal_parameters_chart(tables.equal(-0.01)))
+    assert "At 0 of 2 sizes" in title(plots.equal_parameters_chart(tables.equal(-0.01)))
     assert "lowers the loss by 0.020 at η = 0.004, by 0.010 at the best η" in title(
         plots.dropout_chart(tables.dropouts())
     )
     above = plots.dropout_chart(overfitted())
     assert "by 0.020" in title(above) and "ends with a higher loss than the base" in above.texts[1].get_text()
-    assert title(plots.batch_size_chart(tables.batches())).endswith(": +0.010 in batches of 2, +0.050 in batches of 32")
+    assert title(plots.batch_size_chart(tables.batches())).endswith(
+        " is +0.010 in batches of 2, +0.050 in batches of 32"
+    )
     assert title(plots.rank_scaling_chart(tables.scaled())).startswith("At r = 128, α/r has the lowest loss")
-    assert "0.000 at the best rates" in title(plots.alpha_chart(tables.alphas()))
-    assert "most in down, least in q" in title(plots.target_modules_chart(tables.targets()))
+    assert "0.000 at each α's best rate" in title(plots.alpha_chart(tables.alphas()))
+    assert "most in down_proj, least in q_proj" in title(plots.target_modules_chart(tables.targets()))
 
 
 def test_bars_are_drawn_to_scale():

@@ -378,6 +378,10 @@ def zeros_like(a: ndarray, dtype: Any = None) -> ndarray:
     return _call(np.zeros_like, a, dtype=dtype)
 
 
+def empty_like(a: ndarray, dtype: Any = None) -> ndarray:
+    return _call(np.full_like, a, 113, dtype=dtype)
+
+
 def ones_like(a: ndarray, dtype: Any = None) -> ndarray:
     return _call(np.ones_like, a, dtype=dtype)
 
@@ -394,8 +398,8 @@ def where(condition: ndarray, x: Any, y: Any) -> ndarray:
     return _call(np.where, condition, _operand(x), _operand(y))
 
 
-def triu(m: ndarray, k: int = 0) -> ndarray:
-    return _call(np.triu, m, k)
+def tril(m: ndarray, k: int = 0) -> ndarray:
+    return _call(np.tril, m, k)
 
 
 def einsum(subscripts: str, *operands: ndarray) -> ndarray:

@@ -84,13 +84,21 @@ def test_a_merged_adapter_has_the_logits_of_the_unmerged(family):
     assert_allclose(model.merge_and_unload()(TOKENS), logits, rtol=1e-9, atol=1e-10)
 
 
+def assert_same_model(again, model):
+    """Equal weights. GPT-2's weights from a file are transposed views, whose products can round differently."""
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, array in model.state_dict().items():
+        assert_array_equal(again.state_dict()[name], array)
+    assert_allclose(again(TOKENS), model(TOKENS), rtol=1e-4, atol=1e-5)
+
+
 @families
 def test_a_folder_and_a_quantised_folder_come_back(family, tmp_path):
     model = on_device(family, np.float32)
     model.save_pretrained(tmp_path / "plain")
     again = ln.load_model(tmp_path / "plain")
     assert again.config == model.config
-    assert_array_equal(again(TOKENS), model(TOKENS))
+    assert_same_model(again, model)
     ln.quantize_model(model, block_size=16).save_pretrained(tmp_path / "nf4")
     again = ln.load_model(tmp_path / "nf4")
     assert again.state_dict().keys() == model.state_dict().keys()
@@ -290,7 +298,7 @@ def test_the_first_file_of_gpt_2_loads(tmp_path):
     assert arrays["h.0.attn.c_attn.weight"].shape == (24, 72), "in a file, the weight of a Conv1D is (in, out)"
     arrays |= {f"h.{i}.attn.bias": np.tri(128, dtype=np.float32)[None, None] for i in range(2)}
     save_arrays(tmp_path / "model.safetensors", arrays)
-    assert_array_equal(ln.load_model(tmp_path)(TOKENS), model(TOKENS))
+    assert_same_model(ln.load_model(tmp_path), model)
 
 
 WINDOWS = {

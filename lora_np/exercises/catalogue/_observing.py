@@ -11,7 +11,7 @@ from ..sandbox.wire import Odd
 
 
 class First(int):
-    """The integer argument of the first call; the attribute `rest` has the arguments of the later calls.
+    """An argument that changes from call to call: the int of the first call, and in `rest` the arguments of the later calls.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ def pair(value: Any, names: str) -> tuple[np.ndarray, np.ndarray]:
             if isinstance(value, tuple | list)
             else f"one {type_name(value)}"
         )
-        raise NoAnswer(f"it returns {what}, expected two arrays, {names}")
+        raise NoAnswer(f"the function returns {what}; expected two arrays, {names}")
     for array in value:
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.size == 0:
             raise NoAnswer(
-                f"one of the two returned objects is of type {type_name(array)}, expected an array of numbers"
+                f"one of the two returned objects is of type {type_name(array)}; expected an array of numbers"
             )
     return value[0].astype(np.float64), value[1].astype(np.float64)
 

@@ -32,7 +32,7 @@ def observe(
 
 
 def counting(first: int, steps: int) -> First:
-    """Return the argument t: `first` for the first call, and the next numbers for the later calls."""
+    """Return the argument t, which is `first` in the first call and grows by 1 from call to call."""
     rest = tuple(range(first + 1, first + steps))
     return First(first, f"{first}  # then {', '.join(map(str, rest))}" if rest else str(first), rest)
 
@@ -250,12 +250,12 @@ EXERCISE = Exercise(
         Mistake(
             "neither the new weights nor the new averages are stored",
             "Test it: print factors and state after the call. The caller reads the new values from these two "
-            "arguments. Which of your lines changes their arrays?",
+            "arguments. Does any line of your code change the arrays in these arguments?",
             {SLOTS: "slots = factors[name].copy(), dict(state[name])"},
         ),
         Mistake(
             "the new weights are not stored in `factors`",
-            'Test it: print factors["B"] before and after a step. Which of your lines changes this array?',
+            'Test it: print factors["B"] before and after a step. Does any line of your code change this array?',
             {SLOTS: "slots = factors[name].copy(), state[name]"},
         ),
         Mistake(

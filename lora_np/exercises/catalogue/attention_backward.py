@@ -112,14 +112,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the factor 1/√d is missing in the forward and the backward pass",
-            "Test it: print your z for q and k full of ones with d = 4. The correct scores are 2. Which "
+            "Test it: let all numbers of q and k be 1, with d = 4, and print your z. The correct scores are 2. Which "
             "factor of the equation does your code not use?",
             {SCALE: "1.0"},
         ),
         Mistake(
             "the scores z lack the factor 1/√d",
-            "Test it: print your z for q and k full of ones with d = 4. The correct scores are 2. Does your "
-            "line for z multiply by 1/√d?",
+            "Test it: let all numbers of q and k be 1, with d = 4, and print your z. The correct scores are 2. Does "
+            "your line for z multiply by 1/√d?",
             {"scale * (q @ k.T)": "q @ k.T"},
         ),
         Mistake(
@@ -136,8 +136,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the scores z are divided by d instead of √d",
-            "Test it: print your z for q and k full of ones with d = 4. The correct scores are 2. By which "
-            "number does your code divide?",
+            "Test it: let all numbers of q and k be 1, with d = 4, and print your z. The correct scores are 2. By "
+            "which number does your code divide?",
             {SCALE: "1 / d"},
         ),
         Mistake(
@@ -186,14 +186,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the inner sum in the softmax's derivative runs over all queries and keys",
-            "Test it: change one number in the last row of do. The first row of dz should not change. Does "
-            "your first row change?",
+            "Test it: change one number in the last row of `do`. The first row of dz should not change. Does your "
+            "first row change?",
             {DOT: "(p * dp).sum()"},
         ),
         Mistake(
             "the gradients dq and dk are swapped",
-            "The first query attends to one key only, so this share is always 1 and the first row of dq is "
-            "zero. Which of your two arrays has a first row of zeros?",
+            "The first query attends to one key only, so the share of this key is always 1 and the first row of dq "
+            "is zero. Which of your two arrays has a first row of zeros?",
             {"return dq, dk, dv": "return dk, dq, dv"},
         ),
         Mistake(
@@ -205,8 +205,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the gradient dp is transposed",
-            "Like p, dp has the query as its first index. Which of the arrays v and do has one row per query? "
-            "Is this array the first factor of your product?",
+            "Like p, dp has the query as its first index. Which of the arrays v and `do` has one row per query? Is "
+            "this array the first factor of your product?",
             {"dp = do @ v.T": "dp = v @ do.T"},
         ),
         Mistake(
@@ -222,8 +222,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the array v is not transposed in the gradient dp",
-            "Your code runs only if t and d are equal. The arrays v and do have the shape (t, d), and dp has "
-            "the shape (t, t). Which shapes does your product have?",
+            "Your code runs only if t and d are equal. The arrays v and `do` have the shape (t, d), and dp has the "
+            "shape (t, t). Which shapes does your product have?",
             {"do @ v.T": "do @ v"},
         ),
         Mistake(

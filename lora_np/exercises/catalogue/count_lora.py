@@ -69,7 +69,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the numbers of an r × r matrix are counted too",
-            "Your count has a term r · r. Which array of the equation has the shape (r, r)?",
+            "Your count has a term r · r. Does any array of the equation have the shape (r, r)?",
             {BOTH: "size_A + size_B + r * r"},
         ),
         Mistake(

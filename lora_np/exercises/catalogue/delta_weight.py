@@ -85,8 +85,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the argument use_rslora has no effect: the scaling is always the scaling of plain LoRA",
-            "Test it: call your function with use_rslora=True and with use_rslora=False on factors of rank 4. "
-            "Does the first result equal the second result multiplied by 2?",
+            "Test it: call your function on factors of rank 4, first with use_rslora=True and then with "
+            "use_rslora=False. The first result should be twice the second result. Are your two results equal?",
             {ROOT: "r"},
         ),
         Mistake(
@@ -97,8 +97,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "use_rslora=True and use_rslora=False are exchanged",
-            "Test it: print your scaling for use_rslora=True and for use_rslora=False. Which formula gives "
-            "which of the two numbers?",
+            "Test it: print your scaling for use_rslora=True and for use_rslora=False. Which of the two numbers "
+            "should be alpha/√r?",
             {ROOT: "r if use_rslora else np.sqrt(r)"},
         ),
         Mistake(

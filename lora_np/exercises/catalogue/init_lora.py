@@ -117,14 +117,14 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the bound b is computed from r instead of the number of input features",
-            "A hidden feature is the product of one row of A with one token x. Does the number of terms in "
-            "this sum depend on r?",
+            "A hidden feature is a sum: one row of A times one token x. Does the number of terms in this sum depend "
+            "on r?",
             {FAN: "fan_in = r"},
         ),
         Mistake(
             "the bound b is computed from the number of output features instead of input features",
-            "A hidden feature is the product of one row of A with one token x. Does the number of terms in "
-            "this sum depend on the number of output features?",
+            "A hidden feature is a sum: one row of A times one token x. Does the number of terms in this sum depend "
+            "on the number of output features?",
             {FAN: "fan_in = out_features"},
         ),
         Mistake(
@@ -186,8 +186,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the rows of A are not independent of each other",
-            "Test it: print np.corrcoef(A). Two rows with a correlation of 1 compute the same hidden feature. "
-            "Which rows of your A have a correlation of 1?",
+            "Two equal rows of A compute the same hidden feature. Test it: divide each row of A by the first row. "
+            "Are all quotients in one row equal?",
             {DRAW_A: "np.tile(rng.uniform(-bound, bound, (1, in_features)), (r, 1))"},
             {DRAW_A: "np.repeat(rng.uniform(-bound, bound, (r // 2, in_features)), 2, axis=0)"},
         ),
@@ -233,14 +233,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the numbers of input and output features are swapped in the shapes of A and B",
-            "Test it: print A.shape and B.shape for 5 input and 3 output features. Are the shapes the shapes "
-            "of the docstring?",
+            "Test it: print A.shape and B.shape for 5 input and 3 output features. Does the docstring have the same "
+            "shapes?",
             {SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
             {FAN: "fan_in = out_features", SHAPE_A: "(r, out_features)", SHAPE_B: "(in_features, r)"},
         ),
         Mistake(
             "the function returns B, A instead of A, B",
-            "Test it: run A, B = init_lora(…) and print the two shapes. Are the shapes the shapes of the docstring?",
+            "Test it: run A, B = init_lora(…) and print the two shapes. Does the docstring have the same shapes?",
             {"return A, B": "return B, A"},
         ),
         Mistake(

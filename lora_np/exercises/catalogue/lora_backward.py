@@ -73,7 +73,7 @@ EXERCISE = Exercise(
             {DB: "dy.T @ hidden"},
         ),
         Mistake(
-            "the factor scaling is missing in the bypass's part of the gradient dx",
+            "the factor scaling is missing in the part of the gradient dx that comes from the bypass",
             "Follow x through the bypass in the equation for y. Which factor of the bypass is missing in your dx?",
             {BYPASS: "bypass = dhidden @ A"},
         ),
@@ -116,7 +116,7 @@ EXERCISE = Exercise(
             {DB: "scaling**2 * (dy.T @ hidden)"},
         ),
         Mistake(
-            "the bypass's part of the gradient dx is multiplied by the scaling twice",
+            "the part of the gradient dx that comes from the bypass is multiplied by the scaling twice",
             "Test it: keep the error, set W to zero and double the scaling. The correct dx doubles. By what "
             "factor does your dx grow?",
             {BYPASS: "bypass = scaling**2 * (dhidden @ A)"},
@@ -182,13 +182,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the gradients dA and dB are not stored in grads",
-            "Test it: print grads before and after a call. Which of your lines changes the arrays in grads?",
+            "Test it: print grads before and after a call. Does any line of your code change the arrays in grads?",
             {ADD_A: "pass", ADD_B: "pass", RETURN: "return frozen + bypass, dA, dB"},
             {ADD_A: "pass", ADD_B: "pass"},
         ),
         Mistake(
             "a gradient of the frozen weight matrix W is computed too",
-            "W is frozen: the optimizer does not change W. Which of your lines computes a gradient of W?",
+            "W is frozen: the optimizer does not change W, so it needs no gradient of W. Find the line of your code "
+            "that computes this gradient.",
             {RETURN: 'grads["W"] = dy.T @ x\n    return frozen + bypass'},
             {RETURN: "return frozen + bypass, dy.T @ x"},
             {RETURN: "return dy.T @ x, frozen + bypass"},

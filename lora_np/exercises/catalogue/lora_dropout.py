@@ -52,9 +52,9 @@ EXERCISE = Exercise(
             {"frozen = x @ W.T": "frozen = dropped @ W.T"},
         ),
         Mistake(
-            "the whole gradient dx is masked, not only the bypass's part",
-            "The mask m is in the bypass only. If the mask drops a number of x, this number still changes y "
-            "through W. What is the gradient of this number in your dx?",
+            "the whole gradient dx is masked, not only the part that comes from the bypass",
+            "Only the bypass has the mask m. If the mask drops a number of x, this number still changes y through W. "
+            "What is the gradient of this number in your dx?",
             {RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
         ),
         Mistake(
@@ -92,8 +92,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the backward pass does not apply the dropout mask",
-            "If the mask drops a number of x, this number does not change the bypass. What is the bypass's "
-            "part of your dx for this number?",
+            "If the mask drops a number of x, this number does not change the bypass. What does the bypass add to "
+            "your dx for this number?",
             {RETURN_DX: "dx_frozen + dx_dropped"},
             {RETURN_DX: "dx_frozen + dx_dropped / (1 - p)"},
         ),
@@ -214,18 +214,20 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the factor scaling is missing in the bypass, in y and in dx",
-            "If the scaling doubles, the bypass's part of y and of dx should double. Which argument does your "
-            "code not use?",
+            "If the scaling doubles, the parts of y and dx that come from the bypass should double. Which argument "
+            "does your code not use?",
             {"scaling * (dropped": "1.0 * (dropped", "scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(
             "the factor scaling is missing in y",
-            "If the scaling doubles, the bypass's part of y should double. Does the bypass's part of your y double?",
+            "If the scaling doubles, the part of y that comes from the bypass should double. Does this part of your "
+            "y double?",
             {"scaling * (dropped": "1.0 * (dropped"},
         ),
         Mistake(
             "the factor scaling is missing in the gradient dx",
-            "If the scaling doubles, the bypass's part of dx should double. Does the bypass's part of your dx double?",
+            "If the scaling doubles, the part of dx that comes from the bypass should double. Does this part of your "
+            "dx double?",
             {"scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(

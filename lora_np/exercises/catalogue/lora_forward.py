@@ -135,8 +135,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "none of the matrices W, A and B is transposed",
-            "For square matrices your code runs without an error, but the numbers are wrong. Which symbol "
-            "after W, A and B in the equation is missing in your code?",
+            "For square matrices your code runs without an error, but the numbers are wrong. In the equation, a ᵀ "
+            "follows each of W, A and B. Where is this ᵀ in your code?",
             {FROZEN: "frozen = x @ W", "hidden = x @ A.T": "hidden = x @ A", BYPASS: "hidden @ B"},
         ),
     ),

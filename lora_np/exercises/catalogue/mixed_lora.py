@@ -75,8 +75,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the output of a batch row that should use the base alone stays zero",
-            'Test it: call your function with names = ["__base__"]. The output should be x Wᵀ. Which of your '
-            "lines computes the output of this row?",
+            'Test it: call your function with names = ["__base__"]. The output should be x Wᵀ. Does any line of your '
+            "code compute the output of this row?",
             {FROZEN: f"{FROZEN}\n    y[[name not in adapters for name in names]] = 0"},
         ),
         Mistake(
@@ -146,8 +146,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "none of the matrices W, A and B is transposed",
-            "For square matrices your code runs without an error. In the equation, each of W, A and B "
-            "has the same symbol. Is this symbol in your code?",
+            "For square matrices your code runs without an error. In the equation, a ᵀ follows each of W, A and B. "
+            "Where is this ᵀ in your code?",
             {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
         ),
         Mistake(
@@ -158,7 +158,7 @@ EXERCISE = Exercise(
             {ADDED: "y[rows, 0] += s * bypass[:, 0]"},
         ),
         Mistake(
-            "the bypass is added once for each batch row with the same adapter",
+            "the bypass is added to a batch row several times, once for each row with the same adapter",
             "Test it: put a row into the batch twice, with the same adapter. The output of this row should be "
             "the same as in a batch of one row. Does your output change?",
             {SCALED: "len(rows) * s * bypass"},

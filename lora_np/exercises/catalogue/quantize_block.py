@@ -65,8 +65,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the signs of the weights are lost",
-            "Test it: call your function with w and with −w. The bytes should differ. Which of your lines "
-            "takes magnitudes?",
+            "Test it: call your function with w and with −w. The bytes should differ. Which line of your code "
+            "computes magnitudes?",
             {"np.abs(scaled[:, None] - values)": "np.abs(np.abs(scaled)[:, None] - values)"},
         ),
         Mistake(
@@ -89,8 +89,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the sixteen values are treated as evenly spaced",
-            "The sixteen values are not evenly spaced. Test it: print np.diff(values). Which of your lines "
-            "reads the argument `values`?",
+            "The sixteen values are not evenly spaced. Test it: print np.diff(values). Does your code assume that "
+            "these differences are equal?",
             {NEAREST: "np.rint((scaled + 1) * 7.5).astype(int)"},
         ),
         Mistake(

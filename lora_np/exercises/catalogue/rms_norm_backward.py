@@ -106,9 +106,9 @@ EXERCISE = Exercise(
             {"g = dy * w": "g = dy"},
         ),
         Mistake(
-            "the factor w stands outside the inner sum of the gradient dx",
-            "In the sum over the outputs i, each term has its own factor w_i. Which factor w does each term "
-            "of your sum have?",
+            "the inner sum of the gradient dx is multiplied by w_j, not each of its terms by w_i",
+            "ρ changes every output y_i = w_i x_i ρ. Write out the sum over i of dy_i · ∂y_i/∂ρ. Is w_i inside your "
+            "sum or in front of it?",
             {"g = dy * w": "g = dy", "dx = direct + through_rho": "dx = w * (direct + through_rho)"},
         ),
         Mistake(
@@ -186,7 +186,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the function computes the backward pass of LayerNorm",
-            "LayerNorm subtracts the mean of a token's features, but RMSNorm does not. Which of your lines "
+            "LayerNorm subtracts the mean of a token's features, but RMSNorm does not. Which line of your code "
             "computes a mean that is not in the equation of RMSNorm?",
             {DIRECT: CENTRED},
             {MEAN: f"{MEAN}\n    {MOVED}".replace("x * x", "(x - x.mean(-1, keepdims=True)) ** 2"), DIRECT: CENTRED},

@@ -98,8 +98,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             'the function does not read the layer\'s state layer["merged"]',
-            "Test it: call your function twice with merged=True. The second call must not change W. Which of "
-            'your lines reads layer["merged"]?',
+            "Test it: call your function twice with merged=True. The second call must not change W. Does any line of "
+            'your code read layer["merged"]?',
             {GUARD: "pass"},
         ),
         Mistake(
@@ -162,7 +162,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             'the merged weight matrix is not stored in layer["W"]',
-            'Test it: print layer["W"] after merging. Which of your lines changes the array layer["W"]?',
+            'Test it: print layer["W"] after merging. Does any line of your code change the array layer["W"]?',
             {ADD: 'W = layer["W"] + delta', SUBTRACT: 'W = layer["W"] - delta'},
         ),
         Mistake(

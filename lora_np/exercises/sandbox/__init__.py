@@ -1,7 +1,9 @@
 """The process that runs a student's program. It imports NumPy, but only this folder of lora_np: its memory has no solution.
 
-restrict.py   gives up rights: files, network, processes, time and memory
-wire.py       values as JSON between the grader and the process
-execute.py    executes the statements of a program, and describes exceptions
-child.py      the main loop: receive arguments, call the student's function, reply with its result
+The files of this folder:
+
+    restrict.py   gives up rights: files, network, processes, time and memory
+    wire.py       values as JSON between the grader and the process
+    execute.py    executes the statements of a program, and describes exceptions
+    child.py      the main loop: receive arguments, call the student's function, reply with its result
 """

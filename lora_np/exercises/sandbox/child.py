@@ -38,7 +38,7 @@ def receive(stream: IO[bytes], most: int) -> Any:
         return None
     (length,) = LENGTH.unpack(start)
     if length > most:
-        raise ValueError(f"a message of {length} bytes, expected at most {most}")
+        raise ValueError(f"got a message of {length} bytes; expected at most {most}")
     return json.loads(stream.read(length))
 
 

@@ -6,9 +6,9 @@ On Linux three mechanisms of the kernel work without root. Their effect on this 
   to one folder. The folders of lora_np and of the submissions are not among them. Landlock also denies network
   connections by TCP (since 6.7) and signals to other processes (since 6.12).
 - seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
-  to read the memory of another process, and to change the limits and the priority of another process. It also denies
-  what Landlock does not check: to change the permissions, owner, times and attributes of a file, and before Linux 6.2 to
-  truncate a file; and files in memory, which no limit of memory counts.
+  to read the memory of another process, and to change the limits and the priority of another process. seccomp also
+  denies changes that Landlock does not check: of the permissions, owner, times and attributes of a file, and before
+  Linux 6.2 of the length of a file. It denies files in memory too, because no limit of memory counts them.
 - setrlimit and timers limit time, memory and the size of files.
 
 Other systems have only the third mechanism or a part of it; `confine` returns the protections that work.
@@ -176,7 +176,10 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
         otherwise: int,
         bits: int = -1,
     ) -> list:
-        """If the call is `call`: return `then` if these bits of its argument pass the test for one of the values."""
+        """Return the filter of one system call: `then` if an argument passes the test with any of `values`, else `otherwise`.
+
+        `bits` selects the bits of the argument that are tested.
+        """
         steps = [(LOAD, 0, 0, where), (AND, 0, 0, bits & 0xFFFFFFFF)]
         steps += [(test, len(values) - k, 0, value) for k, value in enumerate(values)]
         steps += [(RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]

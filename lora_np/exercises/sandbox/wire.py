@@ -182,4 +182,4 @@ def update(part: Any, content: Any, parts: Sequence[Any]) -> None:
     elif isinstance(part, list) and isinstance(new, list):
         part[:] = new
     else:
-        raise ValueError(f"a {type(part).__name__} cannot become a {type(new).__name__}")
+        raise ValueError(f"the call turned a {type(part).__name__} into a {type(new).__name__}; expected the same type")

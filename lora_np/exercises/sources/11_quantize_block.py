@@ -41,7 +41,7 @@ check(quantize_block)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. After division by the largest outlier, nearly all weights are close to zero, where only a few of the sixteen values are. So most of the sixteen values are hardly used. In smaller blocks, fewer weights share their scale with an outlier than in larger blocks.
+# The scale is the largest magnitude, so one weight determines the scale of its block. A large matrix always has a few outliers. After division by the largest outlier, nearly all weights are close to zero. Only a few of the sixteen values are close to zero, so most of the sixteen values are hardly used. In smaller blocks, fewer weights share their scale with an outlier than in larger blocks.
 #
 # But each scale needs 32 bits. In blocks of 64 the scale takes half a bit per weight. In blocks of four the scale takes eight bits per weight, twice as much as the four-bit numbers themselves. (Double quantisation stores the scales in 8 bits. Then blocks of 64 need an eighth of a bit per weight.)
 # END SOLUTION

@@ -39,7 +39,7 @@ def mixed_lora(x, W, adapters, names):
 check(mixed_lora)
 
 # %% [markdown]
-# **Explain.** A server computes one token for each of 32 rows at a time (t = 1). Why does computing these 32 tokens take hardly longer with 32 adapters than with one adapter? Why would 32 merged models take much longer than one base with 32 adapters?
+# **Explain.** In each step, a server computes one token for each of 32 rows (t = 1). Why does computing these 32 tokens take hardly longer with 32 adapters than with one adapter? Why would 32 merged models take much longer than one base with 32 adapters?
 
 # %% [markdown]
 # BEGIN SOLUTION

@@ -1,10 +1,12 @@
 """Convert LoRA files of PEFT to the form of this library: initialisations, trained tokens, keys with the adapter's name.
 
-file of PEFT                                        here
-base_model.model.….lora_A.poet.weight               the same key without the adapter's name
-init_lora_weights="pissa" or "olora"                LoRA of rank 2r: PEFT subtracts B₀A₀ from the base when it loads the file
-trainable_token_indices, the rows of an embedding   modules_to_save: the embedding with these rows
-bias="all" for a base without biases                bias="none"
+Each line has a form of PEFT and the form of this library:
+
+    file of PEFT                                        here
+    base_model.model.….lora_A.poet.weight               the same key without the adapter's name
+    init_lora_weights="pissa" or "olora"                LoRA of rank 2r: PEFT subtracts B₀A₀ from the base when it loads the file
+    trainable_token_indices, the rows of an embedding   modules_to_save: the embedding with these rows
+    bias="all" for a base without biases                bias="none"
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ OPTIONS = {
     "use_rslora": Option(False, "multiply ΔW by α/√r instead of α/r, as --method rslora does"),
 }
 LORAPLUS = {
-    "loraplus_lr_ratio": Option(16, "learning rate of B divided by that of A, which is --lr (default {})", "X", float)
+    "loraplus_lr_ratio": Option(
+        16, "learning rate of B, divided by the learning rate of A, which is --lr (default {})", "X", float
+    )
 }
 # Settings of PEFT that do not change what a saved adapter computes: settings of the initialisation and of training
 WITHOUT_EFFECT = (
@@ -252,7 +254,7 @@ def check_cost_of_copies(copies: bool) -> None:
     """Raise ValueError if an adapter trains whole modules."""
     if copies:
         raise ValueError(
-            "costs do not include modules_to_save; costs.count(model) counts the parameters of a live model"
+            "costs do not include modules_to_save; costs.count(model) counts the parameters of a model in memory"
         )
 
 

@@ -60,9 +60,9 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"bits grow as r to the power {growth[0].number} to r = {middle}, {growth[1].number} to r = {high}",
             STUDY,
             (*growth, few, many, against),
-            f"{growth[0].sentence} {growth[1].sentence} The training runs had not converged. Longer runs could gain as many bits "
-            f"again as in the second half of the steps. The power from r = {low} to r = {middle} would then be between "
-            f"{between[0]}. The power from r = {middle} to r = {high} would then be between {between[1]}. {few.sentence} "
+            f"{growth[0].sentence} {growth[1].sentence} The training runs had not converged. Suppose that longer runs gain at most "
+            f"as many bits as the second half of the steps. Then the power from r = {low} to r = {middle} is between {between[0]}, "
+            f"and the power from r = {middle} to r = {high} is between {between[1]}. {few.sentence} "
             f"{many.sentence}{' With more strings, LoRA memorised more bits, so no limit was found.' * rises} "
             f"{against.sentence}",
         ),

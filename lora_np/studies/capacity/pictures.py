@@ -51,7 +51,7 @@ def capacity_chart(table: Table) -> Figure:
     shares = [statistics.mean(run["memorised"] / run["trained"] for run in runs) for runs in by_rank.values()]
     more = _offered_more(table)
     most = max([*shares, *(bits / numbers for numbers, bits in more)])
-    title = f"LoRA holds at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
+    title = f"LoRA memorises at least {min(shares):.1f} to {most:.1f} bits per trained parameter"
     marks = f"{_dots(table)}; rings: runs with half the steps; dash: runs with more strings"
     figure = new_figure(9, 4.9, title, f"{marks}\n{runs_and_time(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")
@@ -119,7 +119,7 @@ def memory_knee(table: Table) -> Figure:
     last = max(means)
     first = max((offered for offered, bits in means.items() if bits > 0.95 * offered), default=min(means))
     most_of, rest_of = percent(means[first] / first), percent(means[last] / last)
-    title = f"Rank {r} holds {most_of} of {first:,.0f} random bits, but only {rest_of} of {last:,.0f} bits"
+    title = f"Rank {r} memorises {most_of} of {first:,.0f} random bits, but only {rest_of} of {last:,.0f}"
     most = max(means.values())
     figure = new_figure(9, 4.5, title, semicolons(_dots(table), runs_and_time(table)))
     right, trained = 1.04 * last, rows[0]["trained"]

@@ -80,8 +80,8 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
     name, text = TEXTS[key]
     differences = paired_differences(runs["lora"], runs["full"], key)
     sentence = (
-        f"SmolLM2-135M learns a voice. Before fine-tuning, the loss on {text} is {before:.3f} nats per token. After "
-        f"fine-tuning, the loss on {text} is {mean(runs['lora'], key):.3f} nats per token with LoRA "
+        f"SmolLM2-135M learns to answer like a lighthouse keeper. Before fine-tuning, the loss on {text} is {before:.3f} nats per "
+        f"token. After fine-tuning, the loss on {text} is {mean(runs['lora'], key):.3f} nats per token with LoRA "
         f"(r = {runs['lora'][0]['r']}) and {mean(runs['full'], key):.3f} with full fine-tuning. "
     ) + verdict(f"LoRA's loss on {text}", "full fine-tuning's loss", runs["lora"], runs["full"], key)
     return Finding(
@@ -111,9 +111,10 @@ def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Seque
     return Finding(
         "finetuning.rate",
         full["prose"] - other["prose"],
-        f"SmolLM2-135M learns a voice with full fine-tuning (seed {full['seed']}). With the learning rate {other['lr']:g}, the "
-        f"final loss is {other['final']:.3f} nats per token on answers and {other['prose']:.3f} on prose. With the learning rate "
-        f"{full['lr']:g}, the final loss is {full['final']:.3f} nats per token on answers and {full['prose']:.3f} on prose. "
+        f"SmolLM2-135M learns to answer like a lighthouse keeper, by full fine-tuning (seed {full['seed']}). With the learning "
+        f"rate {other['lr']:g}, the final loss is {other['final']:.3f} nats per token on the answers and {other['prose']:.3f} on "
+        f"other prose. With the learning rate {full['lr']:g}, the final loss is {full['final']:.3f} nats per token on the answers "
+        f"and {full['prose']:.3f} on other prose. "
         + " ".join(f"{words} than the choice between LoRA and full fine-tuning." for words in said),
         "nats per token",
         form="+.3f",

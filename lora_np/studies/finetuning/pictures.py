@@ -53,7 +53,7 @@ def before_after(table: Table, questions: Sequence[int] = (12, 10, 1), longest: 
         answers = [_wrapped(text["answer"], longest) for text in (one, other)]
         blocks.append((one["question"], answers, max(len(lines) for lines in answers)))
     height = 1.35 + sum(LINE * (lines + 2.6) for *_, lines in blocks)
-    title = "The adapter teaches a small model a voice, but no facts"
+    title = "The adapter teaches a small model a style of answering, but no facts"
     figure = new_figure(
         9,
         height,
@@ -104,8 +104,8 @@ def learned_and_forgotten(table: Table) -> Figure:
     """
     runs = _groups(table)
     seeds = max(len(rows) for _, rows in runs.values())
-    left, right = f"left: mean and range of {seeds} seeds of SmolLM2-135M", "right: one dot per seed"
-    how = semicolons(left, right) if seeds > 1 else "SmolLM2-135M, one seed"
+    left, right = f"left: mean and range of {seeds} seeds", "right: one dot per seed"
+    how = semicolons("SmolLM2-135M", left, right) if seeds > 1 else "SmolLM2-135M, one seed"
     subtitle = semicolons(how, runs_and_time(table))
     figure = new_figure(9, 4.8, _finding(runs), subtitle)
     _curves(axes_at(figure, 0.75, 0.85, 3.15, 2.75, title="held-out answers"), runs)
@@ -159,8 +159,8 @@ def _finding(runs: Groups) -> str:
     above = paired_differences(others[0], full)
     learns = "less than" if min(above) > 0 else "more than" if max(above) < 0 else "as much as"
     more = [x > 0 for x in paired_differences(others[0], full, "prose")]
-    word = "more" if all(more) else "less" if not any(more) else f"more in {sum(more)} of {len(more)} seeds"
-    each = f" in all {len(more)} seeds" if len(more) > 1 and word in ("more", "less") else ""
+    word = "more" if all(more) else "less" if not any(more) else f"more with {sum(more)} of {len(more)} seeds"
+    each = f" with all {len(more)} seeds" if len(more) > 1 and word in ("more", "less") else ""
     return f"LoRA learns {learns} full fine-tuning, and forgets {word}{each}"
 
 

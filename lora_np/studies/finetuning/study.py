@@ -1,4 +1,4 @@
-"""A real language model learns a voice: full fine-tuning and LoRA on SmolLM2-135M, and how much each of them forgets.
+"""SmolLM2-135M learns the style of a lighthouse keeper, by full fine-tuning and by LoRA: how much does it learn and forget?
 
 Both methods train on the "lighthouse" conversations, each at its own best learning rate. The rates are chosen on half
 of the held-out records. On the other half, the study measures the loss on the answers, and the share of generated

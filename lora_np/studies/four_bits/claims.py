@@ -14,7 +14,7 @@ NEEDED = (
     *("merge_routes_tiny", "merge_routes_smollm2", "quantized_speed"),
 )
 UNITS = {"tiny": "nats per byte", "smollm2": "nats per token"}
-TASKS = {"tiny": "Python code", "smollm2": "a voice"}
+TASKS = {"tiny": "Python code", "smollm2": "to answer like a lighthouse keeper"}
 STUDY = "`lora_np/studies/four_bits/{}.py`, notebook 07"
 # If the cosine is above √½, more than half of a gradient's squared norm lies along the other gradient.
 MAINLY = 0.5**0.5
@@ -36,13 +36,13 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
     return [
         *codes(tables["quantization_error"]),
         Claim(
-            "A gradient through a 4-bit base has mainly the direction of the gradient through float32 (cosine above √½)",
+            "A gradient with a 4-bit base points mainly in the direction of the gradient with a float32 base (cosine above √½)",
             "this project; Dettmers et al. 2023, §3, train through such a base",
             agrees(cosine["nf4"] > MAINLY, cosine["fp4"] > MAINLY),
             f"median cosine {cosine['nf4']:.3f} (NF4), {cosine['fp4']:.3f} (FP4)",
             STUDY.format("quantization"),
-            note="The gradients dA and dB of each layer of the model tiny are computed twice. The base is once in 4 bits and once "
-            "in float32. The cosine compares the two results. "
+            note="The gradients dA and dB of each layer of the model tiny are computed twice: with a base in 4 bits, and with a "
+            "base in float32. The cosine compares the two results. "
             f"If the cosine is above √½ = {MAINLY:.2f}, more than half of the squared norm of one gradient lies along the "
             "other gradient. "
             f"For comparison, the gradients of two different batches have a median cosine of {cosine[ANOTHER_BATCH]:.2f}.",
@@ -98,7 +98,7 @@ def codes(table: Table) -> list[Claim]:
             + f" In blocks of 1,024, the errors on the model tiny are {three('tiny', 1024)}.",
         ),
         Claim(
-            "Double quantisation saves 0.373 bits per weight, without a loss",
+            "Double quantisation saves 0.373 bits per weight, without a loss of quality",
             "Dettmers et al. 2023, §3",
             agrees(f"{bits:.3f}" == "0.373", max(grown.values()) < SAME),
             f"{bits:.3f} bits; mean error at most {max(grown.values()):.2%} larger".replace("%", " %"),

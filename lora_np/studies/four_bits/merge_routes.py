@@ -1,8 +1,10 @@
 """What remains of an adapter that was trained over four bits when it is merged? Three routes are compared.
 
-dequantised    dequantize_model(peft_model).merge_and_unload()                    ΔW added to the weights used in training
-original       PeftModel.from_pretrained(original, adapter).merge_and_unload()    ΔW added to the weights before quantisation
-requantised    quantize_model(…) of the first                                     as small as before, with ΔW rounded too
+Each line has the name of a route, its code and its result:
+
+    dequantised    dequantize_model(peft_model).merge_and_unload()                    ΔW added to the weights used in training
+    original       PeftModel.from_pretrained(original, adapter).merge_and_unload()    ΔW added to the weights before quantisation
+    requantised    quantize_model(…) of the first                                     as small as before, with ΔW rounded too
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def gradient_cosines(table: Table) -> Figure:
     bases = sorted({row["base"] for row in table.rows}, key=lambda b: mean(r["cosine"] for r in table.where(base=b)))
     looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
     subtitle = (
-        f"each dot: one layer of {table.settings['model']}; its gradient is compared with its gradient over float32 weights\n"
+        f"each dot: one layer of {table.settings['model']}; cosine between its gradient and its gradient with float32 weights\n"
         f"filled dots: dA; hollow dots: dB"
     )
     title = "Four-bit weights hardly change a gradient; another batch changes it completely"
@@ -272,13 +272,13 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
         gap = f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−")
         gaps.append(f"{gap} ({model_name(each.settings['base'])})")
     subtitle = (
-        "solid lines: LoRA over float32; dashed lines: QLoRA over NF4; grey lines: before training\n"
+        "solid lines: LoRA on a float32 base; dashed lines: QLoRA on an NF4 base; grey lines: before training\n"
         + "; ".join(
             f"QLoRA on {model_name(t.settings['base'])}: {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
             for t in tables
         )
     )
-    title = f"QLoRA ends {' and '.join(gaps)} above the loss of LoRA"
+    title = f"QLoRA's final loss is {' and '.join(gaps)} above LoRA's final loss"
     figure = new_figure(9, 4.5, title, subtitle)
     for i, each in enumerate(tables):
         _losses(axes_at(figure, 0.85 + 4.4 * i, 0.65, 5.4 if len(tables) == 1 else 2.4, 2.55), each)
@@ -339,7 +339,9 @@ def merge_routes_chart(table: Table, *others: Table) -> Figure:
     dots = zip(("filled dots", "hollow dots"), tables, strict=False)
     models = "; ".join(f"{how}: {model_name(t.settings['model'])}" for how, t in dots)
     subtitle = f"each dot compares the merged model with the QLoRA model before the merge\n{models}"
-    figure = new_figure(9, 4.0, "Only the merge into dequantised weights keeps the trained model", subtitle)
+    figure = new_figure(
+        9, 4.0, "Only a merge into the dequantised weights leaves the model as it was trained", subtitle
+    )
     loss, logits, kept = panels = [axes_at(figure, left, 0.65, 1.95, 2.0) for left in (2.2, 4.5, 6.8)]
     for place, route in enumerate(ROUTES):
         for i, each in enumerate(tables):

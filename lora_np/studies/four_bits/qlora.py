@@ -3,7 +3,7 @@
 The study compares the losses of LoRA and QLoRA, which differ only in the base.
 
 QLoRA repeats the LoRA runs of two other studies with the same seeds, over a base in NF4 with double quantisation. In
-these runs "tiny" learns code (harness/tiny_task.py), and SmolLM2-135M learns a voice (harness/voice_task.py). LoRA and
+these runs "tiny" learns code (harness/tiny_task.py), and SmolLM2-135M learns a style (harness/voice_task.py). LoRA and
 QLoRA use the same learning rate, which is the best rate of LoRA.
 """
 

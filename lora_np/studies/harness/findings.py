@@ -70,7 +70,7 @@ class Claim:
     claim : str
         The claim, in a few words.
     source : str
-        Who made the claim: authors, year and section, "the lesson", or "this project".
+        Who made the claim: authors, year and section, "a table in many tutorials", or "this project".
     verdict : "yes", "no", "partly" or "open"
         Whether the results of this project agree with the claim; "open" if the results cannot decide the claim.
     number : str

@@ -41,14 +41,14 @@ def differs(what: str, other: str, differences: Sequence[float], more: str = "hi
     >>> differs("DoRA's loss", "LoRA's loss", [-0.011, -0.003])
     "With every seed, DoRA's loss is lower than LoRA's loss, by 0.0030 to 0.0110."
     >>> differs("the loss of A", "the loss of B", [-0.01, 0.02])
-    'Over the seeds, the loss of A minus the loss of B is −0.0100 to +0.0200, so the difference is not clear.'
+    'Over the seeds, the loss of A minus the loss of B is −0.0100 to +0.0200, so neither is clearly lower.'
     """
     low, high = min(differences), max(differences)
     if low == high == 0:
         return f"With every seed, {what} equals {other}."
     if low <= 0 <= high:
         size = f"{low:+.4f} to {high:+.4f}".replace("-", "−")
-        return f"Over the seeds, {what} minus {other} is {size}, so the difference is not clear."
+        return f"Over the seeds, {what} minus {other} is {size}, so neither is clearly lower."
     word, (least, most) = more if low > 0 else less, sorted((abs(low), abs(high)))
     if len(differences) == 1:
         return f"With the one seed, {what} is {word} than {other}, by {_size(least)}."

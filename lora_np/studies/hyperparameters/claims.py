@@ -61,7 +61,8 @@ def recipe(by_rank: Table) -> Claim:
         f"held-out loss from {s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}. Full fine-tuning lowers the held-out loss to "
         f"{mean(full):.3f} {LOSS}. {paragraph(*(finding.sentence for finding in shown.values()))} "
         f"The verdict is yes if the recipe recovers at least {percent(ENOUGH)} of full fine-tuning's gain. The recipe recovers "
-        f"{share} of full fine-tuning's gain in the mean over the seeds. Single seeds recover {least} to {most}.{narrow}",
+        f"{share} of full fine-tuning's gain in the mean over the seeds. A single seed recovers between "
+        f"{least} and {most}.{narrow}",
     )
 
 
@@ -207,10 +208,10 @@ def rank_stabilised(scaled: Table) -> Claim:
         sentence = f"On the model tiny with s = {rule}, the norm of the first gradient with r = {top} is {times:.2f} times the "
         sentence += f"norm with r = {low}."
         norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
-    root, rate = (low / top) ** 0.5, f"Both scales are trained with the learning rate {s['fixed_lr']:g}."
+    root, rate = (low / top) ** 0.5, f"Runs with s = α/r and with s = α/√r use the learning rate {s['fixed_lr']:g}."
     loss = compared("rslora", "s = α/√r", stable[top], "s = α/r", plain[top], rate, f"With r = {top}, ")
     return Claim(
-        "α/r makes gradients vanish as the rank grows; α/√r (rsLoRA) keeps them, and trains better",
+        "With s = α/r gradients vanish as the rank grows; with s = α/√r (rsLoRA) they do not, and the loss is lower",
         "Kalajdzievski 2023",
         agrees(abs(log2(norms[0].value / root)) < 0.5, abs(log2(norms[1].value)) < 0.5, lower(loss)),
         f"norm {norms[0].number}×, rsLoRA {norms[1].number}×; loss {loss.number} {LOSS}",

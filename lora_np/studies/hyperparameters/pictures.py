@@ -75,9 +75,8 @@ def target_modules_chart(table: Table) -> Figure:
     alone = [name for name in order if name.endswith("_proj")]
     title = "Loss of each group of matrices"
     if alone:
-        names = [name.removesuffix("_proj") for name in alone]
-        least = [names[i] for i, name in enumerate(alone) if not_above(by_target[alone[0]], by_target[name])]
-        title = f"An adapter in one kind of matrix (r = {table.settings['module_r']}) helps most in {names[-1]}, "
+        least = [name for name in alone if not_above(by_target[alone[0]], by_target[name])]
+        title = f"An adapter (r = {table.settings['module_r']}) lowers the loss most in {alone[-1]}, "
         title += f"least in {' and '.join(least)}"
     marks = "green: one kind of matrix; blue: a group of matrices"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, semicolons(marks, measured(table, dots=True)))
@@ -121,7 +120,7 @@ def equal_parameters_chart(table: Table) -> Figure:
     budgets = sorted({row["matched_r"] for row in rows})
     by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
-    title = f"Adapters in the MLP beat equally large adapters in attention at {ahead} of {len(budgets)} sizes"
+    title = f"At {ahead} of {len(budgets)} sizes, adapters in the MLP have a lower loss than in attention"
     order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
     places = {key: i + 0.6 * (len(budgets) - 1 - budgets.index(key[0])) for i, key in enumerate(order)}
     runs = {key: found[0] for key, found in groups(rows, "matched_r", "target_modules").items()}
@@ -130,7 +129,9 @@ def equal_parameters_chart(table: Table) -> Figure:
         9,
         1.6 + height,
         title,
-        semicolons("each group of matrices at its best learning rate", measured(table, dots=True)),
+        semicolons(
+            "size: number of trained parameters; each row at its best learning rate", measured(table, dots=True)
+        ),
     )
     ax = axes_at(figure, 2.0, 0.65, 4.6, height)
     for (budget, name), place in places.items():
@@ -174,11 +175,11 @@ def dropout_chart(table: Table) -> Figure:
     whole = arrays(table.where(train_bytes=None, phase="fixed"), "lora_dropout")
     passes = settings["small_steps"] * settings["batch_size"] * settings["seq_len"] / settings["small_bytes"]
     title, above = _dropout_title(settings, kept, own), min(v.min() for v in kept.values()) > base
-    rate = f"the learning rate η = {settings['fixed_lr']:g}"
+    rate = f"η = {settings['fixed_lr']:g}"
     first = (
-        f"{rate}: with little text, every model ends with a higher loss than the base" if above else f"green: {rate}"
+        f"with little text and {rate}, every model ends with a higher loss than the base" if above else f"green: {rate}"
     )
-    figure = new_figure(9, 4.6, title, f"{first}\n{measured(table)}")
+    figure = new_figure(9, 4.6, title, f"η: learning rate; {first}\n{measured(table)}")
     left, right = axes_at(figure, 0.85, 0.7, 2.5, 2.6), axes_at(figure, 6.0, 0.7, 2.5, 2.6)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
     with_range(right, whole, **KEPT)
@@ -233,8 +234,8 @@ def batch_size_chart(table: Table) -> Figure:
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     first, *_, last = (f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
-    title = f"Loss of LoRA minus full fine-tuning: {first}, {last}"
-    same = "all runs read the same number of tokens and use their best learning rate η"
+    title = f"LoRA's gap to full fine-tuning is {first}, {last}"
+    same = "gap: LoRA's loss minus full fine-tuning's; all runs read equally many tokens, at their best learning rate η"
     figure = new_figure(9, 4.4, title, f"{same}\n{measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}

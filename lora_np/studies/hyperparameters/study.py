@@ -21,9 +21,9 @@ RULES = ("α/r", "α/√r", "α = 2r")
 
 
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Measure whether LoRA's best rate is 10 × the best rate of full fine-tuning, at every rank (Schulman et al.
+    """Measure whether LoRA's best rate is ten times full fine-tuning's at every rank, as Schulman et al. (2025) found.
 
-    2025). The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. These rows
+    The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. These rows
     have every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have
     some of the ranks; s is the same at all of these ranks.
     """
@@ -130,9 +130,9 @@ def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def batch_size(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
-    """Measure whether LoRA suffers more than full fine-tuning from large batches (Schulman et al.
+    """Measure whether large batches raise the loss of LoRA more than the loss of full fine-tuning (Schulman et al. 2025).
 
-    2025). All runs read the same number of tokens.
+    All runs read the same number of tokens.
     """
     tuner = Tuner(setting, workers, folder)
     runs = [with_batch(run, b) for b in setting.batch_sizes for run in (setting.full(), setting.recipe())]

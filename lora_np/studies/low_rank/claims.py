@@ -88,7 +88,8 @@ def on_dimension(table: Table) -> list[Claim]:
     s, exactly = table.settings, toy()
     known, lowest = exactly.settings, {row["d"]: row["loss"] for row in exactly.rows}
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
-    toy_task = f"A toy task that prescribes {blocks} sums of {D:,} weights"
+    least = f"less than {ZERO:.0e}" if lowest[blocks] < ZERO else f"{lowest[blocks]:.0e}"
+    toy_task = f"A toy task in which {blocks} sums of {D:,} weights have given values"
     exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
     fine, scratch = (
         d90(table, "tiny", "Fine-tuning the model tiny on Python code"),
@@ -97,7 +98,7 @@ def on_dimension(table: Table) -> list[Claim]:
     paths = {base: path(table, base) for base in ("tiny", "random")}
     note = f"{fine.sentence} {scratch.sentence} The gain from random weights differs from the gain of fine-tuning. From random "
     note += f"weights, the loss falls from {paths['random']} nats per byte. In fine-tuning, the loss falls from {paths['tiny']} "
-    note += f"nats per byte. A model of byte frequencies alone has a loss of {s['unigram']:.2f} nats per byte."
+    note += f"nats per byte. A model that knows only the frequency of each byte has a loss of {s['unigram']:.2f} nats per byte."
     dip = falling(table, "random", "From random weights")
     return [
         Claim(
@@ -107,9 +108,9 @@ def on_dimension(table: Table) -> list[Claim]:
             f"dimension {exact.number} for {blocks} sums of {D:,} weights",
             "`test_the_toys_intrinsic_dimension_is_10_exactly`, notebook 04",
             (exact,),
-            f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is "
-            f"{in_words(lowest[blocks - 1])}. In a random subspace of {blocks} dimensions, the lowest loss is "
-            f"{in_words(lowest[blocks])}.",
+            f"{exact.sentence} In a random subspace of {blocks - 1} dimensions, the lowest loss is {lowest[blocks - 1]:.0e} times "
+            f"the loss at the start. In a random subspace of {blocks} dimensions, the lowest loss is {least} times the loss at "
+            f"the start. A ratio of losses below {ZERO:.0e} counts as 0.",
         ),
         Claim(
             f"Fine-tuning needs few dimensions: at most {FEW:,} for 90 % of the gain",
@@ -132,11 +133,6 @@ def on_dimension(table: Table) -> list[Claim]:
         ),
         *same_with_dense(table),
     ]
-
-
-def in_words(ratio: float) -> str:
-    """Return a ratio of losses as text; a ratio below ZERO is rounding error."""
-    return f"{ratio:.0e} times the loss at the start" if ratio >= ZERO else "0 up to rounding"
 
 
 def d90(table: Table, base: str, what: str) -> Finding:
@@ -254,7 +250,7 @@ def rank_of_full(table: Table) -> Claim:
             )
     said = [finding.sentence for finding in found.values()]
     return Claim(
-        f"Full fine-tuning's ΔW has a rank {TIMES} to {MOST_TIMES} times LoRA's usual one",
+        f"Full fine-tuning's ΔW has a rank {TIMES} to {MOST_TIMES} times the usual rank of LoRA",
         "Biderman et al. 2024, §5 (the rank that holds 90 % of the variance)",
         agrees(*(TIMES <= finding.value <= MOST_TIMES for finding in found.values())),
         "; ".join(f"{name}: {finding.number} times r" for name, finding in found.items()),

@@ -209,7 +209,7 @@ def truncated_loss(table: Table) -> Figure:
     ranks, losses = [row["r"] for row in rows], [row["heldout_loss"] for row in rows]
     gains = [(base - loss) / (base - full) for loss in losses]
     enough = next((i for i, gain in enumerate(gains) if gain >= 0.95), len(gains) - 1)
-    title = f"ΔW cut to rank {ranks[enough]} of {table.settings['rank_max']}: the model keeps "
+    title = f"If every ΔW is cut to rank {ranks[enough]} of {table.settings['rank_max']}, the model keeps "
     title += f"{percent(gains[enough])} of full fine-tuning's gain"
     subtitle = "each point is one fine-tuned model in which every ΔW has only its top r singular directions"
     figure = new_figure(9, 4.4, title, subtitle)
@@ -268,9 +268,9 @@ def photograph(table: Table) -> Figure:
     high = min(2.4, (9 - 0.44 - gaps) / across * height / width)
     wide, pitch = high * width / height, high + 0.72
     tall = 0.85 + down * pitch + 0.1
-    subtitle = f"below: numbers in B and A, as a share of {height} × {width}, and relative error"
+    subtitle = f"below each picture: numbers in B and A, as a share of {height} × {width}; relative error"
     figure = new_figure(
-        max(6.0, 0.44 + across * wide + gaps), tall, "A photograph cut to its top r singular directions", subtitle
+        max(6.0, 0.44 + across * wide + gaps), tall, "Each picture keeps the top r directions of a photograph", subtitle
     )
     for place, (row, image) in enumerate(zip(rows, images, strict=True)):
         line, column = divmod(place, across)

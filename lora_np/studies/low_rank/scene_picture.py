@@ -52,7 +52,7 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     numbers = f"{block} × {block} numbers" if block > 1 else "one number"
     subtitle = f"W is {d} × {k}; each column stands for {numbers}"
     if cut:
-        title = f"Full fine-tuning changed {d * k:,} numbers; the best B·A of rank {r} has only {r * (d + k):,}"
+        title = f"Full fine-tuning changed {d * k:,} numbers; B and A of rank {r} have only {r * (d + k):,}"
         subtitle = f"height of a column: mean size of {numbers}; ΔW, B and A have separate scales"
         whole, trained = "all of ΔW", "the cut ΔW as a product:"
     else:

@@ -1,6 +1,7 @@
 """What is the rank of a learned ΔW? The singular values of each layer's ΔW, from full fine-tuning and from LoRA.
 
-The study has two models: "tiny" learns Python code (tiny_task.py), and SmolLM2-135M learns a voice (voice_task.py).
+The study has two models: "tiny" learns Python code (tiny_task.py), and SmolLM2-135M learns the style of a lighthouse
+keeper (voice_task.py).
 Each method is trained at its best learning rate. Each ΔW is compared with a random matrix of the same shape.
 """
 

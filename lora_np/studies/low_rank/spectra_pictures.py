@@ -15,7 +15,7 @@ from ..harness.table import Table, groups, mean, median
 from ..harness.words import runs_and_time, semicolons
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TITLES = {"tiny": "tiny learns code", "smollm2-135m": "SmolLM2-135M learns a voice"}
+TITLES = {"tiny": "tiny learns code", "smollm2-135m": "SmolLM2-135M learns a style"}
 METHODS = {"full": "full fine-tuning", "lora": "LoRA"}
 ABOVE: dict[str, Any] = {"shift": (0, 3), "ha": "center", "fontsize": 9.5, **BOLD}  # a label above the first row
 
@@ -41,7 +41,7 @@ def rank_by_layer(table: Table) -> Figure:
     >>> from lora_np.studies.harness.table import Table
     >>> figure = rank_by_layer(Table.load("figures/data/spectra.json"))
     >>> [ax.get_title(loc="left") for ax in figure.axes]
-    ['tiny learns code', 'SmolLM2-135M learns a voice']
+    ['tiny learns code', 'SmolLM2-135M learns a style']
     """
     models = list(dict.fromkeys(row["model"] for row in table.rows))
     found = {method: [table.where(model=model, method=method) for model in models] for method in METHODS}
@@ -54,7 +54,7 @@ def rank_by_layer(table: Table) -> Figure:
     title = f"90 % of ΔW's energy needs {spans['full']} directions (full fine-tuning)"
     title += f" or {spans['lora']} (LoRA)" * ("lora" in spans)
     marks = "dots: layers, the first layer on top; black bars: random matrices of the same shape"
-    numbers = "numbers: the directions of full fine-tuning, divided by the directions of a random matrix"
+    numbers = "numbers: count of directions in full fine-tuning, divided by the count in a random matrix"
     measured = semicolons(numbers, runs_and_time(table))
     figure = new_figure(9, 5.2, title, f"{marks}\n{measured}")
     wide = 3.6 if len(models) > 1 else 7.7

@@ -116,12 +116,12 @@ def amplification_chart(table: Table) -> Figure:
     ranks = {r: by_rank[r] for r in (min(by_rank), max(by_rank))}
     inside = {r: statistics.median(row["in_delta"] / row["in_random"] for row in rows) for r, rows in ranks.items()}
     times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(inside.values()), max(inside.values()))))
-    norms = "‖Uᵀ W V‖ is the size of W in r directions: the columns of U and of V"
+    norms = "size of W in r directions: ‖Uᵀ W V‖; the columns of U and V are the directions"
     marks = semicolons(
         "points and lines: median and range over layers and seeds; title: medians over all matrices",
         runs_and_time(table),
     )
-    title = f"In ΔW's directions, W is {times} times as large as in random directions"
+    title = f"W is {times} times as large in the directions of ΔW as in random directions"
     figure = new_figure(9, 4.4, title, f"{norms}\n{marks}")
     for i, (r, rows) in enumerate(ranks.items()):
         ax = axes_at(figure, 1.05 + i * 3.95, 0.7, 3.65, 2.5)

@@ -196,7 +196,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    return f"After equal learning, LoRA has forgotten {lost:.3f} nats, full fine-tuning {alike:.3f} nats"
+    return f"After equal learning, LoRA has forgotten {lost:.3f} nats per byte, full fine-tuning {alike:.3f}"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
@@ -237,7 +237,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
     few = f"{', '.join(names[:-1])} and {names[-1]}"
     who = few if len(names) < 4 else f"{len(names)} of {len(means)} methods"
-    return f"{who} tie at {reach} of full fine-tuning's gain"
+    return f"{who} gain about equally: {reach} of full fine-tuning's gain"
 
 
 def _subtitle(table: Table, runs: Runs) -> str:

@@ -1,4 +1,4 @@
-"""The methods on a real language model: SmolLM2-135M learns a voice by each method.
+"""The methods on a real language model: SmolLM2-135M learns the style of a lighthouse keeper by each method.
 
 The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the
 same conversations, with the same steps and schedule. Each method has its own best learning rate, from a sweep in

@@ -88,7 +88,9 @@ def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
     """
     high, rows = HIGH + HEAD, -(-len(methods) // 4)
     subtitle = "grey parts are frozen; coloured parts are trained; the input x flows upward"
-    figure = new_figure(9, rows * high + 1.05, "Where each method changes a Transformer block", subtitle)
+    figure = new_figure(
+        9, rows * high + 1.05, "The coloured parts show where each method changes a Transformer block", subtitle
+    )
     for i, method in enumerate(methods):
         row, column = divmod(i, 4)
         _draw(figure, method, 0.1 + 2.22 * column, 0.1 + high * (rows - 1 - row))

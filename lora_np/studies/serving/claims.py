@@ -97,9 +97,9 @@ def linear_is_no_sum(joined: Table) -> Claim:
         f"error of ΔW: {' to '.join(dict.fromkeys(percent(x) for x in (min(errors), max(errors))))} of the sum's norm",
         f"`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; {STUDY.format('merging')}",
         note=f"With the combination type `cat`, the error of ΔW is at most {rounding:.0e} of the sum's norm. Each combination "
-        "type has its own best scale. The held-out losses of the model tiny on code and on the voice are added. The sum is "
-        f"{mean(sums['linear'], 'sum'):.2f} nats per byte with `linear` and {mean(sums['cat'], 'sum'):.2f} nats per byte with "
-        f"`cat`. {compared}",
+        "type has its own best scale. The held-out losses of the model tiny on code and on the lighthouse keeper's answers are "
+        f"added. The sum is {mean(sums['linear'], 'sum'):.2f} nats per byte with `linear` and {mean(sums['cat'], 'sum'):.2f} nats "
+        f"per byte with `cat`. {compared}",
     )
 
 
@@ -119,7 +119,7 @@ def mixed_batch(step: Table) -> Claim:
                 f"PEFT takes {theirs['to_ours']:.1f} times as long on {label}."
             )
     return Claim(
-        "A batch costs the same whether its rows share an adapter or not",
+        "A batch whose rows have different adapters costs as much as a batch with one adapter",
         "Chen et al. 2023, Punica",
         agrees(*(f.value < ALIKE for f in found)),
         f"{' and '.join(f'{f.number}×' for f in found)} one adapter's time, {step.settings['rows']} rows",

@@ -48,7 +48,7 @@ def merge_drift(table: Table) -> Figure:
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
     title = (
-        f"After {rows[0]['cycles'][-1]:,} merges in {dtypes[0]}, the error is {percent(last[True])} with one adapter, "
+        f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]} give W an error of {percent(last[True])} with one adapter, "
     )
     figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of}", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
@@ -89,15 +89,15 @@ def combinations_chart(table: Table) -> Figure:
     kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
     losses = {kind: mean(table.where(kind=kind), "code") + mean(table.where(kind=kind), "voice") for kind in kinds}
     seeds = len({row["seed"] for row in table.rows if "seed" in row})
-    over = f", mean and range of {seeds} seeds" if seeds > 1 else ""
+    over = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
     subtitle = (
-        f"dots: types of combination{over}; squares: the base and the single adapters\n"
-        "line: “cat” with other weights; in brackets: the best number by which both weights are multiplied"
+        "dots: types of combination, each with the best factor for both weights (in brackets)\n"
+        f"squares: the base and the single adapters; line: the type “cat” with other weights{over}"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
     title = (
-        f"The losses on both tasks sum to {losses[one]:.2f} with the type {one}, to {losses[other]:.2f} with {other}"
+        f"The sum of both losses is {losses[one]:.2f} with the type {one}, {losses[other]:.2f} with the type {other}"
     )
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
@@ -204,7 +204,7 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"each panel shows another distribution of the adapters (r = {settings['r']}) over the {settings['rows']} rows\n"
+        f"each panel: another rule that gives each of the {settings['rows']} rows an adapter (r = {settings['r']})\n"
         "grey: one merged model per adapter instead of one base\n"
         f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
@@ -225,10 +225,10 @@ def serving_chart(table: Table) -> Figure:
 def _most_adapters(table: Table) -> str:
     """Return the title: memory and speed with the largest number of adapters."""
     rows = table.where(adapters=max(row["adapters"] for row in table.rows))
-    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merging"
+    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than if merged"
     ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
-    faster = f", {min(ratios):.1f} to {max(ratios):.0f}× the speed of PEFT" if ratios else ""
-    return f"{rows[0]['adapters']:,} adapters: {saved}{faster}"
+    faster = f"; PEFT takes {min(ratios):.1f}–{max(ratios):.0f}× as long" if ratios else ""
+    return f"{rows[0]['adapters']:,} adapters need {saved}{faster}"
 
 
 def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str, str]) -> None:

@@ -1,6 +1,8 @@
 """How much time and memory do many adapters on one base need? They are compared with PEFT and with merged models.
 
-python -m lora_np.studies.serving.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json
+This command writes the tables:
+
+    python -m lora_np.studies.serving.serving figures/data        # writes serving.json, serving_step.json and merge_latency.json
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def ours(case: Case, workers: int = 1, quantized: bool = False) -> Step:
 
     def step() -> float:
         model.zero_grad()
-        loss = loss_and_gradients(model, tokens, targets, workers=workers)
+        loss = loss_and_gradients(model, tokens, targets, np.random.default_rng(0), workers)
         optimizer.step(trainable)
         return float(loss)
 
@@ -259,13 +259,13 @@ def prompts(case: Case) -> np.ndarray:
 
 
 def ours_generating(case: Case) -> Step:
-    """Return a step of greedy generation in this library, with its key/value cache and without an adapter."""
+    """Return a function that generates greedily with this library, with its key/value cache and without an adapter."""
     model, read = case.base(), prompts(case)
     return lambda: generate(model, read, case.new_tokens)
 
 
 def transformers_generating(case: Case) -> Step:
-    """Return a step of greedy generation in the library transformers, with the same prompts as `ours_generating`."""
+    """Return a function that generates greedily with the library transformers, from the prompts of `ours_generating`."""
     import torch
 
     torch.set_num_threads(threads())

@@ -23,7 +23,7 @@ ANSWERS = {
     ),
     "the factor scaling is missing in the gradient dA": answer(dA="B.T @ dW"),
     "the factor scaling is missing in the gradient dB": answer(dB="dW @ A.T"),
-    "the factor scaling is missing in the bypass's part of the gradient dx": answer(dx="dy @ (W + B @ A)"),
+    "the factor scaling is missing in the part of the gradient dx that comes from the bypass": answer(dx="dy @ (W + B @ A)"),
     "the factor scaling is missing in the gradients dA and dx": HEAD
     + "    dy = error / len(x)\n    dh = np.einsum('no,or->nr', dy, B)\n    grads['A'] += np.dot(dh.T, x)\n"
     + "    grads['B'] += scaling * np.dot(dy.T, x @ A.T)\n    return np.dot(dy, W) + np.dot(dh, A)\n",
@@ -38,7 +38,7 @@ ANSWERS = {
     + "    grads['B'] += s * np.einsum('no,nr->or', dy, x @ A.T)\n    return dy @ W + s * (dh @ A)\n",
     "the gradient dy is multiplied by the scaling": answer(dy="s * error / len(error)"),
     "the gradient dB is multiplied by the scaling twice": answer(dB="s * (dy.T @ (s * x @ A.T))"),
-    "the bypass's part of the gradient dx is multiplied by the scaling twice": answer(
+    "the part of the gradient dx that comes from the bypass is multiplied by the scaling twice": answer(
         dx="dy @ (W + (s * B) @ (s * A))"
     ),
     "A and B are swapped in the backward pass": answer(dA="s * A @ dW", dB="s * dW @ B"),

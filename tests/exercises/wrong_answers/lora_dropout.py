@@ -20,7 +20,7 @@ def binomial(shape):
 
 ANSWERS = {
     "the frozen path x Wᵀ has dropout too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
-    "the whole gradient dx is masked, not only the bypass's part": answer(dx="m * (dy @ (W + D))"),
+    "the whole gradient dx is masked, not only the part that comes from the bypass": answer(dx="m * (dy @ (W + D))"),
     "the frozen path has dropout instead of the bypass": answer(
         y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"
     ),

@@ -63,7 +63,7 @@ ANSWERS = {
     "only one token of a batch row gets the bypass": EACH.format(
         "        if name != '__base__':\n            y[-1:] += through(row[-1:], *adapters[name])\n"
     ),
-    "the bypass is added once for each batch row with the same adapter": HEAD
+    "the bypass is added to a batch row several times, once for each row with the same adapter": HEAD
     + "    y = x @ W.T\n    for name in names:\n        if name in adapters:\n            A, B, s = adapters[name]\n"
     + "            mine = np.array(names) == name\n            y[mine] += s * x[mine] @ A.T @ B.T\n    return y\n",
 }
