@@ -242,11 +242,19 @@ def print_generation(table: Table) -> None:
         f"Generation, greedy: {settings['prompt_tokens']} prompt tokens and {settings['new_tokens']} new tokens per row"
     )
     print_environment(table)
-    print(f"{'':40}{'seconds':>9}{'tokens/s':>10}{'× ours':>8}{'quartiles':>14}{'peak MB':>9}")
+    token = f"{'ms/token':>10}{'× ours':>8}{'floor':>7}"
+    print(f"{'':40}{'seconds':>9}{'tokens/s':>10}{'× ours':>8}{'quartiles':>14}{token}{'peak MB':>9}")
     for row in table.rows:
         name = f"{row['case']}, batch {row['batch_size']}, {row['competitor'].removesuffix(', generating')}"
-        figures = f"{row['seconds']:9.4f}{row['tokens_per_second']:10,.1f}{ratio(row)}{megabytes(row['peak_bytes']):>9}"
-        print(f"  {name:38}{figures}")
+        figures = f"{row['seconds']:9.4f}{row['tokens_per_second']:10,.1f}{ratio(row)}"
+        if "token_seconds" in row:
+            of_ours = f"{row['token_ratio']:8.2f}" if row.get("token_ratio") is not None else f"{'–':>8}"
+            figures += f"{1e3 * row['token_seconds']:10.2f}{of_ours}{row['floor_share']:7.0%}"
+        else:  # the process that wrote one token failed
+            figures += f"{'–':>10}{'–':>8}{'–':>7}"
+        print(f"  {name:38}{figures}{megabytes(row['peak_bytes']):>9}")
+    print("  ms/token: time of one new token of every row, without the prompts")
+    print("  floor: time of the products of the new tokens alone, as a share of the row's time per token")
 
 
 def print_scaling(table: Table) -> None:

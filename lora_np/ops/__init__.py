@@ -12,7 +12,7 @@ at the same time. Shapes in the comments:
 
 The functions run in float32 (for training), float64 (for gradient checks) and complex128 (for the complex step, see
 gradient_check.py), on NumPy and on CuPy. Reading order: linear, lora, grouped_lora, dora, vera, dropout, embedding,
-norm, layer_norm, rotary, attention, activation, softcap, loss.
+norm, layer_norm, rotary, attention, activation, softcap, loss; for generation: few_rows, one_query.
 """
 
 from .activation import (
@@ -36,6 +36,7 @@ from .linear import linear_backward, linear_forward
 from .lora import lora_backward, lora_forward, lora_linear_backward, lora_linear_forward
 from .loss import IGNORE_INDEX, cross_entropy_backward, cross_entropy_forward
 from .norm import rms_norm_backward, rms_norm_forward
+from .one_query import attention_step
 from .rotary import rotary_backward, rotary_forward, rotary_tables
 from .softcap import softcap_backward, softcap_forward
 from .vera import vera_backward, vera_forward
@@ -44,6 +45,7 @@ __all__ = [
     "IGNORE_INDEX",
     "attention_backward",
     "attention_forward",
+    "attention_step",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dora_backward",

@@ -95,17 +95,18 @@ class BatchCache(KeyValueCache):
         """Number of rows."""
         return len(self.lengths)
 
-    def add_row(self, past: KeyValueCache) -> None:
-        """Add the only row of the cache `past` after the last row.
+    def add_row(self, past: KeyValueCache, row: int, length: int) -> None:
+        """Add the last `length` tokens of one row of the cache `past` after the last row.
 
         If memory is full, the call raises MemoryError before any row is added.
         """
-        added = [tuple(room[:, :, : source.length] for room in source.buffers or ()) for source in past.layers]
+        kept = slice(len(past) - length, len(past))
+        added = [tuple(room[row : row + 1, :, kept] for room in source.buffers or ()) for source in past.layers]
         for layer, (k, v) in zip(self.layers, added, strict=True):
             layer.reserve(k, v, k.shape[2], 0)
         for layer, (k, v) in zip(self.layers, added, strict=True):
             layer.add_row(k, v)
-        self.lengths.append(len(past))
+        self.lengths.append(length)
 
     def remove_row(self, row: int) -> None:
         """Remove `row`; the last row replaces it."""

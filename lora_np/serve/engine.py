@@ -7,10 +7,11 @@ al. 2022). The engine is synchronous and has no thread: the result of a step dep
 
 A long prompt is read in chunks, a few chunks per step, so that the running requests get their next tokens between two
 chunks (chunked prefill: Agrawal et al. 2024, Sarathi-Serve, and vLLM). One long prompt is read at a time, and short prompts
-overtake the long prompts, as in vLLM with `max_long_partial_prefills = 1`.
+overtake the long prompts, as in vLLM with `max_long_partial_prefills = 1`. Short prompts of similar length are read together.
 
-An error of one request ends this request only. Before a request joins the batch, its prompt is computed alone with its
-adapter, so an adapter that cannot be computed fails before it reaches the batch. If the step of the whole batch fails, for example
+An error of one request ends this request only. Before a request joins the batch, its prompt is computed with its adapter, so
+an adapter that cannot be computed fails before it reaches the batch: if prompts cannot be read together, each prompt is read
+alone, and only the request with the error ends. If the step of the whole batch fails, for example
 because memory is full, no single request is the cause, and all running requests end with the error.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from ..ops.checks import check_ids
 from ..peft import PeftModel
 from ..peft.mixed import AdapterRows
 from ..transformer import KeyValueCache, Transformer
-from ..transformer.generation import CHUNK, Sampling, read_in_chunks
+from ..transformer.generation import CHUNK, Sampling, last_logits, pad_left, read_in_chunks
 from .adapters import AdapterStore
 from .cache import BatchCache
 from .request import QueueFull, RecordErrors, Request
@@ -50,6 +51,24 @@ class Reading:
     request: Request
     past: KeyValueCache
     chunks: Generator[None, None, np.ndarray]
+
+
+def of_similar_length(requests: Iterable[Request]) -> list[list[Request]]:
+    """Divide requests into groups in which no prompt is longer than twice another, so that at most half is padding.
+
+    A request whose prompt's log probabilities are recorded is a group of its own.
+    """
+    groups: list[list[Request]] = []
+    for request in requests:
+        for group in groups:
+            sizes = [each.prompt.size for each in (*group, request)]
+            alone = request.prompt_logprobs is not None or group[0].prompt_logprobs is not None
+            if not alone and max(sizes) <= 2 * min(sizes):
+                group.append(request)
+                break
+        else:
+            groups.append([request])
+    return groups
 
 
 class AdapterServer:
@@ -113,6 +132,7 @@ class AdapterServer:
         self.max_batch, self.max_queue = max_batch, max_queue
         self.waiting: deque[Request] = deque()
         self.reading: Reading | None = None  # the long prompt that is read in chunks
+        self.joining: list[Request] = []  # the short prompts that this step reads
         self.running: list[Request] = []  # one request per row of the batch
         self._past = BatchCache(self.config, max_batch)
         self._rows = AdapterRows(())
@@ -276,7 +296,8 @@ class AdapterServer:
 
     def _in_use(self, waiting: bool = True) -> set[str]:
         reading = () if self.reading is None else (self.reading.request,)
-        return {request.adapter for request in (*self.running, *reading, *(self.waiting if waiting else ()))}
+        waiting_too = self.waiting if waiting else ()
+        return {request.adapter for request in (*self.running, *self.joining, *reading, *waiting_too)}
 
     # ---------------------------------------------------------------------------------------------------------- a step
 
@@ -295,7 +316,7 @@ class AdapterServer:
             self._rows = self._rows.next_call(names)
         tokens = np.array([[request.tokens[-1]] for request in self.running])
         context = Context(adapter=self._rows, attention_mask=mask, position_ids=positions)
-        x, _ = self.model.hidden(tokens, context, self._past)
+        x = self.model.read(tokens, context, self._past)
         logits = to_host(self.model.logits(x[:, -1], context))  # (b, v)
         for request, z in reversed(list(zip(self.running, logits, strict=True))):
             if request.finish_reason is None:  # else a callback has cancelled the request in this step
@@ -313,7 +334,7 @@ class AdapterServer:
         """
         tokens = PROMPT_TOKENS - LONG_PROMPT * (self.reading is not None)
         for request in tuple(self.waiting):
-            if tokens <= 0 or len(self.running) + (self.reading is not None) >= self.max_batch:
+            if tokens <= 0 or len(self.running) + len(self.joining) + (self.reading is not None) >= self.max_batch:
                 break
             long = request.prompt.size > LONG_PROMPT
             if request.finish_reason is not None or (long and self.reading is not None):
@@ -322,17 +343,40 @@ class AdapterServer:
                 if not self.adapters.acquire(request.adapter, self._in_use(waiting=False)):
                     break
                 self.waiting.remove(request)
-                past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.peft_name
-                each = None if request.prompt_logprobs is None else request.read_prompt_logits
-                chunks = read_in_chunks(self.model, request.prompt[None], None, past, adapter, on_logits=each)
                 tokens -= min(request.prompt.size, LONG_PROMPT)
                 if long:
-                    self.reading = Reading(request, past, chunks)
+                    self.reading = self._begin(request)
                 else:
-                    self._read(Reading(request, past, chunks), LONG_PROMPT // CHUNK)
+                    self.joining.append(request)
+        for group in of_similar_length(self.joining):
+            self._read_together([request for request in group if request.finish_reason is None])
+        self.joining = []
         if self.reading is not None:
             with self._errors_end(self.reading.request):
                 self._read(self.reading, LONG_PROMPT // CHUNK)
+
+    def _begin(self, request: Request) -> Reading:
+        """Return the Reading of a prompt that is read alone. No chunk is read yet."""
+        past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.peft_name
+        each = None if request.prompt_logprobs is None else request.read_prompt_logits
+        return Reading(
+            request, past, read_in_chunks(self.model, request.prompt[None], None, past, adapter, on_logits=each)
+        )
+
+    def _read_together(self, requests: list[Request]) -> None:
+        """Read short prompts in one batch. If this fails, or if there is one prompt, read each prompt alone."""
+        read = None
+        if len(requests) > 1:
+            with suppress(Exception):  # the prompt that causes the error is found when each prompt is read alone
+                tokens, mask = pad_left([request.prompt for request in requests])
+                past, rows = KeyValueCache(self.config), AdapterRows([request.peft_name for request in requests])
+                read = past, last_logits(self.model, tokens, mask, past, rows, skip_padding=True)
+        for row, request in enumerate(requests):
+            with self._errors_end(request):
+                if read is None:
+                    self._read(self._begin(request), LONG_PROMPT // CHUNK)
+                else:
+                    self._join(request, read[1][row], read[0], row)
 
     def _read(self, reading: Reading, chunks: int) -> None:
         """Read several chunks. After the last chunk, choose the first token and add the request to the batch."""
@@ -344,10 +388,15 @@ class AdapterServer:
             if reading.request.max_new_tokens == 0:
                 self._finish(reading.request, "length")
             else:
-                self._next_token(reading.request, finished.value[0])
-            if reading.request.finish_reason is None:
-                self._past.add_row(reading.past)
-                self.running.append(reading.request)
+                self._join(reading.request, finished.value[0], reading.past, 0)
+
+    def _join(self, request: Request, logits: np.ndarray, past: KeyValueCache, row: int) -> None:
+        """Choose the first token, and add the request to the batch. Its prompt is in one row of the cache `past`."""
+        if request.finish_reason is None:  # else a callback of another request has cancelled this request
+            self._next_token(request, logits)
+        if request.finish_reason is None:
+            self._past.add_row(past, row, request.prompt.size)
+            self.running.append(request)
 
     def _next_token(self, request: Request, logits: np.ndarray) -> None:
         """Choose the next token and pass it to `on_token`. Finish the request if this token is the last token."""
@@ -398,7 +447,7 @@ class AdapterServer:
         error : BaseException
             The error that `step` raised. This error becomes the `error` of each running request.
         """
-        failed, self.running = self.running, []
+        failed, self.running, self.joining = [*self.running, *self.joining], [], []
         self._past, self._rows = BatchCache(self.config, self.max_batch), AdapterRows(())
         for request in failed:
             request.error = error

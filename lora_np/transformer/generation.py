@@ -227,7 +227,7 @@ def generate(
         )
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty)
     transformer, adapter = _unwrap(model, adapter_names, len(prompts))
-    tokens, mask = _pad_left(prompts)
+    tokens, mask = pad_left(prompts)
     if adapter is None or isinstance(model, Transformer):
         past = KeyValueCache(transformer.config)
     else:
@@ -310,7 +310,7 @@ def read_in_chunks(
             attention_mask=None if mask is None else mask[:, :seen],
             position_ids=None if positions is None else positions[:, len(past) : seen],
         )
-        x = model.hidden(chunk, context, past)[0]
+        x = model.read(chunk, context, past)
         if on_logits is not None:
             on_logits(to_host(model.logits(x, context)))
         if start == tokens.shape[1]:
@@ -323,7 +323,7 @@ def chunk_size(seen: int) -> int:
     return min(CHUNK, max(1, CHUNK_SCORES // max(seen, 1)))
 
 
-def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
     Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the

@@ -26,6 +26,7 @@ from .config import TransformerConfig
 from .decoder import Decoder, DecoderCache
 from .gemma import SoftcappedHead
 from .head_loss import BlocksCache, loss_in_blocks_backward, loss_in_blocks_forward, rows_at_once, works_in_blocks
+from .reading import read
 
 LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
 WholeCache: TypeAlias = tuple[CrossEntropyCache, Cache]  # loss, head
@@ -221,6 +222,31 @@ class Transformer(Module):
         cache : tuple
             The input of the decoder's backward pass.
         """
+        return self.model.forward(*self._decoder_inputs(tokens, context, past), past)
+
+    def read(self, tokens: Array, context: Context, past: KeyValueCache) -> Array:
+        """Compute the last hidden states without a cache for a backward pass, and add the tokens to the key/value cache.
+
+        Parameters
+        ----------
+        tokens : ndarray, shape (b, t), integers
+            Token ids.
+        context : Context
+            Adapter, attention mask and positions of this call.
+        past : KeyValueCache
+            The cache, as `past_key_values` in `forward`.
+
+        Returns
+        -------
+        ndarray, shape (b, t, d)
+            The output of the last norm.
+        """
+        return read(self.model, *self._decoder_inputs(tokens, context, past), past)
+
+    def _decoder_inputs(
+        self, tokens: Array, context: Context, past: KeyValueCache | None
+    ) -> tuple[Array, Array, list[tuple[Array, Array]], Context]:
+        """Check the inputs of a call. Return the ids, the positions, the rotary tables of each layer, and the context."""
         ops.checks.check_shape("tokens", tokens, None, None)
         start, limit = len(past) if past else 0, self.config.max_position_embeddings
         if not 1 <= tokens.shape[1] <= limit - start:
@@ -244,7 +270,7 @@ class Transformer(Module):
         kinds = self.config.kinds
         tables = {kind: self._rotary(kind, positions) for kind in set(kinds)}
         rotary = [tables[kind] for kind in kinds]
-        return self.model.forward(self._ids("tokens", tokens), positions, rotary, context, past)
+        return self._ids("tokens", tokens), positions, rotary, context
 
     def _rotary(self, kind: str, positions: Array) -> tuple[Array, Array]:
         """Return the cosines and sines for the layers of one kind."""

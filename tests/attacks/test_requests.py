@@ -205,18 +205,18 @@ def test_a_cancelled_call_and_a_call_with_any_error_leave_the_thread_alive(make_
 
 def test_a_step_that_fails_ends_the_running_requests_and_the_thread_goes_on(make_model):
     engine = AdapterServer(make_model(max_position_embeddings=CONTEXT))
-    thread, hidden, finished = EngineThread(engine), engine.model.hidden, threading.Event()
+    thread, read, finished = EngineThread(engine), engine.model.read, threading.Event()
 
     def fails(tokens, context, past):
         if tokens.shape[1] == 1:
             raise Panic("attack")
-        return hidden(tokens, context, past)
+        return read(tokens, context, past)
 
-    engine.model.hidden = fails
+    engine.model.read = fails
     bad = engine.submit([1, 2], on_finish=lambda request: finished.set())
     thread.start()
     assert finished.wait(20) and isinstance(bad.error, Panic)
-    del engine.model.hidden
+    del engine.model.read
     again = threading.Event()
     good = thread.call(engine.submit, [1, 2], max_new_tokens=3, on_finish=lambda request: again.set()).result(20)
     assert again.wait(20) and len(good.tokens) == 3
@@ -229,8 +229,8 @@ def test_a_step_that_fails_ends_the_running_requests_and_the_thread_goes_on(make
 def test_a_long_prompt_is_read_between_the_steps_of_other_requests(serve, alone, monkeypatch):
     """Steps are counted, not seconds: each step gives a token to the running request, and reads at most two chunks."""
     server, rng, chunks = serve(), np.random.default_rng(0), []
-    hidden = server.model.hidden
-    monkeypatch.setattr(server.model, "hidden", lambda t, c, p: chunks.append(t.shape[1]) or hidden(t, c, p))
+    read = server.model.read
+    monkeypatch.setattr(server.model, "read", lambda t, c, p: chunks.append(t.shape[1]) or read(t, c, p))
     prompts = [rng.integers(0, 11, 2500).tolist() for _ in range(2)]
     running = server.submit([1, 2], "0", 60)
     server.step()

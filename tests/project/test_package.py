@@ -127,6 +127,7 @@ def test_no_core_module_needs_more_than_numpy():
         "files.pickled": {"ml_dtypes"},
         "files.chat_template": {"jinja2"},
         "files.tokenizer_files": {"tokenizers"},
+        "ops.few_rows": {"threadpoolctl"},
         "training.parallel": {"threadpoolctl"},
         "peft.config": {"ml_dtypes"},
         "pretrained.download": {"platformdirs"},

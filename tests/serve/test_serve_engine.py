@@ -76,7 +76,7 @@ def test_rows_added_to_and_removed_from_the_cache_give_the_logits_of_each_row_al
             texts.append(rng.integers(0, 11, rng.integers(1, 15)).tolist())
             read = KeyValueCache(model.config)
             model.forward(np.array([texts[-1]]), past_key_values=read)
-            past.add_row(read)
+            past.add_row(read, 0, len(texts[-1]))
         if not texts or max(map(len, texts)) == model.config.max_position_embeddings:
             continue
         new = rng.integers(0, 11, (len(texts), 1))
@@ -229,6 +229,50 @@ def test_a_cancelled_request_frees_its_row(make_server, alone):
     assert requests[3].finish_reason == "length", "what has finished stays finished"
 
 
+def test_short_prompts_of_similar_length_are_read_together(make_server, alone, monkeypatch):
+    server, shapes = make_server(), []
+    read = server.model.read
+    monkeypatch.setattr(server.model, "read", lambda tokens, *rest: shapes.append(tokens.shape) or read(tokens, *rest))
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 11, size).tolist() for size in (4, 20, 7, 8, 15, 9)]
+    names = ["0", BASE, "2", "0", "4", "5"]
+    requests = [server.submit(prompt, name, 6) for prompt, name in zip(prompts, names, strict=True)]
+    recorded = server.submit(prompts[0], "0", 6, prompt_logprobs=1)
+    server.step()
+    assert shapes[:-1] == [(3, 8), (2, 20), (1, 9), (1, 4)], (
+        "a prompt is at most twice as long as another one in its batch"
+    )
+    server.run()
+    for request, prompt, name in zip(requests, prompts, names, strict=True):
+        assert request.tokens == alone(prompt, name, 6)
+    assert recorded.tokens == requests[0].tokens and len(recorded.prompt_token_logprobs) == 4
+
+
+def test_prompts_that_cannot_be_read_together_are_read_alone(make_server, alone, monkeypatch):
+    server = make_server()
+    read = server.model.read
+
+    def fails(tokens, *rest):
+        if len(tokens) > 1 or 9 in tokens[0, :-1]:
+            raise MemoryError("no room")
+        return read(tokens, *rest)
+
+    good, bad, other = (server.submit(prompt, "1", 1) for prompt in ([1, 2], [9, 3], [4, 5]))
+    monkeypatch.setattr(server.model, "read", fails)
+    server.run()
+    assert bad.finish_reason == "error" and isinstance(bad.error, MemoryError)
+    assert (good.tokens, other.tokens) == (alone([1, 2], "1", 1), alone([4, 5], "1", 1))
+
+
+def test_a_callback_can_cancel_a_request_whose_prompt_was_read_with_its_own(make_server, alone):
+    server = make_server()
+    first = server.submit([1, 2], "0", 5, on_token=lambda token: server.cancel(second))
+    second, third = server.submit([3, 4], "1", 5), server.submit([5, 6], "2", 5)
+    server.run()
+    assert (second.finish_reason, second.tokens) == ("cancelled", [])
+    assert (first.tokens, third.tokens) == (alone([1, 2], "0", 5), alone([5, 6], "2", 5))
+
+
 def test_a_long_queue_of_prompts_does_not_delay_running_requests(make_server, monkeypatch):
     monkeypatch.setattr("lora_np.serve.engine.PROMPT_TOKENS", 20)
     server = make_server()
@@ -275,7 +319,7 @@ def test_a_failed_step_ends_running_requests_and_serves_waiting_ones(make_server
     failed, waiting = [server.submit([1], "0", 5) for _ in range(2)], server.submit([2], "1", 5)
     server.step()
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(server.model, "hidden", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room")))
+        patched.setattr(server.model, "read", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room")))
         server.step()
     server.abort(MemoryError("no room"))
     assert [request.finish_reason for request in failed] == ["error"] * 2

@@ -165,9 +165,27 @@ def test_pytorch_with_peft_takes_the_same_step():
 def test_transformers_writes_the_same():
     said = []
     table = study.generation_speed([WRITING], threads=1, rounds=1, say=said.append)
-    assert said == [] and [row["competitor"] for row in table.rows] == ["ours, generating", "transformers"]
-    assert table.rows[1]["ratio"] > 0 and table.rows[1]["batch_size"] == 2
+    names = ["floor, generating", "ours, generating", "transformers"]
+    assert said == [] and [row["competitor"] for row in table.rows] == names
+    floor, mine, theirs = table.rows
+    assert theirs["ratio"] > 0 and theirs["batch_size"] == 2
+    assert (floor["floor_share"], mine["token_ratio"], "ratio" in floor) == (1, 1, False)
+    for row in (mine, theirs):
+        assert np.isclose(row["floor_share"], floor["token_seconds"] / row["token_seconds"])
     assert np.shape(COMPETITORS["ours, generating"](WRITING)()) == (2, 5)
+
+
+def test_the_floor_of_a_token_multiplies_all_matrices_and_the_head():
+    case = replace(WRITING, batch_size=3, new_tokens=2)
+    d, f, v = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
+    kv = d // SHAPE["num_attention_heads"] * SHAPE["num_key_value_heads"]
+    weights = SHAPE["num_hidden_layers"] * (2 * d * d + 2 * d * kv + 3 * d * f) + v * d
+    assert COMPETITORS["floor, generating"](case)() == 2 * 3 * 2 * weights
+
+
+def test_a_token_is_timed_without_the_prompt():
+    whole = SimpleNamespace(case=replace(WRITING, new_tokens=5), turns=[9.0, 10.0])
+    assert study.per_token(whole, SimpleNamespace(turns=[1.0, 4.0])) == [2.0, 1.5]
 
 
 def test_there_is_no_ratio_where_the_losses_differ():
@@ -307,7 +325,8 @@ def test_bench_prints_and_keeps_what_was_asked_for(alone, monkeypatch, tmp_path,
     assert {path.name for path in tmp_path.glob("*.png")} == {"speed.png", "speed_scaling.png"}
     assert Table.load(tmp_path / "data" / "speed.json").study == "speed"
     assert main(["bench", "--only", "generation", *arguments]) == 0
-    assert "5 new tokens per row" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "5 new tokens per row" in printed and "ms/token" in printed and ", floor" in printed
     monkeypatch.setattr(study.quantized_speed, "__defaults__", ((SMALL,), 1, 1, silence))
     assert main(["bench", "--only", "quantized", *arguments]) == 0
     assert "tiny, ours, NF4 base" in capsys.readouterr().out

@@ -61,8 +61,8 @@ def test_a_batch_of_different_lengths_gives_each_prompt_what_it_gets_alone(make_
 
 def test_a_prompt_that_is_read_in_pieces_goes_on_as_if_read_at_once(make_model, monkeypatch):
     model, lengths = make_model(), []
-    hidden, at_once = model.hidden, generate(model, [*PROMPTS, [8] * 11], 10)
-    model.hidden = lambda tokens, *rest: lengths.append(tokens.shape[1]) or hidden(tokens, *rest)
+    read, at_once = model.read, generate(model, [*PROMPTS, [8] * 11], 10)
+    model.read = lambda tokens, *rest: lengths.append(tokens.shape[1]) or read(tokens, *rest)
     monkeypatch.setattr(module, "CHUNK", 4)
     assert generate(model, [*PROMPTS, [8] * 11], 10) == at_once
     assert lengths[:4] == [4, 4, 3, 1]

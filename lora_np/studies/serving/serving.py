@@ -176,10 +176,10 @@ def decoding(model: Transformer, adapter: str | AdapterRows | None, tokens: np.n
     steps.
     """
     past, context = KeyValueCache(model.config), Context(adapter=adapter)
-    model.hidden(tokens, context, past)
+    model.read(tokens, context, past)
 
     def step() -> np.ndarray:
-        return model.logits(model.hidden(tokens[:, :1], context, past)[0][:, -1], context)
+        return model.logits(model.read(tokens[:, :1], context, past)[:, -1], context)
 
     return step
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from ... import AdamW, LoraConfig, PeftModel, Transformer, TransformerConfig, get_peft_model, load_model, load_tokenizer
 from ...ops import IGNORE_INDEX
+from ...ops.few_rows import times_transposed
 from ...optional import extra
 from ...quantization import QuantizedLinear, dequantize_4bit, quantize_model
 from ...training.parallel import loss_and_gradients
@@ -252,6 +253,37 @@ def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers
     return step
 
 
+def writing_floor(case: Case) -> Step:
+    """Return a step that computes only the products of `new_tokens` new tokens per row: no prompt, no attention, no cache.
+
+    The products of a token need all frozen matrices and the head, each for `batch_size` rows. Most of their time is the time
+    to read the matrices from memory. The step uses the layout of the matrices and the way to multiply that is fastest on
+    this machine. The step returns the number of FLOPs.
+    """
+    config = TransformerConfig(**case.shape) if case.model is None else case.base().config
+    rng, sizes = np.random.default_rng(0), [(out, in_) for out, in_, _ in frozen_products(config)]
+    x = {in_: np.ones((case.batch_size, in_), np.float32) for _, in_ in sizes}
+    W = [rng.standard_normal(size, dtype=np.float32) for size in sizes]
+    transposed = [np.ascontiguousarray(w.T) for w in W]
+    ways: list[tuple[list[np.ndarray], Callable[[np.ndarray], Any]]] = [
+        (W, lambda w: x[w.shape[1]] @ w.T),
+        (W, lambda w: w @ x[w.shape[1]].T),
+        (W, lambda w: times_transposed(x[w.shape[1]], w)),  # the way of this library
+        (transposed, lambda w: x[len(w)] @ w),
+        (transposed, lambda w: w.T @ x[len(w)].T),
+    ]
+    best = min(ways, key=lambda way: min(timed(lambda: [way[1](w) for w in way[0]])[1] for _ in range(4)))
+
+    def step() -> int:
+        for _ in range(case.new_tokens):
+            for w in best[0]:
+                best[1](w)
+        return 2 * case.tokens * sum(out * in_ for out, in_ in sizes)
+
+    del ways, W, transposed  # the best layout stays in memory
+    return step
+
+
 def prompts(case: Case) -> np.ndarray:
     """Return prompts from a repeated English sentence, shape (b, t). Each row starts one token after the row above."""
     ids = load_tokenizer(case.model).encode(PROMPT * (1 + case.seq_len)) if case.model else np.arange(10_000) % 10
@@ -292,6 +324,7 @@ COMPETITORS: dict[str, Callable[[Case], Step]] = {
     "PEFT": peft_step,
     "PEFT compiled": lambda case: peft_step(case, compiled=True),
     "floor": floor,
+    "floor, generating": writing_floor,
     "ours, generating": ours_generating,
     "transformers": transformers_generating,
 }

@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -57,6 +57,7 @@ GENERATION = (
     Case("tiny", 1, 64, "tiny", new_tokens=64),
     Case("smollm2-135m", 1, 64, "smollm2-135m", new_tokens=64),
     Case("smollm2-135m", 8, 64, "smollm2-135m", new_tokens=64),
+    Case("smollm2-135m", 32, 64, "smollm2-135m", new_tokens=64),
 )
 SWEEPS: Mapping[
     str, Sequence[Case]
@@ -104,18 +105,46 @@ def speed(
 def generation_speed(
     cases: Sequence[Case] = GENERATION, threads: int = CORES, rounds: int = 5, say: Say = print
 ) -> Table:
-    """Time greedy generation in this library and in transformers, without an adapter.
+    """Time greedy generation in this library and in transformers, without an adapter, and the floor of a new token.
 
-    The rows are like those of `speed`, with the additional column `batch_size`. A step is one whole call, including the
-    prompts; `tokens_per_second` counts only new tokens. `ratio` is None if the generated texts differ.
+    The rows are like those of `speed`, with the additional columns `batch_size`, `token_seconds` and `token_ratio`. A step is
+    one whole call, including the prompts; `tokens_per_second` counts only new tokens. `token_seconds` is the time of one
+    new token of every row, without the prompts: a call that writes one token is timed in the same round and subtracted.
+    `token_ratio` is like `ratio`, for these times. The floor computes only the products of the new tokens with the frozen
+    matrices and the head, and `floor_share` is the floor's time divided by `token_seconds`. `ratio` and `token_ratio` are
+    None if the generated texts differ.
     """
     comparison, rows = Comparison(threads, rounds, say), []
     names = ["ours, generating", *(["transformers"] if oracles_installed(say) else [])]
     for case in available(cases, say):
-        ran = comparison.run(names, case, f"generation on {case.name}, batch {case.batch_size}")
-        rows += [row | {"batch_size": case.batch_size} for row in compared(ran, different_texts, say)]
+        entries = [(name, replace(case, new_tokens=n)) for n in (case.new_tokens, 1) for name in names]
+        label = f"generation on {case.name}, batch {case.batch_size}"
+        floor, *ran = comparison.run_entries([("floor, generating", case), *entries], label)
+        whole = [each for each in ran if each.case.new_tokens == case.new_tokens]
+        first = {each.name: each for each in ran if each.case.new_tokens == 1}
+        token = {each.name: per_token(each, first[each.name]) for each in whole if each.name in first}
+        of_floor = [seconds / case.new_tokens for seconds in floor.turns]
+        batch = {"batch_size": case.batch_size}
+        rows.append(floor.row() | batch | {"token_seconds": statistics.median(of_floor), "floor_share": 1.0})
+        for row in compared(whole, different_texts, say):
+            mine, each = token[names[0]], token.get(row["competitor"])
+            if each is not None:
+                row |= {
+                    "token_seconds": statistics.median(each),
+                    "floor_share": ratio_and_range(of_floor, each)["ratio"],
+                }
+                row |= {"token_ratio": None if row["ratio"] is None else ratio_and_range(each, mine)["ratio"]}
+            rows.append(row | batch)
     settings = {"prompt_tokens": cases[0].seq_len, "new_tokens": cases[0].new_tokens, "decoding": "greedy"}
     return comparison.table("generation_speed", "How fast does it write, here and in transformers?", settings, rows)
+
+
+def per_token(whole: Competitor, first: Competitor) -> list[float]:
+    """Return the seconds of one new token in each round, without the prompt.
+
+    `whole` writes all new tokens, and `first` writes only the first new token of the same prompts.
+    """
+    return [(a - b) / (whole.case.new_tokens - 1) for a, b in zip(whole.turns, first.turns, strict=True)]
 
 
 def quantized_speed(
@@ -246,7 +275,11 @@ class Comparison:
 
     def run(self, names: Sequence[str], cases: Case | Sequence[Case], label: str) -> list[Competitor]:
         """Time each named competitor on each case, once per round."""
-        entries = [(name, case) for case in ([cases] if isinstance(cases, Case) else cases) for name in names]
+        every = [cases] if isinstance(cases, Case) else cases
+        return self.run_entries([(name, case) for case in every for name in names], label)
+
+    def run_entries(self, entries: Sequence[tuple[str, Case]], label: str) -> list[Competitor]:
+        """Time each (name, case) once per round."""
         ran = run_rounds(entries, self.threads, self.rounds, self.say, label)
         self.ran += ran
         return ran
