@@ -217,7 +217,7 @@ def same_with_dense(table: Table) -> list[Claim]:
     found = Finding("low_rank.dense", mean(dense, "share"), sentence, "of the gain", (min(shares), max(shares)), ".1%")
     return [
         Claim(
-            f"A sparse random P gains as much as a dense one, to {percent(SAME)} of the gain of full training",
+            f"A sparse random P gains as much as a dense P (within {percent(SAME)} of the gain of full training)",
             "Li et al. 2018, §2: dense, sparse and Fastfood projections",
             agrees(*(abs(difference) <= SAME for difference in apart)),
             f"d = {d}: dense {percent(mean(dense, 'share'))}, sparse {percent(mean(sparse, 'share'))} of the gain",
