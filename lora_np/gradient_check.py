@@ -244,7 +244,7 @@ def gradcheck_model(
     kept = {name: (p.value, p.grad) for name, p in parameters.items()}
     trainable = [name for name, p in parameters.items() if p.trainable]
     if not trainable:
-        raise ValueError("no parameter is trainable: unfreeze a parameter or add an adapter before checking gradients")
+        raise ValueError("no parameter is trainable; unfreeze a parameter or add an adapter before checking gradients")
     try:
         for p in parameters.values():
             p.value, p.grad = p.value.astype("float64"), None

@@ -31,7 +31,7 @@
 #
 # The command `make lab` opens a copy of the course in which no cell has an output. The copy is in the folder `my-course`, and you can change it as you like. If you see outputs below, you are reading a notebook that was already run. In this case, write down each prediction before you look at the next output.
 #
-# Run the next cell: click it, then press Shift+Enter.
+# To run the next cell, click it, then press Shift+Enter.
 
 # %%
 import sys
@@ -59,7 +59,7 @@ else:
 # %% [markdown]
 # ## A first adapter
 #
-# "tiny" is a language model with a million parameters. It was trained on English prose about Python, and it writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
+# "tiny" is a language model with a million parameters. The model was trained on English prose about Python, and writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
 #
 # The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the three beginnings again. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
 #

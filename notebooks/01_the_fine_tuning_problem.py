@@ -22,7 +22,7 @@
 # - decide which method fits into the memory of a given GPU.
 #
 # **Before you start:** you know the matrix product and the idea of a gradient. A picture in this notebook shows the parts of a language model. Notebooks 03 and 03b explain how each part computes its gradients. If you have not seen LoRA, you may read
-# [notebook 02](02_lora_from_one_equation.ipynb) first. For this notebook you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside it.
+# [notebook 02](02_lora_from_one_equation.ipynb) first. For this notebook you only need to know that LoRA freezes each weight matrix $W$ and trains two small matrices $A$ and $B$ beside $W$.
 #
 # *Reading: 60 minutes. Tasks: 30 minutes. Running: about 20 seconds.*
 
@@ -453,7 +453,7 @@ show(lines, {"file": "", "MB": ".2f"})
 display(Markdown(findings.say("finetuning.prose")))
 
 # %% [markdown]
-# The model forgets with both methods, LoRA and full fine-tuning. In this study the model forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists: without the adapter, the model equals the base bit for bit. After full fine-tuning, the base exists only if you have kept a copy.
+# The model forgets with both methods, LoRA and full fine-tuning. In this study the model forgets slightly more with LoRA than with full fine-tuning. But with LoRA the base still exists. Without the adapter, the model equals the base bit for bit. After full fine-tuning, the base exists only if you have kept a copy.
 #
 # ## Recap
 #

@@ -82,7 +82,7 @@ source(micro.init_lora)
 # Why is $B$ zero, and not $A$? With $A = 0$ and a random $B$, $\Delta W$ would be zero too, and the adapter would also learn. With $B = 0$ the first training step changes only $B$, and with $A = 0$ the first step would change only $A$. The LoRA paper and PEFT choose $B = 0$. [Hayou et al. (2024)](https://arxiv.org/abs/2406.08447) compared the two choices. On average, $B = 0$ gave better results than $A = 0$. According to their analysis, the reason may be that $B = 0$ allows a larger learning rate.
 #
 # Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
-# probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model would have the loss 0.
+# probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model has the loss 0.
 #
 # **Predict.** The model tiny knows English but not Python. Is tiny's loss on Python code closer to 5.5 or to 1? By how much do forty steps of training reduce this loss?
 
@@ -104,7 +104,7 @@ for step in range(1, 41):
 show(lines, {"step": "", "held-out loss": ".3f"})
 
 # %% [markdown]
-# Before training, the loss is much closer to 1 than to 5.5: code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. In this table the held-out text is 16 short pieces of code. Other cells of the course measure the loss on other pieces, so they print a slightly different loss for the same base. Compare two losses only if both are measured on the same pieces.
+# Before training, the loss is much closer to 1 than to 5.5, because code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. In this table the held-out text is 16 short pieces of code. Other cells of the course measure the loss on other pieces, so they print a slightly different loss for the same base. Compare two losses only if both are measured on the same pieces.
 #
 # After training, $s\,BA$ can be added to $W$, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs as much memory and time as the base. The next cell shows the function `merge`:
 
@@ -162,7 +162,7 @@ print(f"largest difference from the library: {abs(y - y_library).max():.1e}")
 print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown]
-# The number of multiplications depends on the order of the products. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ would first compute the product $BA$ and would then take $N \cdot \text{in} \cdot \text{out}$ multiplications. The product of the frozen layer, $xW^\top$, also takes $N \cdot \text{in} \cdot \text{out}$ multiplications.
+# The number of multiplications depends on the order of the products. The order $(xA^\top)B^\top$ takes $N r\,(\text{in} + \text{out})$ multiplications. The order $x\,(BA)^\top$ first computes the product $BA$ and then takes $N \cdot \text{in} \cdot \text{out}$ multiplications. The product of the frozen layer, $xW^\top$, also takes $N \cdot \text{in} \cdot \text{out}$ multiplications.
 #
 # ## The gradients
 #
@@ -170,7 +170,7 @@ print(f"BA has shape {(B @ A).shape} and rank {np.linalg.matrix_rank(B @ A)}")
 #
 # $$dB = s\,dy^\top h \qquad dh = s\,dy\,B \qquad dA = dh^\top x \qquad dx = dy\,W + dh\,A.$$
 #
-# Notebook 03 derives these four equations. LoRA never computes $dW$, the gradient of the frozen weight $W$. This gradient would have as many numbers as $W$.
+# Notebook 03 derives these four equations. LoRA never computes $dW$, the gradient of the frozen weight $W$. The gradient $dW$ has as many numbers as $W$.
 
 # %%
 dy = rng.standard_normal((N, out))
@@ -288,7 +288,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# If $A$ and $B$ both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. All gradients would be zero in every step, and $A$ and $B$ would never change.
+# If $A$ and $B$ both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. So all gradients are zero in every step, and $A$ and $B$ never change.
 #
 # </details>
 #

@@ -86,7 +86,7 @@ print("dA = s Bᵀ dW:", np.allclose(lora_A.grad, s * lora_B.value.T @ dW))
 print("dB = s dW Aᵀ:", np.allclose(lora_B.grad, s * dW @ lora_A.value.T))
 
 # %% [markdown]
-# The equations for $dA$ and $dB$ hold: the last two lines of the output end with `True`. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
+# The last two lines of the output end with `True`, so the equations for $dA$ and $dB$ hold. The next picture shows the three gradients $dW$, $dA$ and $dB$. Each entry of a gradient is one small square. The larger the absolute value of the entry, the darker is the square. $dW$ is coral, and LoRA's gradients $dA$ and $dB$ are cyan.
 #
 # **Predict.** $dW$ has some dark columns. These columns belong to input features that are large for this text. Do dark columns appear at the same places in $dA$ or in $dB$?
 
@@ -112,7 +112,7 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 # %% [markdown]
 # ## One rule for all gradients
 #
-# Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$: each entry of $dX$ is the derivative of $L$ with respect to the entry of $X$ at the same place.
+# Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$. Each entry of $dX$ is the derivative of $L$ with respect to the entry of $X$ at the same place.
 # The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. The backward pass returns the gradient with respect to each input of the layer.
 #
 # Write the forward pass with three indices: $n$ counts the tokens, $j$ the input features and $i$ the output features. The batch has $N = b \cdot t$ tokens.
@@ -215,8 +215,10 @@ for name, mine, theirs in zip(("dx", "dA", "dB"), ours, library, strict=True):
 #
 # Our code and the library could contain the same mistake. So a proof needs a derivative that is computed in another way. In this section and the next section, $h$ is a small number, the step, and $i$ is the imaginary unit ($i^2 = -1$), not an index.
 #
-# The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The second error is the rounding error, which is large because two nearly equal numbers are subtracted:
-# the smaller $h$ is, the more digits are lost.
+# The best-known way to compute a derivative numerically is a difference, $(f(x+h) - f(x))/h$. A difference has two errors. The first
+# error comes from the terms of the Taylor series that the difference leaves out. The smaller $h$ is, the smaller is this error. The
+# second error is the rounding error, which is large because two nearly equal numbers are subtracted. The smaller $h$ is, the more
+# digits are lost.
 #
 # The *complex step* ([Squire and Trapp 1998](https://doi.org/10.1137/S003614459631241X)) moves $x$ in the imaginary direction:
 #
@@ -255,8 +257,8 @@ plots.step_sizes(steps, step_errors, subtitle);
 #
 # - **Right side: the terms of the Taylor series that are left out.** The error of the forward difference is proportional to $h$. The errors of the central difference and of the complex step are proportional to $h^2$, and their curves coincide.
 # - **Left side: rounding.** When $h$ becomes smaller, the errors of the forward and the central difference grow like $\varepsilon/h$. In this formula, $\varepsilon \approx 2 \cdot 10^{-16}$ is the spacing of float64 numbers at 1. For the smallest $h$, $x + h$ is rounded to $x$. Then the computed difference is 0, and its relative error is 1.
-# - **The best $h$** makes the error of the left-out terms about equal to the rounding error. For the forward difference, $\varepsilon/h = h$ gives $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$: half of the digits are right.
-#   For the central difference, $\varepsilon/h = h^2$ gives $h = \varepsilon^{1/3}$. Then the error is $\varepsilon^{2/3}$: two thirds of the digits are right.
+# - **The best $h$** makes the error of the left-out terms about equal to the rounding error. For the forward difference, $\varepsilon/h = h$ gives $h = \sqrt\varepsilon \approx 10^{-8}$. Then the error is also $\sqrt\varepsilon$, so half of the digits are right.
+#   For the central difference, $\varepsilon/h = h^2$ gives $h = \varepsilon^{1/3}$. Then the error is $\varepsilon^{2/3}$, so two thirds of the digits are right.
 # - **The complex step** has no rounding error that grows when $h$ becomes smaller. If $h$ is small enough, the derivative is exact up to rounding. We use $h = 10^{-30}$.
 #
 # ## From one number to a matrix
@@ -301,7 +303,7 @@ report("the LoRA layer", errors_of(lora_forward, lora_backward, x=x, A=A, B=B))
 #
 # ## A check that cannot fail
 #
-# The next cell makes a mistake on purpose: the backward pass in this cell forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so a programmer would probably check the gradient at $B = 0$ first.
+# The next cell makes a mistake on purpose. The backward pass in this cell forgets the factor $s$ of $dA$. LoRA starts with $B = 0$, so many programmers first check the gradient at $B = 0$.
 #
 # **Predict.** Does the check find the mistake at $B = 0$? Does the check find the mistake at a random $B$?
 
@@ -436,7 +438,7 @@ for d in widths:
 # ## Recap
 #
 # The gradient of each array follows from one rule: the gradient of a number is a sum over all outputs that depend on this number. For matrix products, this sum runs over the index that appears in both factors. LoRA's gradients are $dA = s\,B^\top dW$ and $dB = s\,dW A^\top$, but LoRA computes them without
-# computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check is reliable only with general inputs: at $B = 0$ or with symmetric matrices a mistake
+# computing $dW$. The complex step computes a derivative without subtraction, so it can confirm a gradient to about 15 digits. The check is reliable only with general inputs. At $B = 0$ or with symmetric matrices a mistake
 # can stay hidden. In a square layer, a LoRA step takes $2/3 + 2r/d$ of the operations of a full fine-tuning step: $2/3$ for the products with $W$, and $2r/d$ for the bypass.
 #
 # ## Three questions
@@ -508,7 +510,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# The cosine is close to $\sqrt{r / (r + 384)}$: at $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle between the two changes is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
+# The cosine is close to $\sqrt{r / (r + 384)}$. At $r = 1$ the two changes are almost orthogonal. At $r = 384$ the angle between the two changes is still about 45°, because a random $A^\top\!A$ is not a multiple of the identity.
 #
 # The formula follows from two mean values. Suppose that the entries of $A$ are independent normal numbers with mean 0 and variance 1. Then the mean of $A^\top\!A$ is $r$ times the identity, and the mean of $(A^\top\!A)^2$ is $r\,(r + 385)$ times the identity. So the sum of `U * dW` is about $r \lVert dW \rVert^2$, and $\lVert U \rVert$ is about $\sqrt{r\,(r + 385)}\,\lVert dW \rVert$. The cosine is the quotient of these numbers, about $\sqrt{r/(r + 385)}$.
 #

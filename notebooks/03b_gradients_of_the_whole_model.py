@@ -34,7 +34,7 @@
 #
 # The picture shows one block. The grey boxes are linear layers with LoRA. Notebook 03 derived the gradients of linear layers with LoRA. The white boxes are the layers whose gradients this notebook derives.
 #
-# **Predict.** The white boxes show four kinds of layers: RMSNorm, rotary embedding, attention and SwiGLU. (Softmax is a part of attention.) In one of these four kinds of layers, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which of the four kinds is it?
+# **Predict.** The white boxes show four kinds of layers: RMSNorm, rotary embedding, attention and SwiGLU. (Softmax is a part of attention.) In one of these four kinds of layers, each output number depends only on the input numbers with the same indices, so the gradient needs no sum. Which kind of layer needs no sum?
 
 # %%
 import numpy as np
@@ -98,7 +98,7 @@ def check(layer, forward, backward, mistake, library, **inputs):
 # ## Requirements of the complex step
 #
 # The Taylor series $f(x + ih) = f(x) + ih\,f'(x) - \dots$ holds for *holomorphic* functions. A function of a complex variable is holomorphic if it has a complex derivative. Every operation of the forward pass must be holomorphic.
-# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic: they treat the real and the imaginary part differently.
+# Sums, products, $\exp$, $\log$ and square roots are holomorphic. The absolute value $|x|$ and the complex conjugate are not holomorphic, because they treat the real and the imaginary part differently.
 #
 # **Predict.** Here are three formulas for the square of a real number. For which of these formulas does the complex step give the right derivative?
 
@@ -111,7 +111,7 @@ for name, value in ways.items():
     print(f"{name:13} {value.imag / h:g}")
 
 # %% [markdown]
-# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step would report this gradient as wrong. So the library writes the square of `x` as `x * x`.
+# The complex step gives the right derivative only for `x * x`. For real numbers all three formulas give the same result, and the gradient $2x$, derived by hand, is right for each formula. But for the other two formulas a check with the complex step reports this gradient as wrong. So the library writes the square of `x` as `x * x`.
 # In a forward pass the library also avoids `np.linalg.norm`, which contains an absolute value, and `np.vdot`, which contains a conjugate.
 #
 # **New symbols.** The sign $\circ$ multiplies two arrays entry by entry. The bracket $[\,i = j\,]$ is 1 if $i = j$ and 0 otherwise. Each token has $d$ features, and each attention head has $d_h$ features.
@@ -122,7 +122,7 @@ for name, value in ways.items():
 #
 # $$y_i = \frac{e^{z_i - m}}{\sum_j e^{z_j - m}}$$
 #
-# Here $m$ is the largest of the logits. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. This is allowed, because $m$ cancels: $y$ does not depend on $m$.
+# Here $m$ is the largest of the logits. Subtracting $m$ prevents an overflow of $\exp$. Complex numbers have no order, so the code takes the maximum of the real parts, `z.real.max`. Our derivation treats $m$ as a constant. The derivation is right, because $m$ cancels and $y$ does not depend on $m$.
 #
 # **Derivation.** $z_j$ changes $y_j$ through the numerator, and it changes *every* $y_i$ through the denominator. Write $y_i = e_i / E$ with $e_i = e^{z_i}$ and the sum $E = \sum_l e_l$. Then
 # $\partial e_i / \partial z_j = [\,i = j\,]\,e_i$ and $\partial E / \partial z_j = e_j$. The quotient rule gives
@@ -160,7 +160,7 @@ z = rng.standard_normal((N, d))
 check("softmax", softmax_forward, softmax_backward, first_term_only, library, z=z)
 
 # %% [markdown]
-# **Predict.** If we add the same number to all logits $z$ of a row, the output $y$ of softmax does not change. What does this tell us about the sum of the numbers in a row of $dz$?
+# **Predict.** If we add the same number to all logits $z$ of a row, the output $y$ of softmax does not change. What follows for the sum of the numbers in a row of $dz$?
 
 # %%
 dy = rng.standard_normal((N, d))
@@ -169,7 +169,7 @@ print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 
 # %% [markdown]
-# In softmax, the sum of each row of $dz$ is zero: in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
+# In softmax, the sum of each row of $dz$ is zero, because in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
 #
 # ## Attention
 #
@@ -179,7 +179,7 @@ print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 # 2. Softmax turns the scores of each query into weights $P$.
 # 3. The output $o$ is the weighted sum of the values.
 #
-# A token may read itself and earlier tokens. It may not read later tokens, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
+# A token may read itself and earlier tokens. A token may not read later tokens, because in training the model must predict the later tokens. This restriction, $j \le i$, is called the *causal mask*. With the indices $i$ for the query, $j$ for the key and $c$ for the feature, the equations of one head are
 #
 # $$S_{ij} = \frac{1}{\sqrt{d_h}} \sum_c q_{ic}\,k_{jc}\;\;(j \le i), \qquad P = \operatorname{softmax}(S), \qquad o_{ic} = \sum_j P_{ij}\,v_{jc}$$
 #
@@ -245,7 +245,7 @@ print("largest |dS| at a masked place:", abs(np.triu(dS, k=1)).max())
 #
 # ## RMSNorm
 #
-# RMSNorm divides the vector of each token by the root mean square of its features. Then it multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
+# RMSNorm divides the vector of each token by the root mean square of its features. Then RMSNorm multiplies each feature by a trained factor $w_i$. The small constant $\varepsilon$ prevents a division by zero. Let $\rho$ be 1
 # divided by the root mean square:
 #
 # $$y_i = w_i\, x_i\, \rho, \qquad \rho = \Big(\tfrac1d \sum_j x_j^2 + \varepsilon\Big)^{-1/2}$$
@@ -361,7 +361,7 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# A check with a single token does not find that the backward pass rotates by $\varphi$ instead of $-\varphi$. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0: for $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
+# A check with a single token does not find that the backward pass rotates by $\varphi$ instead of $-\varphi$. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0. For $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
 #
 # The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance between the two positions.
 
@@ -540,7 +540,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# The complex step would report an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. The disadvantage of central differences is that only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
+# The complex step reports an error, because `abs` is not holomorphic. You can use central differences, `ln.gradcheck(…, method="central")`. The disadvantage of central differences is that only about ten digits are right. Or you can write `abs` as `np.where(x.real < 0, -x, x)`, which the complex step allows.
 #
 # </details>
 #
@@ -551,7 +551,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Print the result of `ln.gradcheck`. It shows the error of each gradient and the tolerance of the method.
+# Print the result of `ln.gradcheck`. The printed text shows the error of each gradient and the tolerance of the method.
 #
 # </details>
 #
@@ -583,7 +583,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. A frozen layer `y = x @ W.T` has `dx = dy @ W`. The LoRA layer has the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice: add the gradients of all uses.
+# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. A frozen layer `y = x @ W.T` has `dx = dy @ W`. The LoRA layer has the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice, so add the gradients of all uses.
 #
 # </details>
 #

@@ -204,7 +204,7 @@ show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
 display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# At every rank, the column "gain kept" includes the gain that the norms alone keep. This column shows which rank is needed to keep 95 % of the gain: rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
+# At every rank, the column "gain kept" includes the gain that the norms alone keep. This column shows which rank is needed to keep 95 % of the gain. Rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
 #
 # At each rank below the full rank, the share of the gain that the cut model keeps is larger than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
@@ -272,7 +272,7 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 # %% [markdown]
 # In the upper left corner of each map, $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
 #
-# - *A:* For $A$, the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start: the $A$ of two runs could both move far, but in different directions.
+# - *A:* For $A$, the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start. The $A$ of two runs could both move far, but in different directions.
 # - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than the $\varphi$ of random spans, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
 #
 # For GPT-3, Hu et al. found that the $\varphi$ of the top direction of $A$ is larger than 0.5. For the model tiny, the median of the $\varphi$ of the top direction of $A$ is not larger than the $\varphi$ of random spans. So the task does not have one small subspace that the $A$ of each query matrix must read. Two runs may read different directions and still reach the same loss.
@@ -363,7 +363,7 @@ display(Markdown(findings.say(*names)))
 
 # %% [markdown]
 # - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger than 200. So the intrinsic dimension depends on the model and on the task.
-# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy: the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
+# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy, because the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
 # - The sparse $P$ is random, but not all subspaces are possible with a sparse $P$. So the dense $P$ is a control: it was tried with a $d$ that is small enough for a dense $P$ (the triangles in the picture).
 # - With the same number of trained parameters, random directions reach about the same gain as LoRA (the diamonds in the picture). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA over random directions are that LoRA needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
 #
@@ -385,7 +385,7 @@ display(Markdown(findings.say(*names)))
 #
 # </details>
 #
-# 2. Someone reports $\varphi(64, 64) = 0.55$ for two runs on a layer with $d = 128$. Is this a sign of shared directions?
+# 2. Someone reports $\varphi(64, 64) = 0.55$ for two runs on a layer with $d = 128$. Is $\varphi(64, 64) = 0.55$ a sign of shared directions?
 #
 # <details><summary>Answer</summary>
 #
@@ -427,7 +427,7 @@ display(Markdown(findings.say(*names)))
 #
 # <details><summary>Answer</summary>
 #
-# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. But the share of the gain that a cut to rank 4 keeps falls with the number of steps: 158 % after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
+# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. But with every $\Delta W$ cut to rank 4, the model has 158 % of the uncut model's gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
 #
 # </details>
 #
@@ -445,7 +445,7 @@ display(Markdown(findings.say(*names)))
 #
 # </details>
 #
-# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. In which modules does $\Delta W$ have the flattest spectrum, compared with a random matrix of the same shape? Would you give these modules a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
+# 4. A spectrum (the list of the singular values) is flat if the values fall slowly. In which modules does $\Delta W$ have the flattest spectrum, compared with a random matrix of the same shape? Should the modules with the flattest spectrum get a higher rank? (`rank_pattern` of `LoraConfig` sets ranks per module.)
 #
 # <details><summary>Hint</summary>
 #
@@ -455,7 +455,7 @@ display(Markdown(findings.say(*names)))
 #
 # <details><summary>Answer</summary>
 #
-# In both models, $\Delta W$ has the flattest spectrum in the modules of the MLP. The flatter the spectrum, the more energy a cut to rank $r$ loses, so it is reasonable to try a higher rank for the MLP. But less energy does not always mean a higher loss: only a comparison of losses at equal numbers of parameters can decide.
+# In both models, $\Delta W$ has the flattest spectrum in the modules of the MLP. The flatter the spectrum, the more energy a cut to rank $r$ loses, so it is reasonable to try a higher rank for the MLP. But less energy does not always mean a higher loss. Only a comparison of losses at equal numbers of parameters can decide.
 #
 # </details>
 #

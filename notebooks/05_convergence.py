@@ -221,7 +221,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# For the model tiny, a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products need only some of the time of a step: softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
+# For the model tiny, a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products need only some of the time of a step. Softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
 #
 # With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
@@ -276,7 +276,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# The best of several rates has the lowest loss on the first text, partly by chance. If the study also compared the methods on the first text, the losses would look too low. This error would be largest for the method that was tried with the most rates.
+# The best of several rates has the lowest loss on the first text, partly by chance. If the study also compared the methods on the first text, the losses would look too low. This error is largest for the method that was tried with the most rates.
 #
 # </details>
 #
@@ -338,7 +338,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# With both methods, the model tiny forgets English: the loss on prose rises by about 0.1 nats per byte. With LoRA, the loss on prose rises slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much English the model tiny forgets with each method.
+# With both methods, the model tiny forgets English. The loss on prose rises by about 0.1 nats per byte. With LoRA, the loss on prose rises slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much English the model tiny forgets with each method.
 #
 # </details>
 #

@@ -19,7 +19,7 @@
 #
 # - explain why, under Adam, a change of $\alpha$ has nearly the same effect as a change of the learning rate, and derive the exact law;
 # - predict how the gradient of $B$ in the first step depends on the rank, for $s = \alpha/r$ and for $s = \alpha/\sqrt r$;
-# - compare two settings fairly: each setting has its own best learning rate, and both settings use the same seeds.
+# - compare two settings fairly, each at its own best learning rate and both with the same seeds.
 #
 # **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), the gradients $dA$ and $dB$ of [notebook 03](03_gradients_by_hand.ipynb), and [notebook 05](05_convergence.ipynb). You need to know that Adam divides each gradient by the typical size of this gradient.
 #
@@ -153,7 +153,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
 # The argument about the first step predicts larger differences between the rules than the runs show. Under $\alpha/\sqrt r$ the sum of $|dB_{ij}|$ at $r = 64$ is eight times the sum at $r = 1$. According to the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and the losses under $\alpha/r$ differ by only a few thousandths of a nat per byte.
-# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, compare the first steps with the first step at $r = 16$: the first step at $r = 1$ is 1/16 as large, and the first step at $r = 64$ is four times as large. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
+# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, the first step at $r = 1$ is 1/16 of the first step at $r = 16$, and the first step at $r = 64$ is four times as large as at $r = 16$. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
 #
 # ## α
 #

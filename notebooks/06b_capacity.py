@@ -42,7 +42,7 @@ table = Table.load("../figures/data/capacity.json")
 # %% [markdown]
 # ## The result
 #
-# The next cell prints the two results that this notebook explains. Both results are lower bounds: an adapter may be able to hold more bits.
+# The next cell prints the two results that this notebook explains. Both results are lower bounds, because an adapter may be able to hold more bits.
 
 # %%
 display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
@@ -180,7 +180,7 @@ show(lines, dict(zip(lines[0], formats, strict=True)))
 #
 # ## Can you choose the rank by its capacity?
 #
-# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) compare the bits in the data with the bits that an adapter can hold. They report that LoRA is as good as full fine-tuning if the data contain fewer bits than the adapter can hold. If the data contain more bits, LoRA is worse than full fine-tuning. This notebook does not test their rule. But you can compute what the rule predicts for the training runs of notebook 05. If a text has $n$ tokens and the base has a mean loss of $L$ nats per token on the text, the text contains at most $n\,L / \ln 2$ bits.
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) compare the bits in the data with the bits that an adapter can hold. The authors report that LoRA is as good as full fine-tuning if the data contain fewer bits than the adapter can hold. If the data contain more bits, LoRA is worse than full fine-tuning. This notebook does not test the authors' rule. But you can compute what the rule predicts for the training runs of notebook 05. If a text has $n$ tokens and the base has a mean loss of $L$ nats per token on the text, the text contains at most $n\,L / \ln 2$ bits.
 #
 # **Predict.** Can an adapter of rank 1 hold all bits of the text that a run of notebook 05 reads?
 

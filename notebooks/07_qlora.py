@@ -86,7 +86,7 @@ print(f"largest difference from the library's table: {abs(nf4 - code_book('nf4')
 # %% [markdown]
 # (bitsandbytes is the library in which the authors of QLoRA published NF4. Both bitsandbytes and `lora_np` compute the probabilities in float32, and the cell above computes the probabilities in float64. Therefore the table of `lora_np` differs a little from the values in the cell.)
 #
-# The next picture shows the values of NF4 and the measured distribution of the weights of the model "tiny". The lower part of the picture also shows the values of two simpler formats, int4 and FP4. Both formats have only fifteen different values: int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** Suppose that each block of 64 consecutive weights is divided by its largest magnitude. Are the divided weights of "tiny" spread more widely or less widely than the normal distribution that NF4 assumes?
+# The next picture shows the values of NF4 and the measured distribution of the weights of the model "tiny". The lower part of the picture also shows the values of two simpler formats, int4 and FP4. Both formats have only fifteen different values. The format int4 does not use one of its sixteen codes, and two codes of FP4 mean zero. Three values of FP4 are so close to zero that their marks touch. **Predict.** Suppose that each block of 64 consecutive weights is divided by its largest magnitude. Are the divided weights of "tiny" spread more widely or less widely than the normal distribution that NF4 assumes?
 
 # %%
 distances = study.error_by_magnitude(["N(0, 1)", "tiny"])
@@ -171,7 +171,7 @@ plots.error_by_distance(distances, "N(0, 1)");
 #
 # ## The gradients are exact
 #
-# Rounding is a step function, and the derivative of a step function is zero almost everywhere. To train rounded weights, you would need the straight-through estimator, a trick that replaces this derivative by 1. **Predict.** In which part of the training does QLoRA need the straight-through estimator?
+# Rounding is a step function, and the derivative of a step function is zero almost everywhere. To train rounded weights, you need the straight-through estimator, a trick that replaces this derivative by 1. **Predict.** In which part of the training does QLoRA need the straight-through estimator?
 #
 # QLoRA does not need the straight-through estimator anywhere. The codes of $\hat W$ are computed once, before training, so $\hat W$ is a constant like $W$ in LoRA. The gradients have the formulas of notebook 03 with $\hat W$ in place of $W$, and these gradients are exact. With $x$ of shape (N, in), $h = xA^\top$ of shape (N, r) and $dy$ of shape (N, out):
 #

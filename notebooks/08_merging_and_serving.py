@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Merging and multi-LoRA serving
 #
-# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time many adapters on one base need. It also shows when you can merge an adapter into the weights or combine it with another adapter.
+# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time many adapters on one base need. The notebook also shows when you can merge an adapter into the weights or combine it with another adapter.
 #
 # **You will learn** to
 #
@@ -109,7 +109,7 @@ def show_losses(*adapters):
 show_losses(None, "code", "voice")
 
 # %% [markdown]
-# Each adapter lowers the loss on its own domain. But with the voice adapter, the loss on code is higher than the base's loss on code: the voice adapter makes the model forget code. This forgetting matters in experiment 2 of the lab below.
+# Each adapter lowers the loss on its own domain. But with the voice adapter, the loss on code is higher than the base's loss on code. The voice adapter makes the model forget code. This forgetting matters in experiment 2 of the lab below.
 #
 # ## A merged model is as fast as the base
 #
@@ -145,7 +145,7 @@ lines = [
 show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 
 # %% [markdown]
-# A merged model has one disadvantage: it answers every request with the adapter that was merged.
+# A merged model has one disadvantage. It answers every request with the adapter that was merged.
 #
 # ## How many merges change the weights
 #
@@ -326,12 +326,12 @@ for kind in ("linear", "cat"):
     report = model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], name, kind)
     lines.append({"combination type": kind, "error of ΔW": report.error})
 show(lines, {"combination type": "", "error of ΔW": ".0e"})
-A1, A2, average = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
-print("each number of A is the mean of the two:", np.allclose(average, (A1 + A2) / 2), "\n")
+A1, A2, A3 = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
+print("each number of A is the mean of the two:", np.allclose(A3, (A1 + A2) / 2), "\n")
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# The average of type `linear` has no effect: with this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. It computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning, not $A$ or $B$ alone: $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
+# The average of type `linear` has no effect. With this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. The second adapter computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning, not $A$ or $B$ alone: $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #
@@ -379,9 +379,9 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning: the types with the largest errors have the highest losses, and `cat`, which has no error, has the lowest loss. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
+# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning. The types with the largest errors have the highest losses, and `cat`, which has no error, has the lowest loss. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
 #
-# **Conclusions of the lab.** To judge a combination of adapters, compare the $\Delta W$ and never $A$ and $B$ separately. Then evaluate the merged model on held-out text of every domain for which you will use the model. Evaluate the model with the *stored* weights: notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the file of each adapter too, because only this file contains the adapter exactly as it was trained.
+# **Conclusions of the lab.** To judge a combination of adapters, compare the $\Delta W$ and never $A$ and $B$ separately. Then evaluate the merged model on held-out text of every domain for which you will use the model. Evaluate the model with the *stored* weights, because notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the file of each adapter too, because only this file contains the adapter exactly as it was trained.
 #
 # ## A server
 #

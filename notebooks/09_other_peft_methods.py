@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then it compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
+# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then the notebook compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
 #
 # **You will learn** to
 #
@@ -271,7 +271,7 @@ print("error against the library:", relative_error(rest, frozen))
 #
 # ## LoRA-FA: A stays frozen
 #
-# **Idea.** Save activation memory: a frozen $A$ needs no gradient, so the input $x$ need not be kept for the backward pass.
+# **Idea.** A frozen $A$ needs no gradient, so the input $x$ need not be kept for the backward pass. LoRA-FA saves the memory of $x$.
 #
 # **Equation.** With $h = xA^\top$:
 #
@@ -427,7 +427,7 @@ Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
 # - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model, the thin products take a smaller share of the step's time than in "tiny". The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
-# - *VeRA*'s products with $A$ and $B$ are not thin: the rank $r$ of VeRA is 256, twice the width of the model "tiny".
+# - *VeRA*'s products with $A$ and $B$ are not thin, because the rank $r$ of VeRA is 256, twice the width of the model "tiny".
 # - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. In a larger model, this product takes nearly the same share of the time as in a small model. But the products with $A$ and $B$ take a smaller share of the time in a larger model than in a small model.
 # - *QLoRA* dequantises $W$ in every pass, also for a single token.
 #
@@ -477,11 +477,11 @@ slow = " and ".join(label for label, rate in rates.items() if rate == low)
 Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
 # %% [markdown]
-# If all methods used one learning rate, the comparison would only show for which methods this learning rate is good. Look also at LoRA+: the best learning rate of $B$ in LoRA+ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
+# If all methods used one learning rate, the comparison would only show for which methods this learning rate is good. In LoRA+, the best learning rate of $B$ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
 #
 # ## Does LoRA gain as much if it trains equally few numbers?
 #
-# The comparison of a method with LoRA is fair if LoRA trains as many numbers as the method. The first picture of this notebook allows this comparison: its line shows the gain of LoRA at the ranks 1 to 64. Between two ranks, the line is interpolated over the logarithm of the number of trained numbers. Runs with the same seed read the text in the same order, so each run is
+# The comparison of a method with LoRA is fair if LoRA trains as many numbers as the method. The first picture of this notebook allows this comparison, because its line shows the gain of LoRA at the ranks 1 to 64. Between two ranks, the line is interpolated over the logarithm of the number of trained numbers. Runs with the same seed read the text in the same order, so each run is
 # compared with LoRA's line for the same seed. A method is *above* the line if its gain is higher than LoRA's line with all three seeds. A method is *below* the line if its gain is lower than LoRA's line with all three seeds.
 
 # %% jupyter={"source_hidden": true}
@@ -610,7 +610,7 @@ show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", 
 # %% [markdown]
 # ## On a real model
 #
-# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The next picture shows the methods that were trained. (A method is left out if its runs are not finished: a run takes minutes on two cores, and a method needs several runs.)
+# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The next picture shows the methods that were trained. (A method is left out if its runs are not finished. A run takes minutes on two cores, and a method needs several runs.)
 #
 # **Predict.** Do SmolLM2-135M and the model "tiny" give the same order of the methods? On "tiny", prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
 
@@ -706,7 +706,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# For the model "tiny", VeRA needs $r \approx 165$. The terms with *out* are equal on both sides and cancel, so VeRA's $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083: the wider the model, the fewer numbers VeRA trains compared with LoRA at fixed ranks.
+# For the model "tiny", VeRA needs $r \approx 165$. The terms with *out* are equal on both sides and cancel, so VeRA's $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083. The wider the model, the fewer numbers VeRA trains compared with LoRA at fixed ranks.
 #
 # </details>
 #
@@ -734,6 +734,6 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# The outputs before and after merging agree up to rounding. The change $W_\uparrow W_\downarrow W$ has rank $m = 11$ at most: without $\sigma$ the adapter is a LoRA of rank $m$.
+# The outputs before and after merging agree up to rounding. The change $W_\uparrow W_\downarrow W$ has rank $m = 11$ at most, so without $\sigma$ the adapter is a LoRA of rank $m$.
 #
 # </details>

@@ -44,7 +44,7 @@ plots.before_after(study);
 # %% [markdown]
 # ## The result
 #
-# The questions in the picture are held out: no training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write it:
+# The questions in the picture are held out. No training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write it:
 
 # %%
 before = study.settings["before"]
@@ -65,7 +65,7 @@ show(lines, columns | {"loss on answers": ".3f", "loss on prose": ".3f"})
 print(f"\nlosses in nats per token; `{study.command}`, {study.seconds / 60:.0f} minutes")
 
 # %% [markdown]
-# Before training, no answer has the log line. After training, all answers have the log line, with LoRA and with full fine-tuning, and with every seed. The loss on held-out answers is much lower than before training. The loss on unrelated English prose is higher than before training: the model has forgotten something.
+# Before training, no answer has the log line. After training, all answers have the log line, with LoRA and with full fine-tuning, and with every seed. The loss on held-out answers is much lower than before training. The loss on unrelated English prose is higher than before training, so the model has forgotten something.
 #
 # ## What a small model gets wrong
 #
@@ -139,7 +139,7 @@ if tokenizer:
     print(f"{len(examples)} records, {total:,} tokens; {counted / total:.0%} of them count")
 
 # %% [markdown]
-# The tokens that do not count in the loss need no logits. The product with the output head, the largest matrix of the model, is computed only for the tokens that count.
+# Tokens that are not counted in the loss need no logits. The product with the output head, the largest matrix of the model, is computed only for the tokens that count.
 #
 # ## Train it
 #
@@ -175,7 +175,7 @@ if model:
 plots.learned_and_forgotten(study);
 
 # %% [markdown]
-# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is this statement true here? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
+# The prose in the right panel is English documentation. No run trains on this prose. [Biderman et al. (2024)](https://arxiv.org/abs/2405.09673) write that "LoRA learns less and forgets less". Is their statement true for SmolLM2-135M? Runs with the same seed read the same batches, so LoRA and full fine-tuning can be compared seed by seed:
 
 # %%
 lines = []
@@ -214,7 +214,7 @@ display(Markdown(findings.say("finetuning.rate")))
 display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
 
 # %% [markdown]
-# The second comparison shows the time of a LoRA step in this library and in PyTorch with PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the frozen matrix products $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
+# The second comparison shows the time of a LoRA step in this library and in PyTorch with PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the products with frozen matrices $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
 #
 # **Predict.** How many times as long as the floor does a LoRA step of this library take? Is a LoRA step in PyTorch with PEFT faster than a step of this library?
 
@@ -280,7 +280,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 # - Only the tokens of the answers count in the loss.
 # - In this study, LoRA learns as much as full fine-tuning and forgets slightly more than full fine-tuning. The learning rate has a larger effect on forgetting than the method.
 # - A step of LoRA takes much less time and memory than a step of full fine-tuning.
-# - The frozen matrix products are the largest part of a LoRA step. The rank changes the time of a step very little.
+# - The products with the frozen matrices are the largest part of a LoRA step. The rank changes the time of a step very little.
 #
 # ## Three questions
 #
@@ -288,7 +288,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# The model should learn to answer like the keeper. It should not learn to write questions like a user.
+# The model should learn to answer like the keeper. The model should not learn to write questions like a user.
 #
 # </details>
 #

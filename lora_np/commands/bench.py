@@ -17,8 +17,8 @@ DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch
 With --job, measure a whole fine-tuning job instead.
 
 Three competitors run in turn: this library, PyTorch with PEFT (if installed),
-and the frozen matrix products alone, which are a lower bound. Run no other
-program at the same time.
+and the products with the frozen matrices alone, which are a lower bound. Run
+no other program at the same time.
 
 parts:
   methods           full fine-tuning and LoRA on tiny, in this process
@@ -177,7 +177,9 @@ def print_speed(table: Table) -> None:
         print(f"  losses of the first two steps: {first}")
         for row in (row for row in rows if row["competitor"] == "PEFT compiled"):
             print(f"  {row['competitor']}: the first step, with compilation, took {row['first_step_seconds']:.0f} s")
-    print("\n  floor: time of the frozen matrix products alone, in NumPy's BLAS, as a share of the row's time")
+    print(
+        "\n  floor: time of the products with the frozen matrices alone, in NumPy's BLAS, as a share of the row's time"
+    )
     print_shares(table)
     when = "during the steps" if table.settings["peak_is_of_the_steps"] else "since the process began"
     print(

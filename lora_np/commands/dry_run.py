@@ -96,7 +96,7 @@ def _evaluations(plan: Plan) -> int:
 
 
 def _evaluation_seconds(plan: Plan, heldout: Sequence[Batch]) -> float:
-    """Return the time of one evaluation, measured on the batch in the middle: the batches are sorted by length."""
+    """Return the time of one evaluation, measured on the middle batch, because the batches are sorted by length."""
     middle = heldout[len(heldout) // 2]
     began = time.perf_counter()
     evaluate(plan.model, [middle])

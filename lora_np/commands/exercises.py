@@ -42,8 +42,8 @@ The table has one row per student and exercise.
 
 Each answer runs in its own process. On Linux this process cannot read the
 solutions, other submissions or your files, use the network or start processes.
-If your system lacks one of these protections, the command says so: then
-grade answers of people you do not know in a container.
+If your system lacks one of these protections, the command prints a warning.
+If you do not know the students, run the command in a container.
 
 If the command is stopped, run it again to continue. The option -P keeps
 Python from importing files of the current folder.
@@ -110,7 +110,7 @@ def check(arguments: argparse.Namespace) -> int:
         asked = [exercise for exercise in exercises() if defines(path, exercise.function)]
         if not asked:
             known = ", ".join(exercise.function for exercise in exercises())
-            raise ValueError(f"{path} defines no function that an exercise asks for; the functions are {known}")
+            raise ValueError(f"{path} defines no function of an exercise; expected one of {known}")
         for exercise in asked:
             verdicts.append(find_answer([path.resolve()], exercise))
             print(verdicts[-1])

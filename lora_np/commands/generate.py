@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--quantize",
         choices=QUANT_TYPES,
-        help="store the weights in 4 bits, as `train --quantize` does: less memory, but slower (default: no)",
+        help="store the weights in 4 bits, as `train --quantize` does (less memory, but slower; default: no)",
     )
     prompts = parser.add_argument_group("prompt")
     prompts.add_argument("prompts", nargs="*", metavar="PROMPT", help="a question or the beginning of a text")

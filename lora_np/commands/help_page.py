@@ -58,7 +58,7 @@ def add_model(group: Any) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise NotADirectoryError if `path` is a file; a folder is expected."""
+    """Raise NotADirectoryError if `path` is a file instead of a folder."""
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file; expected a folder")
 

@@ -77,7 +77,7 @@ def configuration(arguments: argparse.Namespace) -> PeftConfig | None:
 
     Raises the errors of the configuration class for wrong values.
 
-    Options of other methods are ignored; `check_options` raises an error for them.
+    This function ignores options of other methods. `check_options` raises an error for such options.
     """
     choice = METHODS[arguments.method]
     given = {name: value for name in choice.options if (value := getattr(arguments, option_name(name))) is not None}

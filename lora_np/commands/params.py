@@ -10,7 +10,7 @@ HELP = "count the parameters of a published model and its adapter"
 USAGE = "--model MODEL [options]"
 DESCRIPTION = """Calculate the parameter counts of a published model and its adapter.
 
-The counts are exact and need no weights: nothing is downloaded.
+The counts are exact. The command downloads nothing.
 
 examples:
   python -m lora_np params --model llama-2-7b --r 16 --target-modules all-linear

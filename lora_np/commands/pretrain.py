@@ -13,7 +13,7 @@ HELP = 'train the model "tiny" of this package again, from random weights'
 USAGE = "[--output FOLDER] [--steps N]"
 DESCRIPTION = """Train the model "tiny" of this package again, from random weights.
 
-Ctrl-C saves the state and stops. The same command then continues from there.
+Ctrl-C saves the state and stops. Start the command again to continue.
 
 examples:
   python -m lora_np pretrain                 # the model in this package

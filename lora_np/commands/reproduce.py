@@ -15,7 +15,7 @@ Run this command in a clone of the repository. Without --full, the command takes
 minutes, uses small settings and writes to figures/quick. Each part draws its
 pictures before the next part begins. With --full, the command takes hours, uses
 the settings of the committed tables, writes docs/results.md and executes the
-notebooks. If --full is stopped, the same command continues.
+notebooks. If --full is stopped, start the command again to continue.
 
 examples:
   python -m lora_np reproduce

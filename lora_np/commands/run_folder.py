@@ -7,8 +7,8 @@
     SHA256SUMS               written last: the digests of the other files of a finished run
 
 A run is finished if its files have the digests in SHA256SUMS. `sha256sum -c SHA256SUMS` makes the same check. The checkpoint
-is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first: until the new run is
-finished, the folder contains the old adapter, and no digest confirms it.
+is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first. Until the new run is
+finished, the folder contains the old adapter, but no digest of the adapter.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def is_finished(output: Path, full: bool, resume: bool) -> bool:
         raise FileExistsError(f"{output / name} exists; use --overwrite to replace it, or choose another --output")
     if sums and changed:
         raise ValueError(
-            f"{output / changed[0]} was changed or damaged after the run: its digest differs from the digest in {SUMS}; "
+            f"{output / changed[0]} was changed or damaged after the run, so its digest differs from the digest in {SUMS}; "
             "use --overwrite to train again"
         )
     if sums is None:  # the run of an older version, which wrote no digests

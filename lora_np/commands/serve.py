@@ -16,7 +16,7 @@ HELP = "serve a model and its adapters over HTTP, with OpenAI's API"
 USAGE = "[--adapter NAME=FOLDER ...] [options]"
 DESCRIPTION = """Serve a model and its adapters over HTTP, with OpenAI's API.
 
-The server prints its address: use this address as base_url of OpenAI's clients.
+The server prints its address. Use this address as base_url of OpenAI's clients.
 A request's field "model" names the adapter or the base model. After Ctrl-C the
 server finishes the running requests and stops; after a second Ctrl-C the server
 stops at once. Refused requests are logged. The command needs the extra "serve".

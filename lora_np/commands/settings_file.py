@@ -93,7 +93,9 @@ def _yaml(file: Any) -> Any:
     try:
         import yaml
     except ModuleNotFoundError:
-        raise ValueError("a YAML file needs PyYAML: pip install pyyaml; a TOML file needs no package") from None
+        raise ValueError(
+            "a YAML file needs PyYAML; run `pip install pyyaml`, or use a TOML file, which needs no package"
+        ) from None
     try:
         return yaml.safe_load(file)
     except yaml.YAMLError as error:
@@ -101,7 +103,7 @@ def _yaml(file: Any) -> Any:
 
 
 def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
-    """Convert a value of the file to the value that the option would have on the command line."""
+    """Convert a value of the file to the value that the option has on the command line."""
     if action.nargs == 0:  # a flag
         if isinstance(value, bool):
             return value

@@ -13,8 +13,8 @@ HELP = "list the studies, or run one and make its table and pictures"
 USAGE = "[NAME] [options]"
 DESCRIPTION = """Run a study and make its table and pictures. Without NAME, list all studies.
 
-Finished runs are kept. If a study is stopped or a run fails, the same command
-does only the missing runs.
+Finished runs are kept. If a study is stopped or a run fails, start
+the command again to do only the missing runs.
 
 examples:
   python -m lora_np study

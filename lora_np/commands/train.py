@@ -51,8 +51,8 @@ forms of a record (or the columns of the CSV file):
   {"instruction": "…", "input": "…", "output": "…"}          (Alpaca)
 
 Only the answers count in the loss. Ctrl-C saves the state and stops. To
-continue from there, add --resume to the same command. --dry-run estimates the
-memory and the time. The output folder also gets the losses (metrics.jsonl), a
+continue, run the command again with --resume. --dry-run estimates the memory
+and the time. The output folder also gets the losses (metrics.jsonl), a
 picture of the losses (loss.png) and the options of the run (train.toml).
 
 examples:
@@ -106,7 +106,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     batches.add_argument(
         "--group-by-length",
         action="store_true",
-        help="put records of similar length into the same batch: less padding, so the training is faster",
+        help="put records of similar length into the same batch, so that there is less padding and training is faster",
     )
     batches.add_argument(
         "--accumulate",

@@ -223,7 +223,7 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     fused : bool
         True: one matrix c_attn (3d, d) computes queries, keys and values. The layers have the names of transformers'
         GPT2LMHeadModel. False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3
-        is not public; the LoRA paper counts adapters of these four matrices.
+        is not public, but the LoRA paper counts adapters of these four matrices.
 
     Returns
     -------

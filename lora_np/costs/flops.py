@@ -10,8 +10,8 @@ The matrix products for N tokens, a weight W (out, in) and an adapter with A (r,
 
 Full fine-tuning computes the left column. LoRA computes the right column, and the left column except dyᵀ x.
 For a square W (n, n), LoRA needs 2n² + 6nr multiply-adds per token, and full fine-tuning needs 3n² (Schulman 2025,
-"LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted: they use each number once, while
-a matrix product uses each number about a thousand times.
+"LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted, because they use each number once.
+A matrix product uses each number about a thousand times.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def flops(
     '0.67'
     """
     if min(batch, seq, attention_block) < 1:
-        raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}: each must be at least 1")
+        raise ValueError(f"batch {batch}, seq {seq}, attention_block {attention_block}; expected at least 1 for each")
     structure, tokens = resolve_model(model, config, quantize).structure(), batch * seq
     linear, attention = Products(), Products()
     adapter = structure.prefix.products if structure.prefix else Products()

@@ -149,7 +149,9 @@ def memory(
     '81 GB, 14 GB'
     """
     if batch < 1 or seq < 1 or slots < 0:
-        raise ValueError(f"batch {batch}, seq {seq}, slots {slots}: batch and seq must be at least 1, slots at least 0")
+        raise ValueError(
+            f"batch {batch}, seq {seq}, slots {slots}; expected batch and seq of at least 1, and slots of at least 0"
+        )
     subject = resolve_model(model, config, quantize)
     if isinstance(subject, LiveModel):
         if precision is not None or double_quant is not None:

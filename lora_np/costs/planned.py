@@ -40,7 +40,7 @@ class PlannedModel:
             check_settings(NF4_BLOCK, self.quantize)
             if self.config is None:
                 raise ValueError(
-                    f"quantize={self.quantize!r} freezes the weights, but full fine-tuning trains them: give the configuration "
+                    f"quantize={self.quantize!r} freezes the weights, but full fine-tuning trains them; give the configuration "
                     "of an adapter"
                 )
         if self.config is not None:

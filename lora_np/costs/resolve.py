@@ -61,7 +61,7 @@ def resolve_model(
 
 
 LIVE_MODEL_ERROR = (
-    "a model in memory is counted without further settings: call get_peft_model(model, config) or quantize_model(model) first, "
+    "a model in memory is counted without further settings; call get_peft_model(model, config) or quantize_model(model) first, "
     "then give only the model"
 )
 

@@ -109,7 +109,7 @@ class Batches:
 
     def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
-            f"{self} is endless and not iterable: write batches[step], or use data.heldout_batches(corpus, windows=256)"
+            f"{self} is endless and not iterable; write batches[step], or use data.heldout_batches(corpus, windows=256)"
         )
 
     def __getitem__(self, i: int) -> Batch:
@@ -178,7 +178,7 @@ def _long_enough(corpus: np.ndarray, batch_size: int, seq_len: int) -> np.ndarra
     if len(corpus) <= seq_len:
         raise ValueError(
             f"the corpus has {len(corpus)} tokens, but one window of seq_len={seq_len} needs {seq_len + 1}, because the targets "
-            "are shifted by one: use a longer text or a shorter seq_len"
+            "are shifted by one; use a longer text or a shorter seq_len"
         )
     return corpus
 

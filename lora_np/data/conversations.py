@@ -1,8 +1,8 @@
 """Conversations as training data: read a file of records, and make batches. Only the answers count in the loss.
 
 The formats of a file are described in formats.py, the tokens that count in the loss in records.py. A batch is padded on the
-right. A padded batch needs no attention mask: a token attends only to tokens on its left, and padding is never on the
-left of a token. Predictions at padded positions do not count in the loss.
+right. A padded batch needs no attention mask, because a token attends only to tokens on its left, and padding is never
+on the left of a token. Predictions at padded positions are not counted in the loss.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class ConversationBatches:
 
     def __iter__(self) -> NoReturn:  # without this method Python would call __getitem__ forever
         raise TypeError(
-            f"{self} is endless and not iterable: write batches[step], or use conversations.heldout_batches(examples)"
+            f"{self} is endless and not iterable; write batches[step], or use conversations.heldout_batches(examples)"
         )
 
     def __getitem__(self, i: int) -> Batch:

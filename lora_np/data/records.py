@@ -31,7 +31,7 @@ ROLES = ("system", "user", "assistant")
 class Example:
     """One record as tokens, with a mask of the tokens that count in the loss.
 
-    The tokens end with the last token that counts: later tokens would not affect the loss.
+    The tokens end with the last token that counts, because later tokens do not affect the loss.
 
     Parameters
     ----------
@@ -89,15 +89,16 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
     else:
         found = _plain(record["prompt"], record["completion"], tokenizer)
     if not found.counts[1:].any():
-        raise ValueError("the answer has no tokens: the tokenizer or the chat template removes the text of the answer")
+        raise ValueError("the answer has no tokens, because the tokenizer or the chat template removes its text")
     return found
 
 
 def _chat(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Example:
     """Turn a conversation into tokens. Tokens between the start and the end of an answer count in the loss.
 
-    If the template marks the answers with {% generation %}, the tokens of the marked text count. Otherwise an answer ends
-    with a stop token of the tokenizer: text that the template writes after this token, such as a newline, does not count.
+    If the template marks the answers with {% generation %}, the tokens of the marked text count. Otherwise an answer
+    ends with a stop token of the tokenizer. Text that the template writes after this token, such as a newline, is not
+    counted.
     """
     _check_messages(messages)
     ids: list[int] = []

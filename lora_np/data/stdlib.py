@@ -273,7 +273,7 @@ def _topics(folder: Path) -> dict[str, str]:
             topics = ast.literal_eval(node.value)
             return {topic: text.strip() + "\n" for topic, text in topics.items() if topic not in SECTIONS}
     raise ValueError(
-        f"{path} does not assign `topics`; expected the dictionary that Python's help() reads: restore the file"
+        f"{path} does not assign `topics`; expected the dictionary that Python's help() reads. Restore the file"
     )
 
 

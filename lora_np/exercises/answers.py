@@ -149,7 +149,7 @@ def cells_of_file(function: Callable[..., Any]) -> list[str]:
     path = inspect.getsourcefile(function)
     if path is not None and Path(path).is_file():
         return cells_of(Path(path).resolve())
-    raise TypeError(f"cannot read the source of {function.__name__}: write it in a notebook or in a .py file")
+    raise TypeError(f"cannot read the source of {function.__name__}; write the function in a notebook or in a .py file")
 
 
 def find_answer(files: Sequence[Path], exercise: Exercise, hidden: Sequence[str] = ()) -> Verdict:

@@ -2,8 +2,9 @@
 
 The process contains no solution and does not judge. `Contained` sends the arguments to the process, calls the student's
 function there, and returns its value. On Linux the process cannot read the solutions, open connections, or reach another
-process; see sandbox/restrict.py. On macOS and Windows the limits protect against accidents, not against attacks: grade
-untrusted code there in a container. On Windows only the time limits work; on macOS the memory limit does not work.
+process; see sandbox/restrict.py. On macOS and Windows the limits protect against accidents, not against attacks. On
+these systems, grade untrusted code in a container. On Windows only the time limits work; on macOS the memory limit does
+not work.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Failed(Exception):
 class Contained:
     """A student's function in a separate process. `with` starts and ends the process; a call runs the function there.
 
-    A call copies the arguments to the process, and changes the arguments here as the function changed the copies. It
-    raises `Failed` if the function raised an exception, and `Stopped` if the process reached a limit.
+    A call copies the arguments to the process, and changes the arguments here as the function changed the copies. The
+    call raises `Failed` if the function raised an exception, and `Stopped` if the process reached a limit.
 
     Parameters
     ----------
@@ -289,7 +290,7 @@ def missing_protection() -> str:
     missing = [words for name, words in PROTECTIONS.items() if name not in contained.held]
     if not missing:
         return ""
-    return f"on this system an answer can {', '.join(missing)}: grade answers of people you do not know in a container"
+    return f"on this system an answer can {', '.join(missing)}; if you do not know the students, run the grader in a container"
 
 
 def own_folders() -> list[str]:

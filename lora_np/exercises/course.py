@@ -35,7 +35,7 @@ def course_folder() -> Path:
         if any(folder.glob("00_*.ipynb")):
             return folder
     raise FileNotFoundError(
-        "the course's notebooks are not in the installed package: run this command in a clone of the repository"
+        "the course's notebooks are not in the installed package; run this command in a clone of the repository"
     )
 
 

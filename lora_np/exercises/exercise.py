@@ -136,7 +136,7 @@ class Exercise:
         description that is equal for all right answers. If the function changes a state, the value contains the state.
         `observe` raises `NoAnswer` if the result is of the wrong kind.
     tells : bool
-        True if a message may show the expected value. False if the expected value would reveal the answer.
+        True if a message may show the expected value. False if the expected value reveals the answer.
 
     Examples
     --------
@@ -245,7 +245,7 @@ def exercise(function: str) -> Exercise:
     """
     known = [path.stem[3:] for path in sources()]
     if function not in known:
-        raise KeyError(f"no exercise asks for a function {function!r}; the functions are {', '.join(known)}")
+        raise KeyError(f"no exercise has the function {function!r}; expected one of {', '.join(known)}")
     return import_module(f".catalogue.{function}", __package__).EXERCISE
 
 

@@ -67,8 +67,8 @@ def grade_class(
     workers : int, optional
         Number of answers that run at the same time; by default the number of processors, at most 8.
     table : path, optional
-        The file for the table (see `write_csv`). It is written every few seconds. If the grader is stopped, the next
-        call with the same `table` continues: verdicts on submissions that have not changed are kept.
+        The file for the table (see `write_csv`). The file is written every few seconds. If the grader is stopped, call
+        the function again with the same `table` to continue. Verdicts on submissions that have not changed are kept.
 
     Returns
     -------
@@ -244,7 +244,7 @@ def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
 
 
 def _harmless(field: str | int) -> str | int:
-    """Return a field of the table; a text that a spreadsheet would run as a formula gets a quote at its start."""
+    """Return a field of the table; a text that a spreadsheet runs as a formula gets a quote at its start."""
     return f"'{field}" if isinstance(field, str) and field.startswith(("=", "+", "-", "@", "\t", "\r")) else field
 
 

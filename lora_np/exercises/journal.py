@@ -90,7 +90,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def key_of(path: Path, function: str) -> str:
-    """Return the name of an answer in the journal; it changes if a file of the submission or an exercise changes."""
+    """Return the name of an answer in the journal. The name changes if a file of the submission or an exercise
+    changes."""
     digest = hashlib.sha256(_version())
     try:
         found = [path, *(Path(entry.path) for entry in entries(path))] if path.is_dir() else [path]

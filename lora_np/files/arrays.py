@@ -288,7 +288,7 @@ def _float8(dtype: str) -> np.dtype:
 def _check_digest(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     if DIGEST in metadata and metadata[DIGEST] != _digest(arrays, metadata):
         raise ValueError(
-            f"{path} was changed after it was written: the content does not match its digest; download or write it again"
+            f"{path} was changed after it was written, so its content does not match its digest; download or write the file again"
         )
 
 

@@ -1,10 +1,10 @@
 """Render a chat template with limits on work, memory and time. A template comes with a model and is a Jinja program.
 
-Jinja's sandbox protects Python's internals, but it does not limit time and memory: a template can loop for years, or write
-`'x' * 10**9`. Here each step of a template costs work units from a budget (template_budget.py).
+Jinja's sandbox protects Python's internals, but it does not limit time and memory. A template can loop for years, or
+write `'x' * 10**9`. Here each step of a template costs work units from a budget (template_budget.py).
 
-`{% generation %}` and `{% endgeneration %}` enclose the text of an answer, as in transformers: `render_with_answers` returns
-the positions of this text.
+`{% generation %}` and `{% endgeneration %}` enclose the text of an answer, as in transformers. `render_with_answers`
+returns the positions of this text.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ WIDE = {"batch", "center", "indent", "round", "slice", "tojson", "truncate"}
 def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """Return the text of a conversation.
 
-    `variables` are available to the template beside `messages`. Raises ValueError if the template is too long, exceeds
-    its budget, or raises an error: a template is a program and may raise any error.
+    `variables` are available to the template in addition to `messages`. Raises ValueError if the template is too long,
+    exceeds its budget, or raises an error of any type.
     """
     return render_with_answers(template, messages, **variables)[0]
 
@@ -187,7 +187,8 @@ class Counted:
 
 
 class OpaqueNamespace(Namespace):
-    """Jinja's `namespace()`, written without its attributes: attributes that refer to each other would never end."""
+    """Jinja's `namespace()`, without the attributes in its text. The text of two attributes that contain each other
+    never ends."""
 
     def __repr__(self) -> str:
         return "<Namespace>"

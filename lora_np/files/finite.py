@@ -29,9 +29,9 @@ def check_finite(name: str, x: np.ndarray) -> None:
     >>> check_finite("W", np.array([1.0, np.nan], np.float32))
     Traceback (most recent call last):
     ...
-    ValueError: W contains NaN or infinity: the file is damaged, or its training diverged; use another copy of the file
+    ValueError: W contains NaN or infinity, so the file is damaged or its training diverged; use another copy of the file
     """
     if x.dtype.kind in "fc" and not np.isfinite(x).all():
         raise ValueError(
-            f"{name} contains NaN or infinity: the file is damaged, or its training diverged; use another copy of the file"
+            f"{name} contains NaN or infinity, so the file is damaged or its training diverged; use another copy of the file"
         )

@@ -6,7 +6,7 @@
     string = length:u64 bytes;  array = type:u32 count:u64 values
 
 All numbers are little-endian. This module reads the header itself, because the reader of the `gguf` package does not
-check the header: a damaged count makes that reader loop forever. This module accepts a count only if the file has at
+check the header. A damaged count makes that reader loop forever. This module accepts a count only if the file has at
 least that many bytes left. The `gguf` package provides the block size of each type and dequantises the blocks.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md

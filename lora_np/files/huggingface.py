@@ -111,7 +111,7 @@ def open_folder(folder: Path) -> Iterator[StoredArrays]:
         pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
         convert = f"python -m lora_np convert {folder / pickled[0]} --out {folder / WEIGHTS}" if pickled else ""
         advice = (
-            f"; {pickled[0]} is a pickle, which can run code: convert it to safetensors first: {convert}"
+            f"; {pickled[0]} is a pickle, which can run code. Convert it to safetensors first: {convert}"
             if pickled
             else ""
         )

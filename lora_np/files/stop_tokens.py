@@ -1,4 +1,4 @@
-"""The tokens that end a text, beside the tokenizer's eos token: many models end an answer with another token.
+"""The tokens that end a text, in addition to the tokenizer's eos token. Many models end an answer with another token.
 
     Hugging Face folder    eos_token_id in generation_config.json and in config.json: a token id, a list of ids, or null
     GGUF file              tokenizer.ggml.eot_token_id (end of a turn) and tokenizer.ggml.eom_token_id (end of a message)

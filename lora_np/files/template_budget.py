@@ -52,7 +52,9 @@ class Budget:
     def spend(self, units: int) -> None:
         self.left -= units
         if self.left < 0:
-            raise LimitExceeded("the template needs more work or memory than allowed: it loops, or it writes too much")
+            raise LimitExceeded(
+                "the template needs more work or memory than allowed, because it loops or writes too much"
+            )
         now = thread_time()
         if now > self.end:
             raise LimitExceeded(f"the template needs more than {self.seconds:.1f} s of processor time")

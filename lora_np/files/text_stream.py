@@ -19,8 +19,8 @@ class TextStream:
         The tokenizer of the model.
     after : iterable of int
         The ids of the tokens before the generated tokens, such as the prompt. The text of these tokens is not returned.
-        But these tokens can affect the text of the next token: some vocabularies remove the space at the start of the
-        first token of a text.
+        But these tokens can affect the text of the next token, because some vocabularies remove the space at the start
+        of the first token of a text.
 
     Examples
     --------

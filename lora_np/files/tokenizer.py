@@ -203,7 +203,7 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise ValueError(
-                "this tokenizer has no chat template: use a model trained on conversations, or encode plain text"
+                "this tokenizer has no chat template; use a model trained on conversations, or encode plain text"
             )
         for i, message in enumerate(messages):
             if not isinstance(message, Mapping) or not all(

@@ -8,8 +8,8 @@ from .. import ops
 from ..backend import Array, array_module, move
 
 RAN_FROZEN = (
-    "the forward ran while this parameter was frozen and kept nothing for its gradient: "
-    "run the forward again, then the backward"
+    "the forward pass ran while this parameter was frozen, so it kept nothing for the gradient of this parameter; "
+    "run the forward pass again, then the backward pass"
 )
 
 
@@ -21,7 +21,7 @@ class Parameter:
     value : ndarray, any shape, float
         The array.
     trainable : bool
-        If False, the parameter is frozen: layers compute no gradient for it.
+        If False, the parameter is frozen, and layers compute no gradient for it.
 
     Attributes
     ----------

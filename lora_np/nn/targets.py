@@ -60,7 +60,7 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
     """
     entries = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not entries:
-        raise ValueError(f"target_modules is empty, so no layer would be adapted; {available(names)}")
+        raise ValueError(f"target_modules is empty, so it selects no layer; {available(names)}")
     for entry in entries:
         alone = entry if isinstance(target_modules, str) else [entry]  # a list contains suffixes, never patterns
         if not any(is_target(name, alone) for name in names):

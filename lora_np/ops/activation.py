@@ -151,8 +151,8 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
 
     Notes
     -----
-    To save memory, the cache does not keep σ(gate): arrays of shape (…, f) are the largest arrays in the cache of a
-    block. The backward pass computes σ(gate) a second time, which takes a sixth of its time.
+    To save memory, the cache does not keep σ(gate), because arrays of shape (…, f) are the largest arrays in the cache
+    of a block. The backward pass computes σ(gate) a second time, which takes a sixth of its time.
 
     Examples
     --------

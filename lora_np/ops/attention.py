@@ -106,7 +106,7 @@ def attention_forward(
     q : ndarray, shape (b, h, t, d), float32 or float64
         The queries.
     k : ndarray, shape (b, g, s, d)
-        The keys, with s ≥ t. The number h must be a multiple of g: h/g query heads share one key/value head.
+        The keys, with s ≥ t. The number h must be a multiple of g, because h/g query heads share one key/value head.
     v : ndarray, shape (b, g, s, d)
         The values.
     mask : ndarray of bool, shape (b, s), optional
@@ -141,8 +141,8 @@ def attention_forward(
     query heads. So the keys are not copied for each query head. In the backward pass, the matrix products also sum dk
     and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
     the last query of the block sees. With s = t = 256, 5/8 of the t × t scores are computed, although the causal mask
-    allows only 1/2 of the scores. The scores are stored with one column per query: the maximum and the sum over the keys
-    then read whole rows, which takes a third of the time.
+    allows only 1/2 of the scores. The scores are stored with one column per query. The maximum and the sum over the
+    keys then read whole rows, which takes a third of the time.
 
     Examples
     --------
@@ -201,8 +201,8 @@ def attention_forward(
 def _outside_window(xp: Any, window: int, start: int, keys: slice, rows: int, mask: Array | None) -> Array:
     """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, keys, 1, rows).
 
-    `start` is the position of the first query among all keys. With a mask, the positions count only the tokens that are
-    not padding.
+    `start` is the position of the first query among all keys. With a mask, padding tokens are not counted in the
+    positions.
     """
     position = xp.arange(keys.stop)[None] if mask is None else mask.cumsum(axis=1)
     distance = position[:, None, start : start + rows] - position[:, keys, None]
@@ -277,7 +277,8 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
 
 
 def _empty_like(x: Array) -> Array:
-    """Return an uninitialised array of the shape of x (b, n, t, d), stored as (b, t, n, d): the heads are joined without a copy."""
+    """Return an uninitialised array of the shape of x (b, n, t, d), stored as (b, t, n, d), so that joining the heads
+    needs no copy."""
     b, n, t, d = x.shape
     return array_module(x).empty((b, t, n, d), x.dtype).transpose(0, 2, 1, 3)
 

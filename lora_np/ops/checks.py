@@ -66,7 +66,7 @@ def check_ids(name: str, ids: Array, size: int, ignore: int | None = None) -> No
     if ignore is not None:
         counts = ids != ignore
         if not counts.any():
-            raise ValueError(f"every target is ignore_index ({ignore}): there is no token to learn from")
+            raise ValueError(f"every target is ignore_index ({ignore}), so there is no token to learn from")
         wrong &= counts
     if wrong.any():
         raise ValueError(f"{name} contains {int(ids[wrong][0])}, outside 0 … {size - 1}; was another tokenizer used?")

@@ -24,7 +24,7 @@ def rotary_tables(
     positions : ndarray, shape (…, t)
         The position of each token.
     head_dim : int
-        d, the number of rotated features per head. It must be even.
+        d, the number of rotated features per head, an even number.
     theta : float
         θ, the base of the frequencies; 10000 in the paper.
     dtype : DTypeLike

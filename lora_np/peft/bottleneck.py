@@ -3,8 +3,8 @@
     z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) output of o_proj or down_proj, W_down (m, d), W_up (d, m)
 
 The block's own skip connection then adds the input of the sublayer to z. Because of σ, the adapter is not a change ΔW
-of the weight: the adapter cannot be merged, and every call computes the adapter's output. The block's norms, which the
-paper trains too, stay frozen.
+of the weight, so the adapter cannot be merged, and every call computes the adapter's output. The block's norms, which
+the paper trains too, stay frozen.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def portable_targets(
     If `targets` is a string, the result selects the layers for which `selects(name)` is true.
 
     In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
-    names of all modules, not only of linear layers. A string that would select other layers in PEFT
+    names of all modules, not only of linear layers. A string that selects other layers in PEFT
     than in lora_np is replaced by a list of name suffixes. If these suffixes also match other layers, the list contains
     full names instead.
     """
@@ -152,12 +152,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
     if not (folder / CONFIG).is_file():
         configs = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")]
         below = sorted(path.parent.relative_to(folder).as_posix() for path in configs)
-        hint = f"; there are adapters in its subfolders {abbreviate(below)}: give one of these folders" if below else ""
+        hint = f"; there are adapters in its subfolders {abbreviate(below)}. Give one of these folders" if below else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / CONFIG} is missing{hint}")
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         convert = f"python -m lora_np convert {folder / 'adapter_model.bin'}"
-        hint = f"; adapter_model.bin is a pickle and is not read; convert it: {convert}" if pickled else ""
+        hint = f"; adapter_model.bin is a pickle and is not read. Convert it: {convert}" if pickled else ""
         raise FileNotFoundError(f"no adapter in {folder}: {folder / WEIGHTS} is missing{hint}")
     with name_file_in_errors(folder / CONFIG):
         if (size := (folder / CONFIG).stat().st_size) > LARGEST_CONFIG:
@@ -170,7 +170,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
         if settings.get(key) != value:
             raise ValueError(
                 f"{folder / CONFIG}: {key} is {settings.get(key)!r}, but the weights were saved with {value!r}. "
-                "Either a save was stopped between the two files, or the configuration was edited: save the adapter again."
+                "Either a save was stopped between the two files, or the configuration was edited. Save the adapter again."
             )
     return settings, arrays, training
 
@@ -252,11 +252,9 @@ def check_arrays(
     `dtype` is the dtype in which the adapter will be stored. A number that is too large for this dtype is not finite.
     """
     if extra := sorted(arrays.keys() - shapes.keys()):
-        raise ValueError(
-            f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT would ignore it"
-        )
+        raise ValueError(f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT ignores it")
     if missing := sorted(shapes.keys() - arrays.keys()):
-        raise ValueError(f"{abbreviate(missing)} is missing{hint}; PEFT would only warn")
+        raise ValueError(f"{abbreviate(missing)} is missing{hint}; PEFT only warns")
     for key, shape in shapes.items():
         x = arrays[key]
         if x.shape != shape:

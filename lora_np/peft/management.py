@@ -37,7 +37,7 @@ class AdapterManager(AdapterHost):
             raise TypeError(f"expected a Transformer without adapters, got {type(model).__name__}")
         if adapted_layers(model):
             raise ValueError(
-                "this model has adapters already: add another adapter to the PeftModel with add_adapter or load_adapter, or call "
+                "this model has adapters already; add another adapter to the PeftModel with add_adapter or load_adapter, or call "
                 "merge_and_unload() first"
             )
         base = model.model.norm.weight.value.dtype
@@ -65,7 +65,7 @@ class AdapterManager(AdapterHost):
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, seed: int = 0) -> None:
         """Add a new adapter. The new adapter is frozen and not active until `set_adapter` selects it.
 
-        Two adapters with the same seed and configuration start with the same A; use a different seed for each.
+        Two adapters with the same seed and configuration start with the same A. Use a different seed for each adapter.
 
         Parameters
         ----------
@@ -144,8 +144,8 @@ class AdapterManager(AdapterHost):
 
         As in PEFT, the adapter "default" is written into `save_directory`, and each other adapter into a subfolder with
         its name. An adapter with PiSSA initialisation is saved for the original base, as a LoRA of twice the rank (see
-        lora/pissa.py). Files are replaced atomically: an older adapter in the folder remains until the files of the new
-        adapter are complete.
+        lora/pissa.py). Files are replaced atomically, so an older adapter in the folder remains until the files of the
+        new adapter are complete.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ class AdapterManager(AdapterHost):
         Notes
         -----
         The folder contains the adapter and not the base. To get the same outputs again, load the adapter over a base in
-        the same state: if `quantize_model` changed the base of this model, call `quantize_model` with the same settings
+        the same state. If `quantize_model` changed the base of this model, call `quantize_model` with the same settings
         before `PeftModel.from_pretrained`.
         """
         if adapter_name is not None:
@@ -290,8 +290,8 @@ class AdapterManager(AdapterHost):
         self._check_idle()
         if self._pissa_started:
             raise RuntimeError(
-                "an adapter with PiSSA initialisation has changed the base, so no second adapter can be added: save_pretrained, "
-                "then load the folder into a PeftModel of the original base"
+                "an adapter with PiSSA initialisation has changed the base, so no second adapter can be added; call "
+                "save_pretrained, then load the folder into a PeftModel of the original base"
             )
 
     def _check_idle(self) -> None:
@@ -355,7 +355,7 @@ class AdapterManager(AdapterHost):
 
 
 def check_tensors(adapter_name: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError if a tensor of an adapter contains numbers that `load_adapter` would refuse."""
+    """Raise ValueError if a tensor of an adapter contains numbers that `load_adapter` refuses."""
     for key, x in tensors.items():
         if x.dtype.kind == "c":
             raise ValueError(f"{adapter_name!r}: {key} is complex; call astype('float32') before save_pretrained")

@@ -40,7 +40,7 @@ def get_peft_model(
     """Freeze a model, add a new adapter, and return a PeftModel that can train the adapter.
 
     As in PEFT, the model is changed in place and shares its weights with the PeftModel. A direct call of `model` still
-    uses no adapter; call the PeftModel to use the adapter.
+    uses no adapter. Call the PeftModel to use the adapter.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Inserts adapters into linear layers and removes them: a Linear with adapters is wrapped in an AdaptedLinear."""
+"""Inserts adapters into linear layers and removes them. A Linear with adapters is wrapped in an AdaptedLinear."""
 
 from __future__ import annotations
 

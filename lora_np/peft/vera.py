@@ -280,7 +280,7 @@ class VeraMethod(LayerMethod):
             yield name, VeraAdapter(config, base, A, B, *(parameter_like(base, x, dtype) for x in vectors[name]))
 
     def check_mixable(self, name: str, config: VeraConfig) -> None:
-        """Do nothing: rows of VeRA and of other adapters can share a batch."""
+        """Do nothing, because rows of VeRA and of other adapters can share a batch."""
 
     def shapes(self, config: VeraConfig, out: int, in_: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of d (r,) and b (out,)."""

@@ -62,7 +62,7 @@ def check_config(settings: Any) -> None:
     )
     if method != "bitsandbytes" or bits is not True:
         raise ValueError(
-            f"quantization_config: got quant_method {method!r}, load_in_4bit {bits!r}; expected 'bitsandbytes' and true: use the "
+            f"quantization_config: got quant_method {method!r}, load_in_4bit {bits!r}; expected 'bitsandbytes' and true. Use the "
             "original model, or a GGUF file"
         )
 

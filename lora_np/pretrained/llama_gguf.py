@@ -137,15 +137,16 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
 def _rope_scaling(metadata: Metadata, stored: StoredArrays, theta: float, rotated: int) -> dict[str, Any] | None:
     """Return the scaling of the rotary frequencies.
 
-    A file of Llama 3.1 does not contain the settings of the scaling. It contains the array rope_freqs.weight, by which
-    the frequencies are divided. The largest divisor is `factor`; all Llama models have the other numbers in LLAMA3.
+    A file of Llama 3.1 does not contain the settings of the scaling. The file contains the array rope_freqs.weight, by
+    which the frequencies are divided. The largest divisor is `factor`; all Llama models have the other numbers in
+    LLAMA3.
     """
     kind = metadata.entries.get(f"{metadata.architecture}.rope.scaling.type", "none")
     if kind == "linear":
         return {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor", kind=float)}
     if kind != "none":
         raise ValueError(
-            f"{metadata.architecture}.rope.scaling.type is {kind!r}; expected 'none' or 'linear': other scalings of the "
+            f"{metadata.architecture}.rope.scaling.type is {kind!r}; expected 'none' or 'linear', because other scalings of the "
             "rotary embedding are not supported"
         )
     if "rope_freqs.weight" not in stored.shapes:

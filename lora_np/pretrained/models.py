@@ -101,7 +101,7 @@ def load_model(
             stored, quantized = bitsandbytes.take_quantized(stored)
             if not quantized and not path.is_file() and "quantization_config" in read_json(path / "config.json"):
                 raise ValueError(
-                    "config.json contains a quantization_config, but no weight is quantised: remove quantization_config"
+                    "config.json contains a quantization_config, but no weight is quantised; remove quantization_config"
                 )
             if config.family.gpt2 and not path.is_file():
                 stored = gpt2_files.from_file(stored)
@@ -154,7 +154,7 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     for name, x in model.state_dict().items():
         if ".base_layer." in name:
             raise TypeError(
-                "this Transformer has an adapter: call merge_and_unload() first, or save the Transformer before get_peft_model"
+                "this Transformer has an adapter; call merge_and_unload() first, or save the Transformer before get_peft_model"
             )
         if isinstance(x, Quantized4bit):
             arrays |= bitsandbytes.to_arrays(name, x)
@@ -260,7 +260,8 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
 
 
 def _files(path: Path) -> str:
-    """Return the names of the files that describe the weights, for a message: if two files disagree, either may be wrong."""
+    """Return the names of the files that describe the weights, for a message. If two files disagree, either may be
+    wrong."""
     weights = WEIGHTS if (path / WEIGHTS).is_file() else INDEX
     return str(path) if path.is_file() else f"{path / weights} (with config.json)"
 
@@ -276,7 +277,7 @@ def _without_doubles(stored: StoredArrays, config: TransformerConfig) -> StoredA
     if config.tie_word_embeddings and HEAD in shapes and embedding in shapes:
         if not np.array_equal(stored[HEAD], stored[embedding]):
             raise ValueError(
-                f"tie_word_embeddings is true, but {HEAD} differs from {embedding}: set tie_word_embeddings to false in config.json"
+                f"tie_word_embeddings is true, but {HEAD} differs from {embedding}; set tie_word_embeddings to false in config.json"
             )
         del shapes[HEAD]
     return replace(stored, shapes=shapes)

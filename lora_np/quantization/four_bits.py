@@ -43,8 +43,8 @@ class QuantizedAbsmax:
     absmax : ndarray, shape (⌈blocks/256⌉,), float32
         One scale for every 256 blocks.
     offset : ndarray, shape (), float32
-        The mean of the largest magnitudes. The mean is subtracted before quantisation: magnitudes are positive, but the
-        values of the 8-bit code are symmetric around 0.
+        The mean of the largest magnitudes. The mean is subtracted before quantisation, because magnitudes are positive,
+        but the values of the 8-bit code are symmetric around 0.
 
     Examples
     --------

@@ -43,7 +43,7 @@ class QuantizedWeight(Parameter):
     def check_trainable(self) -> None:
         """Raise ValueError, because a quantised weight cannot be trained."""
         raise ValueError(
-            "a quantised weight cannot be trained: add an adapter with get_peft_model, or call dequantize_model first"
+            "a quantised weight cannot be trained; add an adapter with get_peft_model, or call dequantize_model first"
         )
 
     def check(self, name: str, value: Array | Quantized4bit) -> None:
@@ -240,7 +240,9 @@ def quantize_model(
         if type(layer) is Linear and not any(_matches_entry(name, entry) for entry in entries)
     }
     if not chosen:
-        raise ValueError("this model has no Linear to quantise: all are already quantised, or skipped by skip_modules")
+        raise ValueError(
+            "this model has no Linear to quantise, because all are already quantised, or skipped by skip_modules"
+        )
     quantized = {}
     for name, layer in chosen.items():
         try:

@@ -127,7 +127,7 @@ def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
 
     sources = sorted(folder.glob("[0-9]*.py"))
     if not sources:
-        print(f"  no notebooks in {folder}: run this in a clone of the repository", file=sys.stderr)
+        print(f"  no notebooks in {folder}; run this command in a clone of the repository", file=sys.stderr)
     jobs = (delayed(execute)(source, output / source.with_suffix(".ipynb").name) for source in sources)
     for source, seconds in zip(sources, Parallel(at_once, return_as="generator")(jobs), strict=True):
         print(f"  {source.stem}: {seconds:.0f} s", file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ NEEDED = ()
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that tests prove. No table is needed: the column "check" says that the named tests prove the claim."""
+    """Return the claims that tests prove. No table is needed. The column "check" says that the named tests prove the
+    claim."""
     return [
         Claim(
             "The hand-derived gradients are right",

@@ -51,9 +51,9 @@ def reproduce(full: bool, figures: Path, notebooks: Path | None = None, workers:
     """Make tables and pictures, and execute the notebooks of the folder `notebooks`, if it is given.
 
     Each part saves its tables and draws its pictures before the next part begins. Progress goes to stderr, the summary to
-    stdout. Without `full`, this takes minutes: new tables and pictures are written to `figures`/quick, and the committed
-    pictures are drawn again from the committed tables. With `full`, this takes hours: the committed tables, pictures and
-    pages are made again. A stopped full run can be resumed.
+    stdout. Without `full`, the function takes minutes. New tables and pictures are written to `figures`/quick, and the
+    committed pictures are drawn again from the committed tables. With `full`, the function takes hours. The committed
+    tables, pictures and pages are made again. A stopped full run can be resumed.
     """
     started, committed = time.perf_counter(), figures / "data"
     if full and not RESULTS.is_file():

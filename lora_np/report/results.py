@@ -1,4 +1,5 @@
-"""The claims about all questions: they make docs/results.md, and README and the notebooks read findings by name."""
+"""The claims about all questions, from which docs/results.md is written. README and the notebooks read findings by
+name."""
 
 from __future__ import annotations
 

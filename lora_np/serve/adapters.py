@@ -39,7 +39,7 @@ class UnknownAdapter(KeyError):
 def check_adapter_name(name: str, base: str = BASE) -> None:
     """Raise ValueError if `name` cannot be the name of a served adapter. `base` is the served name of the base model.
 
-    A name consists of printable characters, because names are sent in responses and written to a terminal: half a
+    A name consists of printable characters, because names are sent in responses and written to a terminal. Half a
     surrogate pair cannot be encoded, and control characters change what a terminal shows.
     """
     if not name or len(name) > MAX_NAME or not name.isprintable():

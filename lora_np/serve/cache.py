@@ -49,7 +49,7 @@ class BatchLayerCache(LayerCache):
         self.length = self.end - self.start
 
     def remove_row(self, row: int, longest: int) -> None:
-        """Remove `row`: the last row replaces it. `longest` is the length of the longest row that remains."""
+        """Remove `row`, and move the last row to its place. `longest` is the length of the longest row that remains."""
         self.rows -= 1
         for room in self.buffers or ():
             room[row, :, self.start : self.end] = room[self.rows, :, self.start : self.end]
@@ -109,7 +109,7 @@ class BatchCache(KeyValueCache):
         self.lengths.append(length)
 
     def remove_row(self, row: int) -> None:
-        """Remove `row`; the last row replaces it."""
+        """Remove `row`, and move the last row to its place."""
         self.lengths[row] = self.lengths[-1]
         self.lengths.pop()
         for layer in self.layers:

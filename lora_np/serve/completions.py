@@ -127,7 +127,7 @@ class CompletionService:
         if (found := tokens * (completion.logprobs + 1)) > MAX_LOGPROBS:
             message = (
                 f"logprobs: {tokens} tokens with {completion.logprobs + 1} log probabilities each are {found}; expected at "
-                f"most {MAX_LOGPROBS} per request: send fewer prompts, or ask for fewer new tokens"
+                f"most {MAX_LOGPROBS} per request. Send fewer prompts, or ask for fewer new tokens"
             )
             raise ProtocolError(400, message, "logprobs")
 
@@ -151,8 +151,8 @@ class CompletionService:
             unit, limit = "characters", self.max_characters
         if found > limit:
             message = (
-                f"{field} has {found} {unit}; this server accepts at most {limit} {unit},"
-                f" because the model reads at most {self.max_tokens} tokens: shorten {field}"
+                f"{field} has {found} {unit}, but this server accepts at most {limit} {unit},"
+                f" because the model reads at most {self.max_tokens} tokens; shorten {field}"
             )
             raise ProtocolError(400, message, field, "context_length_exceeded")
 

@@ -21,7 +21,7 @@ Spell: TypeAlias = Callable[[int], str]  # the text of one token
 class TokenLogprob:
     """A token, its log probability, and the most likely tokens at its position, the most likely token first.
 
-    The first token of a prompt follows no token: `logprob` is None, and `top` is empty.
+    The first token of a prompt follows no token, so `logprob` is None, and `top` is empty.
     """
 
     token: int
@@ -39,7 +39,7 @@ def token_logprob(logits: np.ndarray, token: int, k: int) -> TokenLogprob:
     z -= math.log(np.exp(z).sum())
     if not math.isfinite(z[token]):
         raise FloatingPointError(
-            f"the log probability of token {token} is {z[token]}; expected a finite number: check the weights of the model "
+            f"the log probability of token {token} is {z[token]}; expected a finite number. Check the weights of the model "
             "and of its adapter"
         )
     k = min(k, z.size)

@@ -45,7 +45,7 @@ def encodable(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a short text for an error message: a value in a request can have millions of characters."""
+    """Return a short text for an error message, because a value in a request can have millions of characters."""
     if isinstance(value, list | dict):
         return f"a JSON {JSON_TYPES[type(value)]} with {len(value)} entries"
     if isinstance(value, str):

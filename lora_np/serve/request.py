@@ -128,7 +128,7 @@ class Request:
 class RecordErrors:
     """Record an error of the `with` block as the error of a request, and do not raise the error.
 
-    Not only subclasses of Exception are recorded: a panic in an extension written in Rust, such as the package
+    Not only subclasses of Exception are recorded, because a panic in an extension written in Rust, such as the package
     tokenizers, is a BaseException. KeyboardInterrupt and SystemExit are raised.
     """
 

@@ -72,7 +72,7 @@ def make_server(
                 bounds.grace_period,
             )
             if not self.ended.wait(bounds.grace_period):
-                LOGGER.warning("the grace period of %g seconds is over: running requests end", bounds.grace_period)
+                LOGGER.warning("the grace period of %g seconds is over, so running requests end", bounds.grace_period)
                 os._exit(1)
 
         async def startup(self, sockets: Any = None) -> None:
@@ -84,7 +84,7 @@ def make_server(
                 address, port = self.servers[0].sockets[0].getsockname()[:2]
                 if not is_loopback(host):
                     LOGGER.warning(
-                        "other computers can reach %s, and there is no TLS: the API key and all texts can be read on the"
+                        "other computers can reach %s, and there is no TLS, so the API key and all texts can be read on the"
                         " network; use a proxy with TLS, or a network that you trust",
                         address,
                     )

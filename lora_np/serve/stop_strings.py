@@ -1,4 +1,4 @@
-"""Stop strings: they end an answer, and are not part of it."""
+"""Stop strings, which end an answer and are not part of the answer."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Study:
     `make(*tables, **options, workers=…, folder=…)` makes the table. With the options in `quick`, the study takes
     minutes. `needs` lists the studies whose tables are passed to `make`; `model` is the model that must be fetched
     first. Finished runs are stored in the folder `runs`, by default a folder with the study's name. If `alone` is true,
-    the runs are not parallel: each run uses all cores.
+    the runs are not parallel, because each run uses all cores.
     """
 
     question: str
@@ -129,7 +129,7 @@ def make(
         options["workers"] = workers
     elif isinstance(workers, str):
         raise ValueError(
-            f"the study {name} cannot run on a cluster: its runs use all cores of this machine, one after another"
+            f"the study {name} cannot run on a cluster, because its runs use all cores of this machine, one after another"
         )
     table = one.make(*(tables[needed] for needed in one.needs), **options)
     table.command = command

@@ -117,7 +117,7 @@ class Checkpoint:
         assert self.path is not None  # the caller has checked that the file exists
         arrays, metadata = load_arrays(self.path)
         if "settings" not in metadata:
-            raise ValueError(f"{self.path} is not a checkpoint of train(): give another path, or remove the file")
+            raise ValueError(f"{self.path} is not a checkpoint of train(); give another path, or remove the file")
         try:
             settings = dict(json.loads(metadata["settings"]))
             step, rows = int(metadata["step"]), list(map(dict, json.loads(metadata["history"])))

@@ -1,6 +1,6 @@
 """The training loop: batch → loss → backward → optimizer step, with held-out evaluation, a history and checkpoints.
 
-All random numbers depend only on `seed` and `step`: each step always has the same batch and the same dropout masks.
+All random numbers depend only on `seed` and `step`, so each step always has the same batch and the same dropout masks.
 Therefore a run that stops and resumes from a checkpoint gives exactly the result of an uninterrupted run, and a
 checkpoint needs no random state. Ctrl-C saves the state after the last complete update; see interrupts.py.
 """
@@ -202,7 +202,7 @@ def train(
         raise ValueError("batches is empty; expected at least one batch")
     trainable = [(name, p) for name, p in model.named_parameters() if p.trainable]
     if not trainable:
-        raise ValueError("nothing is trainable: call unfreeze() on the model, or add an adapter with get_peft_model")
+        raise ValueError("nothing is trainable; call unfreeze() on the model, or add an adapter with get_peft_model")
     optimizer.check(name for name, _ in trainable)
     if gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
         raise TypeError(f"{type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
@@ -216,7 +216,7 @@ def train(
         if checkpoint is not None and Path(checkpoint).exists():
             if not resume:
                 raise FileExistsError(
-                    f"{checkpoint} exists: pass resume=True to continue from it, or remove it to start again"
+                    f"{checkpoint} exists; pass resume=True to continue from it, or remove it to start again"
                 )
             start, history.rows = saved.load()
         else:
@@ -292,7 +292,7 @@ def check_run(
     eval_every: int | None = None,
     checkpoint_every: int = 100,
 ) -> None:
-    """Raise ValueError if `train` would refuse these arguments. Call this function before work that cannot be undone."""
+    """Raise ValueError if `train` refuses these arguments. Call this function before work that cannot be undone."""
     if steps < 1 or accumulate < 1 or checkpoint_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError(
             f"steps = {steps}, accumulate = {accumulate}, checkpoint_every = {checkpoint_every}, eval_every = {eval_every}; "
@@ -339,7 +339,9 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
             total += float(model.loss(tokens, targets)[0]) * n
             count += n
     if not count:
-        raise ValueError("nothing to evaluate: the list of held-out batches is empty, or no target in the list counts")
+        raise ValueError(
+            "nothing to evaluate, because the list of held-out batches is empty, or no target in the list counts"
+        )
     return total / count
 
 

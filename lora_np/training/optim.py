@@ -113,9 +113,7 @@ class Optimizer:
     def _check_settings(self, **not_negative: float) -> None:
         for name, value in not_negative.items():
             if not isinstance(value, Real):
-                raise TypeError(
-                    f"{name} is a {type(value).__name__}; expected a number: parameters are an argument of step()"
-                )
+                raise TypeError(f"{name} is a {type(value).__name__}; expected a number. Pass the parameters to step()")
             if not value >= 0:
                 raise ValueError(f"{name} = {value}; expected a number ≥ 0")
         for part, ratio in self.lr_ratio.items():
@@ -363,7 +361,7 @@ def grad_norm(parameters: Named) -> Array:
     no parameter has a gradient."""
     squares = [(p.grad * p.grad).sum() for _, p in parameters if p.grad is not None]
     if not squares:
-        raise ValueError("no parameter has a gradient: call backward first, and check that some parameter is trainable")
+        raise ValueError("no parameter has a gradient; call backward first, and check that some parameter is trainable")
     total = squares[0]
     for square in squares[1:]:
         total = total + square

@@ -48,11 +48,11 @@ class SparseProjection:
 
         Pᵢⱼ = sᵢ/√nⱼ if weight i is in group j, else 0;     sᵢ = ±1 at random, nⱼ the size of group j: ⌊D/d⌋ or ⌈D/d⌉
 
-    The columns are exactly orthonormal: two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1. At d = D the subspace is the
-    whole space. P stores 2·D numbers, and a product takes D multiplications. Fastfood (Le et al. 2013), which Li et al.
-    use for large models, takes D·log d operations. The subspace is random but not uniformly random, so studies use
-    `DenseProjection` as a control. The same kind of projection is used in hashing (Chen et al. 2015, arXiv 1504.04788)
-    and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises ValueError unless 1 ≤ d ≤ D.
+    The columns are exactly orthonormal, because two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1. At d = D the
+    subspace is the whole space. P stores 2·D numbers, and a product takes D multiplications. Fastfood (Le et al. 2013),
+    which Li et al. use for large models, takes D·log d operations. The subspace is random but not uniformly random, so
+    studies use `DenseProjection` as a control. The same kind of projection is used in hashing (Chen et al. 2015, arXiv
+    1504.04788) and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises ValueError unless 1 ≤ d ≤ D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -108,12 +108,12 @@ class SubspaceModel(Module):
         self.theta0 = np.concatenate([p.value.ravel() for p in trained])  # (D,)
         if self.theta0.size != projection.D:
             raise ValueError(
-                f"P has {projection.D} rows, but the model has {self.theta0.size} trainable weights: use equal numbers"
+                f"P has {projection.D} rows, but the model has {self.theta0.size} trainable weights; use equal numbers"
             )
         self.z = Parameter(np.zeros(projection.d, self.theta0.dtype))
 
     def children(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield z only: the weights of the inner model are functions of z, not parameters of this model."""
+        """Yield z only, because the weights of the inner model are functions of z, not parameters of this model."""
         yield "z", self.z
 
     def _trained(self) -> list[Parameter]:

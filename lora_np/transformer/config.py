@@ -123,7 +123,7 @@ class TransformerConfig:
         if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
-                    f"hidden_size {self.hidden_size} is not divisible by {self.num_attention_heads} heads: choose a multiple, "
+                    f"hidden_size {self.hidden_size} is not divisible by {self.num_attention_heads} heads; choose a multiple, "
                     "or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
@@ -133,7 +133,7 @@ class TransformerConfig:
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly: "
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly; "
                 "num_key_value_heads must divide num_attention_heads"
             )
 

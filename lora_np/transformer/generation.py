@@ -125,7 +125,7 @@ class Sampling:
         if not math.isfinite(logits[best]):
             raise FloatingPointError(
                 f"the largest logit of the next token is {logits[best]}; expected a finite number. Weights of the model or of "
-                f"its adapter are not finite, or are too large for {logits.dtype}: check the files and the training"
+                f"its adapter are not finite, or are too large for {logits.dtype}. Check the files and the training"
             )
         if self.temperature == 0:
             return best
@@ -222,7 +222,7 @@ def generate(
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
     if isinstance(prompts, str) or not len(prompts) or not all(np.ndim(prompt) for prompt in prompts):
         raise ValueError(
-            f"prompts is {prompts!r:.60}; expected a list with the token ids of each prompt: encode text with a tokenizer "
+            f"prompts is {prompts!r:.60}; expected a list with the token ids of each prompt. Encode text with a tokenizer "
             "first, and write [prompt] for a single prompt"
         )
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty)
@@ -296,7 +296,8 @@ def read_in_chunks(
     last position are computed.
 
     With `skip_padding`, padding tokens are not counted in the positions of the other tokens. The option `skip_padding`
-    changes the result only if a prefix precedes the padding. Learned positions never count padding.
+    changes the result only if a prefix precedes the padding. A model with learned position embeddings always skips
+    padding.
     """
     skip_padding = skip_padding or not model.config.rotary_dim
     positions = None if mask is None or not skip_padding else np.maximum(mask.cumsum(axis=1) - 1, 0)
@@ -334,7 +335,7 @@ def pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tupl
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(
-                f"prompt {row} is empty: give it at least one token, such as the tokenizer's beginning-of-text token"
+                f"prompt {row} is empty; give it at least one token, such as the tokenizer's beginning-of-text token"
             )
         ids = np.asarray(prompt)
         if ids.dtype.kind not in "iu":
@@ -350,5 +351,5 @@ def _unwrap(
     if not isinstance(model, Transformer):
         return model.model, model.adapter_rows(adapter_names, rows)
     if adapter_names is not None:
-        raise ValueError("adapter_names needs a PeftModel, got a Transformer: call get_peft_model first")
+        raise ValueError("adapter_names needs a PeftModel, got a Transformer; call get_peft_model first")
     return model, None

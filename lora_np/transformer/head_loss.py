@@ -55,7 +55,8 @@ def loss_in_blocks_forward(
 ) -> tuple[Array, BlocksCache]:
     """Compute the loss () of hidden states x (n, d) and targets (n,).
 
-    `need_dx` is True if a backward pass follows: it would have to compute the logits a second time.
+    `need_dx` is True if a backward pass follows. Then dx is computed here, so that the backward pass need not compute
+    the logits again.
     """
     loss, dx = _blocks(head, x, targets, ignore_index, 1.0, need_dx)
     return loss, BlocksCache(x if dx is None else None, targets, ignore_index, [] if dx is None else [dx])

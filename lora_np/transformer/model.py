@@ -256,7 +256,7 @@ class Transformer(Module):
             )
         if past is not None and start and past.batch_size != tokens.shape[0]:
             raise ValueError(
-                f"got {tokens.shape[0]} rows of tokens, but past_key_values has {past.batch_size}: use equal numbers"
+                f"got {tokens.shape[0]} rows of tokens, but past_key_values has {past.batch_size}; use equal numbers"
             )
         weight = self.model.norm.weight.value
         if context.attention_mask is not None:  # an error here leaves the cache unchanged
@@ -337,7 +337,7 @@ class Transformer(Module):
 
         Notes
         -----
-        The output head computes no logits for positions that do not count. If only answers count, most of the
+        The output head computes no logits for positions that are not counted. If only answers count, most of the
         computation of the head is saved. In a mixed batch, the head computes all positions, because an adapter of the
         head selects rows by the index of the row in the batch.
 

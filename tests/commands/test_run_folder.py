@@ -42,7 +42,7 @@ def test_a_checkpoint_that_a_power_cut_brought_back_changes_nothing(folder):
 def test_a_damaged_file_is_named_and_not_finished(name, content, folder):
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(
-        ValueError, match=rf"{name} was changed or damaged after the run: .*use --overwrite to train again"
+        ValueError, match=rf"{name} was changed or damaged after the run, so .*use --overwrite to train again"
     ):
         finished(folder)
     save_arrays(folder / CHECKPOINT, {})

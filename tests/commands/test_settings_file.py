@@ -155,7 +155,7 @@ def test_yaml_is_read_if_pyyaml_is_installed(parsed):
 def test_without_pyyaml_a_yaml_file_is_refused_and_toml_is_named(parsed, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(
-        ValueError, match=r"my\.yml: a YAML file needs PyYAML: pip install pyyaml; a TOML file needs no"
+        ValueError, match=r"my\.yml: a YAML file needs PyYAML; run `pip install pyyaml`, or use a TOML file"
     ):
         parsed("lr: 1", name="my.yml")
 

@@ -150,7 +150,7 @@ def test_a_model_that_trains_nothing_has_share_zero_and_no_finite_reduction():
 
 @pytest.mark.parametrize("config", [LoraConfig(r=8), LoraConfig(target_modules="all-linear"), PrefixTuningConfig()])
 def test_a_live_model_takes_no_configuration(config):
-    with pytest.raises(ValueError, match=r"counted without further settings: call get_peft_model\(model, config\)"):
+    with pytest.raises(ValueError, match=r"counted without further settings; call get_peft_model\(model, config\)"):
         costs.count(live_model(), config)
 
 

@@ -159,7 +159,7 @@ def test_the_table_adds_up():
 
 def test_what_makes_no_step_is_an_error():
     for wrong in ({"batch": 0}, {"seq": 0}, {"attention_block": 0}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} 0.*must be at least 1"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} 0.*expected at least 1"):
             costs.flops("gpt-2", **{"batch": 1, "seq": 64} | wrong)
     with pytest.raises(TypeError, match=r"missing a required argument: 'seq'; for example costs\.flops\("):
         costs.flops("gpt-2", lora(8), batch=1)

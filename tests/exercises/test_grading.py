@@ -347,9 +347,7 @@ def test_check_says_what_it_takes(capsys):
 
     check(lora_foward)
     said = capsys.readouterr().out
-    assert said.startswith(
-        "✗ lora_foward: no exercise asks for a function 'lora_foward'; the functions are count_lora, "
-    )
+    assert said.startswith("✗ lora_foward: no exercise has the function 'lora_foward'; expected one of count_lora, ")
 
 
 # ---------------------------------------------------------------------------------------------------------------- a class
@@ -435,7 +433,7 @@ def test_the_command_grades_prints_and_writes(submissions, tmp_path, capsys):
         (["grade", ".", "--csv", "."], "is a folder; expected the name of a file"),
         (["grade", ".", "--csv", "out.csv", "--workers", "0"], "expected at least 1"),
         (["check", "nothing.py"], "no file 'nothing.py'"),
-        (["check", "empty.txt"], "defines no function that an exercise asks for; the functions are count"),
+        (["check", "empty.txt"], "defines no function of an exercise; expected one of count"),
         (["write", "x", "--py", "--solutions"], "leave out --py"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_pickled_adapter_of_peft_is_converted_and_gives_pefts_logits(tmp_path,
     adapted.save_pretrained(str(tmp_path / "bin"), safe_serialization=False)
     pickled = tmp_path / "bin" / "adapter_model.bin"
     with pytest.raises(
-        FileNotFoundError, match=r"is not read; convert it: python -m lora_np convert .*adapter_model\.bin"
+        FileNotFoundError, match=r"is not read\. Convert it: python -m lora_np convert .*adapter_model\.bin"
     ):
         ln.PeftModel.from_pretrained(ours, tmp_path / "bin")
     assert main(["convert", str(pickled)]) == 0

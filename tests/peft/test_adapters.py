@@ -762,7 +762,7 @@ def test_what_is_not_there_is_named(make_model, tmp_path):
         PeftModel.from_pretrained(make_model(), tmp_path / "nowhere")
     saved(make_model, tmp_path / "runs" / "poet")
     saved(make_model, tmp_path / "runs" / "checkpoint-10" / "pirate")
-    with pytest.raises(FileNotFoundError, match=r"in its subfolders checkpoint-10/pirate, poet: give one of these"):
+    with pytest.raises(FileNotFoundError, match=r"in its subfolders checkpoint-10/pirate, poet\. Give one of these"):
         PeftModel.from_pretrained(make_model(), tmp_path / "runs")
     saved(make_model, tmp_path)
     weights(tmp_path).rename(tmp_path / "adapter_model.bin")

@@ -142,7 +142,7 @@ def test_after_a_forward_that_ran_frozen_there_is_the_whole_gradient_or_an_error
         _, cache = peft_model.loss(*random_batch())
         peft_model.set_adapter("default")
         refused = pytest.raises(
-            RuntimeError, match=r"the forward ran while this parameter was frozen.*run the forward again"
+            RuntimeError, match=r"the forward pass ran while this parameter was frozen.*run the forward pass again"
         )
         with refused if frozen and not whole else nullcontext():
             peft_model.backward(cache)

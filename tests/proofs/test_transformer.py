@@ -111,7 +111,7 @@ def test_a_backward_through_a_forward_that_ran_frozen_is_refused(make_model, ran
     model = make_model().freeze()
     _, cache = model.loss(*random_batch())
     model.unfreeze()
-    with pytest.raises(RuntimeError, match="the forward ran while this parameter was frozen"):
+    with pytest.raises(RuntimeError, match="the forward pass ran while this parameter was frozen"):
         model.backward(cache)
     assert all(p.grad is None for _, p in model.named_parameters())
 

@@ -147,7 +147,7 @@ def test_the_loop_of_a_tutorial_is_train_to_the_bit(make_model, random_batch):
 
 def test_parameters_in_the_place_of_the_learning_rate_are_refused_in_words(make_model):
     for kind in (SGD, AdamW):
-        with pytest.raises(TypeError, match=r"lr is a generator; expected a number: .* step\(\)"):
+        with pytest.raises(TypeError, match=r"lr is a generator; expected a number\. .* step\(\)"):
             kind(make_model().named_parameters())
 
 

@@ -204,7 +204,7 @@ def test_a_batch_in_which_nothing_counts_is_skipped_as_training_skips_it(make, b
     model, (tokens, targets) = make("lora"), batches[0]
     nothing = tokens, np.full_like(targets, ops.IGNORE_INDEX)
     assert evaluate(model, [nothing, batches[1], nothing]) == evaluate(model, [batches[1]])
-    with pytest.raises(ValueError, match=r"nothing to evaluate: .* no target in the list counts"):
+    with pytest.raises(ValueError, match=r"nothing to evaluate, .* no target in the list counts"):
         evaluate(model, [nothing])
 
 
@@ -490,7 +490,7 @@ def test_a_run_killed_by_the_system_resumes_to_the_bit(moment, make, batches, tm
 def test_a_checkpoint_that_exists_is_never_overwritten_unasked(make, batches, tmp_path):
     resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run")
     before = (tmp_path / "run").read_bytes()
-    with pytest.raises(FileExistsError, match="run exists: pass resume=True to continue from it, or remove it"):
+    with pytest.raises(FileExistsError, match="run exists; pass resume=True to continue from it, or remove it"):
         resumable(make("lora"), batches, AdamW(0.05), tmp_path / "run", resume=False)
     assert (tmp_path / "run").read_bytes() == before
 
@@ -731,7 +731,7 @@ def test_no_batches_at_all_are_refused(make, batches):
 
 
 def test_a_model_with_nothing_trainable_is_refused(make, batches):
-    with pytest.raises(ValueError, match="nothing is trainable: call unfreeze"):
+    with pytest.raises(ValueError, match="nothing is trainable; call unfreeze"):
         train(make("full").freeze(), batches, AdamW(0.05), 3)
 
 

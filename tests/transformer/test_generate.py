@@ -185,7 +185,7 @@ def test_samples_follow_the_probabilities():
         ({"repetition_penalty": 0}, "repetition_penalty = 0; expected a finite number above 0"),
         ({"presence_penalty": float("nan")}, "presence_penalty"),
         ({"frequency_penalty": float("inf")}, "frequency_penalty"),
-        ({"prompts": ["text"]}, "encode text with a tokenizer"),
+        ({"prompts": ["text"]}, "Encode text with a tokenizer"),
         ({"prompts": [1, 2, 3]}, r"prompts is \[1, 2, 3\]; .*write \[prompt\] for a single prompt"),
         ({"prompts": np.arange(3)}, r"write \[prompt\]"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),

@@ -117,14 +117,14 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the bound b is computed from r instead of the number of input features",
-            "A hidden feature is a sum: one row of A times one token x. Does the number of terms in this sum depend "
-            "on r?",
+            "One row of A times one token x is a sum, which gives one hidden feature. Does the number of terms in this "
+            "sum depend on r?",
             {FAN: "fan_in = r"},
         ),
         Mistake(
             "the bound b is computed from the number of output features instead of input features",
-            "A hidden feature is a sum: one row of A times one token x. Does the number of terms in this sum depend "
-            "on the number of output features?",
+            "One row of A times one token x is a sum, which gives one hidden feature. Does the number of terms in this "
+            "sum depend on the number of output features?",
             {FAN: "fan_in = out_features"},
         ),
         Mistake(

@@ -188,7 +188,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "a gradient of the frozen weight matrix W is computed too",
-            "W is frozen: the optimizer does not change W, so it needs no gradient of W. Find the line of your code "
+            "W is frozen. The optimizer does not change W, so it needs no gradient of W. Find the line of your code "
             "that computes this gradient.",
             {RETURN: 'grads["W"] = dy.T @ x\n    return frozen + bypass'},
             {RETURN: "return frozen + bypass, dy.T @ x"},

@@ -1,6 +1,6 @@
 """Give up the rights of this process, so that a student's program can do no more than compute.
 
-On Linux three mechanisms of the kernel work without root. Their effect on this process is permanent:
+On Linux three mechanisms of the kernel work without root. The effect of the mechanisms on this process is permanent:
 
 - Landlock (since Linux 5.13) allows reading the interpreter, the installed packages and system libraries, and writing
   to one folder. The folders of lora_np and of the submissions are not among them. Landlock also denies network
@@ -8,7 +8,7 @@ On Linux three mechanisms of the kernel work without root. Their effect on this 
 - seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
   to read the memory of another process, and to change the limits and the priority of another process. seccomp also
   denies changes that Landlock does not check: of the permissions, owner, times and attributes of a file, and before
-  Linux 6.2 of the length of a file. It denies files in memory too, because no limit of memory counts them.
+  Linux 6.2 of the length of a file. seccomp denies files in memory too, because no limit of memory counts them.
 - setrlimit and timers limit time, memory and the size of files.
 
 Other systems have only the third mechanism or a part of it; `confine` returns the protections that work.

@@ -3,7 +3,7 @@
 #
 # LoRA freezes a matrix $W$ and learns a change $\Delta W$ of the same shape. The change $\Delta W$ is the product of two narrow factors, $B$ and $A$. Only the factors are trained and stored, so an adapter is small, although $\Delta W$ is as large as $W$.
 #
-# LoRA adapts many matrices of a model at once. These matrices need not be square: with grouped-query attention, `k_proj` and `v_proj` have fewer outputs than inputs.
+# LoRA adapts many matrices of a model at once. These matrices need not be square. With grouped-query attention, `k_proj` and `v_proj` have fewer outputs than inputs.
 #
 # $$\Delta W = \frac{\alpha}{r}\,B A \qquad\qquad \Delta W\colon (out, in) \qquad B\colon (out, r) \qquad A\colon (r, in)$$
 
@@ -48,5 +48,5 @@ check(count_lora)
 # BEGIN SOLUTION
 # $W$ has $out \cdot in$ numbers, and the two factors have $r\,(in + out)$ numbers. For a square matrix of width $d$, the number of trained numbers divided by the size of $W$ is $2dr / d^2 = 2r/d$. This share falls as $d$ grows.
 #
-# For $r > d/2$ the factors have more numbers than $W$. The additional numbers are of little use: at $r = d$ the product $BA$ can already be any matrix. Many pairs of factors give the same product $BA$, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
+# For $r > d/2$ the factors have more numbers than $W$. The additional numbers are of little use, because at $r = d$ the product $BA$ can already be any matrix. Many pairs of factors give the same product $BA$, because $(B M)(M^{-1} A) = B A$ for every invertible $M$ $(r, r)$. LoRA saves memory only if $r$ is small compared with $in$ and $out$.
 # END SOLUTION

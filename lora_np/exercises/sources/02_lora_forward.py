@@ -40,11 +40,11 @@ alpha = 6.0
 check(lora_forward)
 
 # %% [markdown]
-# **Explain.** The first form $(x A^\top) B^\top$ and the second form $x (B A)^\top$ are equal. Why does LoRA compute the first form in training? When would you compute the matrix $BA$ of the second form?
+# **Explain.** The first form $(x A^\top) B^\top$ and the second form $x (B A)^\top$ are equal. Why does LoRA compute the first form in training? When is the matrix $BA$ of the second form needed?
 
 # %% [markdown]
 # BEGIN SOLUTION
 # For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then the second form multiplies $x$ with this matrix, which costs $n \cdot in \cdot out$ multiplications, as many as the frozen path. If $r$ is far below $in$ and $out$, the first form is much cheaper.
 #
-# You would compute $BA$ once to merge the adapter. Merging adds $\frac{\alpha}{r} BA$ to $W$, and the layer then computes no bypass.
+# The matrix $BA$ is needed once, to merge the adapter. Merging adds $\frac{\alpha}{r} BA$ to $W$, and the layer then computes no bypass.
 # END SOLUTION

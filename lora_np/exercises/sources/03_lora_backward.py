@@ -1,7 +1,7 @@
 # %% [markdown]
 # # dA and dB
 #
-# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives this derivative: it starts at the loss and goes back through one matrix product after another to $A$ and $B$. The frozen $W$ gets no gradient. The layers below need $dx$, which is a sum of two parts, one from the frozen path and one from the bypass.
+# Training needs the derivative of the loss with respect to each number of $A$ and $B$. The chain rule gives this derivative. It starts at the loss and goes back through one matrix product after another to $A$ and $B$. The frozen $W$ gets no gradient. The layers below need $dx$, which is a sum of two parts, one from the frozen path and one from the bypass.
 #
 # The new gradients are *added* to the gradients of earlier calls, because several calls can use the same $A$ and $B$.
 #
@@ -18,7 +18,7 @@ from lora_np.exercises import check
 # %% [markdown]
 # **Write this function.** The forward pass is already computed. You get the error $y - target$ of each of the $n$ tokens. Start with $dy = \partial L / \partial y$.
 #
-# To test your result before `check`: change one number of $A$ by $10^{-6}$, compute $L$ again, and divide the difference by $10^{-6}$. The cell below the function contains numbers for this test.
+# To test your result before `check`, change one number of $A$ by $10^{-6}$, compute $L$ again, and divide the difference by $10^{-6}$. The cell below the function contains numbers for this test.
 
 # %%
 def lora_backward(error, x, W, A, B, scaling, grads):
@@ -66,5 +66,5 @@ check(lora_backward)
 # BEGIN SOLUTION
 # The layers below need $dx$, and $x$ reaches the loss through $W$ as well as through the bypass. Without $W$, one of the two parts of $dx$ would be missing. The input $x$ is a factor of $dA$, so the layer must keep $x$. ($dB$ needs only $x A^\top$, which is narrow.) So LoRA hardly saves memory for activations.
 #
-# In every adapted layer, LoRA saves the memory of $dW$, which is as large as $W$. LoRA also saves the memory of the two averages that the optimizer would keep for $W$. Together these averages are twice as large as $W$.
+# In every adapted layer, LoRA saves the memory of $dW$, which is as large as $W$. LoRA also saves the memory of the two averages that full fine-tuning keeps for $W$ in the optimizer. Together these averages are twice as large as $W$.
 # END SOLUTION

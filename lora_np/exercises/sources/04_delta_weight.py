@@ -3,7 +3,7 @@
 #
 # The bypass computes the same output as a matrix $\Delta W$ beside $W$. If two pairs of factors $B$ and $A$ have the same product $BA$, they are the same adapter.
 #
-# The scaling $s$ contains $\alpha$ and the rank $r$. The scaling should make the best learning rate independent of $r$, so that you need not search for a new learning rate at each rank. LoRA divides $\alpha$ by $r$. According to the paper on rsLoRA, dividing by $r$ is too much: at a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides $\alpha$ by the square root of $r$ instead.
+# The scaling $s$ contains $\alpha$ and the rank $r$. The scaling should make the best learning rate independent of $r$, so that you need not search for a new learning rate at each rank. LoRA divides $\alpha$ by $r$. According to the paper on rsLoRA, dividing by $r$ is too much. At a high rank the adapter learns too slowly. Rank-stabilised LoRA (rsLoRA, [Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides $\alpha$ by the square root of $r$ instead.
 #
 # $$\Delta W = s\,B A \qquad\qquad s = \frac{\alpha}{r} \quad\text{or, with rsLoRA,}\quad s = \frac{\alpha}{\sqrt r}$$
 
@@ -14,7 +14,7 @@ from lora_np.exercises import check
 
 
 # %% [markdown]
-# **Write this function.** The result has the shape of $W$ and can be added to $W$. The rank is not an argument of the function: read the rank from the shapes of the factors.
+# **Write this function.** The result has the shape of $W$ and can be added to $W$. The rank is not an argument of the function, so read the rank from the shapes of the factors.
 
 # %%
 def delta_weight(A, B, alpha, use_rslora=False):

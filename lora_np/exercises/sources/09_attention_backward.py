@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The backward pass of attention
 #
-# In one attention head, each token computes a score for itself and for each token before it. A softmax turns the scores $z$ into shares $p$ with the sum 1. The output $o$ is the sum of the values, weighted with the shares. The backward pass computes the shares again and then applies the chain rule. The chain rule leads from $o$ to $p$ and $v$, from $p$ to $z$, and from $z$ to $q$ and $k$. Each step follows the rule of notebook 03: the sum runs over the index that appears twice.
+# In one attention head, each token computes a score for itself and for each token before it. A softmax turns the scores $z$ into shares $p$ with the sum 1. The output $o$ is the sum of the values, weighted with the shares. The backward pass computes the shares again and then applies the chain rule. The chain rule leads from $o$ to $p$ and $v$, from $p$ to $z$, and from $z$ to $q$ and $k$. Each step follows the rule of notebook 03. The sum runs over the index that appears twice.
 #
 # $$z_{tu} = \frac{1}{\sqrt d} \sum_c q_{tc}\,k_{uc} \quad (u \le t), \qquad p_{tu} = \frac{e^{z_{tu}}}{\sum_{u' \le t} e^{z_{tu'}}}, \qquad
 # o_{tc} = \sum_{u \le t} p_{tu}\,v_{uc}$$
@@ -59,5 +59,5 @@ check(attention_backward)
 # BEGIN SOLUTION
 # A masked share is exactly 0, because the exponential function of a very negative score is 0. The derivative of the softmax contains the share as a factor. So a masked score gets no gradient, and $q$ and $k$ get no gradient from this score. A value with the share 0 is not in the output, so this value gets no gradient either. The zeros of $p$ have the effect of the mask in the whole backward pass.
 #
-# But the zeros must be in $p$. Shares computed without the mask belong to another function, in which every token sees later tokens. The backward pass would then give the gradient of that other function.
+# But the zeros must be in $p$. Shares computed without the mask belong to another function, in which every token sees later tokens. With these shares, the backward pass gives the gradient of that other function.
 # END SOLUTION

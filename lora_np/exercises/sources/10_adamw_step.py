@@ -1,7 +1,7 @@
 # %% [markdown]
 # # AdamW on two factors
 #
-# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of this number's gradients. So numbers with small gradients learn as fast as numbers with large gradients. For every number Adam keeps two running averages: $m$ averages the gradient, and $v$ averages the square of the gradient. Both averages start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects the averages. The W in AdamW stands for weight decay: each step subtracts a fixed share of the weight, separately from the gradient.
+# In gradient descent the step is proportional to the gradient. Adam divides the step of each number by the usual size of this number's gradients. So numbers with small gradients learn as fast as numbers with large gradients. For every number Adam keeps two running averages: $m$ averages the gradient, and $v$ averages the square of the gradient. Both averages start at zero and are therefore too small in the first steps. Dividing by $1 - \beta^t$ corrects the averages. The W in AdamW stands for weight decay. Each step subtracts a fixed share of the weight, separately from the gradient.
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1)\,g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\,g^2 \qquad
 # \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$

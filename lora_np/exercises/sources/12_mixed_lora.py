@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A mixed batch
 #
-# Many adapters can share one base. Each row of a batch can then use a different adapter, or no adapter. The frozen weight is the same for all rows, so the product with the frozen weight is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ: each row needs the products of its own adapter, and the rows must keep their order.
+# Many adapters can share one base. Each row of a batch can then use a different adapter, or no adapter. The frozen weight is the same for all rows, so the product with the frozen weight is computed once for the whole batch. Only the narrow products with $A$ and $B$ differ. Each row needs the products of its own adapter, and the rows must keep their order.
 #
 # $$y_i = x_i W^\top + s_{k}\,(x_i A_{k}^\top)\,B_{k}^\top \qquad k = \text{the adapter of row } i$$
 #
@@ -39,7 +39,7 @@ def mixed_lora(x, W, adapters, names):
 check(mixed_lora)
 
 # %% [markdown]
-# **Explain.** In each step, a server computes one token for each of 32 rows (t = 1). Why does computing these 32 tokens take hardly longer with 32 adapters than with one adapter? Why would 32 merged models take much longer than one base with 32 adapters?
+# **Explain.** In each step, a server computes one token for each of 32 rows (t = 1). Why does computing these 32 tokens take hardly longer with 32 adapters than with one adapter? Why do 32 merged models take much longer than one base with 32 adapters?
 
 # %% [markdown]
 # BEGIN SOLUTION

@@ -214,7 +214,7 @@ def first_match(pattern: Mapping[str, T], name: str, default: T) -> T:
 
 
 def check_patterns(keys: list[str]) -> None:
-    """Raise ValueError if a key is not a regular expression, or if the keys would take too long to match."""
+    """Raise ValueError if a key is not a regular expression, or if matching the keys takes too long."""
     if len(keys) > MOST_PATTERNS:
         raise ValueError(
             f"rank_pattern, alpha_pattern and layers_pattern have {len(keys):,} keys; expected at most {MOST_PATTERNS:,}"

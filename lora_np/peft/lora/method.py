@@ -105,7 +105,7 @@ class LoraMethod(LayerMethod):
             )
         for name, base in layers.items():
             if config.init_lora_weights == "pissa" and is_tied(host.model, name):
-                raise ValueError(f"{name} and the embedding share one weight; PiSSA would change both")
+                raise ValueError(f"{name} and the embedding share one weight, so PiSSA would change both")
             if config.init_lora_weights == "pissa":
                 pissa.check_layer(name, base, config.for_layer(name).r)
             if config.use_dora:

@@ -46,7 +46,7 @@ SMALL = replace(SMALL, max_position_embeddings=64)
 
 @dataclass(frozen=True)
 class CapacityRun:
-    """The settings of one training run; they determine the result of the run."""
+    """The settings that determine the result of one training run."""
 
     method: str  # "full" or "lora"
     lr: float

@@ -138,7 +138,7 @@ def memory() -> list[Claim]:
         "memory.gpt-3.full",
         gpt3_full.total / 1e12,
         f"Full fine-tuning of GPT-3 with AdamW takes {gpt3_full.total / 1e12:.1f} TB of memory, with 12 bytes per parameter. "
-        "The 1.2 TB of Hu et al. 2021 would be 7 bytes per parameter of GPT-3.",
+        "The 1.2 TB of Hu et al. 2021 are 7 bytes per parameter of GPT-3.",
         "TB",
         form=".1f",
     )

@@ -39,12 +39,12 @@ def read_with_digest(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if DIGEST not in content:
         raise ValueError(
-            f"{path} has no digest (the entry {DIGEST!r}): an older version wrote it, or the entry was removed. "
+            f"{path} has no digest (the entry {DIGEST!r}). Either an older version wrote the file, or the entry was removed. "
             f"If the content is right, run `{WRITE} {path}`"
         )
     if content[DIGEST] != digest(content):
         raise ValueError(
-            f"{path} was changed after it was written: its content does not match its digest. Restore the file or make it "
+            f"{path} was changed after it was written, so its content does not match its digest. Restore the file or make it "
             f"again. If you edited the file on purpose, run `{WRITE} {path}`"
         )
     del content[DIGEST]

@@ -1,7 +1,7 @@
 """Compare two groups of runs seed by seed. Runs with the same seed train on the text in the same order.
 
-Three seeds with differences of the same sign are weak evidence: three throws of a fair coin agree one time in four.
-Differences with mixed signs are no evidence.
+Three seeds with differences of the same sign are weak evidence, because three throws of a fair coin agree one time in
+four. Differences with mixed signs are no evidence.
 """
 
 from __future__ import annotations

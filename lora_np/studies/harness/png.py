@@ -19,7 +19,7 @@ def with_palette(png: bytes) -> bytes:
     """Give a picture a palette of 256 colours; a picture that already has a palette is returned unchanged.
 
     The palette is chosen by median cut, and each pixel gets the nearest colour. There is no dithering, because its dots
-    would blur letters. Transparent pixels become white. The same input always gives the same output.
+    blur letters. Transparent pixels become white. The same input always gives the same output.
     """
     with extra("course", "a picture"):
         from PIL import Image

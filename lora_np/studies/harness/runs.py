@@ -156,8 +156,7 @@ def at_their_best(
 def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
     """Return a list with the next rate to try; the list is empty if rates on both sides of the best rate were tried.
 
-    The list is also empty if two rates have exactly the best loss: the rate then makes no difference, and the search
-    would not end.
+    The list is also empty if two rates have exactly the best loss, because the search would then never end.
     """
     rows = sorted(rows, key=lambda row: row["lr"])
     best = min(rows, key=validation)
@@ -175,7 +174,8 @@ def validation(row: Row) -> float:
 
 
 def finished(rows: list[Row]) -> list[Row]:
-    """Return `rows`, or raise FloatingPointError if a run diverged: a method's best rate must work with every seed."""
+    """Return `rows`. Raise FloatingPointError if a run diverged, because a method's best learning rate must not diverge
+    with any seed."""
     for row in rows:
         if row["validation"] is None:
             who = {key: row[key] for key in ("method", "r", "lr", "seed") if key in row}

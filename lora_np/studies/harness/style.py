@@ -51,7 +51,8 @@ STYLE: dict[str, Any] = {
 
 
 def picture(columns: str = "", settings: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
-    """Decorate a function that draws a picture: it then uses `STYLE` instead of the user's matplotlib settings.
+    """Decorate a function that draws a picture, so that the function uses `STYLE` instead of the user's matplotlib
+    settings.
 
     `columns` and `settings` name the columns and the settings that the picture needs in its table, separated by spaces.
     If columns or settings are missing, a ValueError lists the missing names. The figure is drawn once while `STYLE` is

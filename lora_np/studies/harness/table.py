@@ -38,7 +38,8 @@ def model_in_text(model: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and NumPy, the platform and the number of cores: results may depend on them."""
+    """Return the versions of Python and NumPy, the platform and the number of cores, because results may depend on
+    them."""
     return {
         "python": platform.python_version(),
         "numpy": version("numpy"),

@@ -208,7 +208,8 @@ def _attempt_there(measure: Callable[[Any], Row], run: Any, expected: dict[str, 
 
 @cache
 def fingerprint() -> dict[str, str]:
-    """Return a digest of this package's files, and the versions of NumPy and Python: all can change a run's result.
+    """Return a digest of this package's files, and the versions of NumPy and Python, because each of them can change a
+    run's result.
 
     Python's version matters because the text to train on is Python's standard library.
     """

@@ -166,7 +166,7 @@ def alpha_and_rate(table: Table) -> Claim:
         if a != usual
     ]
     return Claim(
-        "With Adam, α acts as another learning rate: tune one of the two",
+        "With Adam, α acts as another learning rate, so tune one of the two",
         "Hu et al. 2021, §4.1 (tuning α is roughly tuning the rate)",
         agrees(*(lower(finding) is None for finding in against)),
         f"losses differ by {at_one.number} {LOSS}, at best rates by {at_own.number}",

@@ -49,7 +49,7 @@ def rates_by_rank(table: Table, other: Table | None = None) -> Figure:
     >>> [ax.get_title(loc="left") for ax in figure.axes]
     ['α = 32 for every rank', 'best rate of each rank']
     """
-    panels = "left: the first seed, with rings at the best rates; right: median and range of the seeds"
+    panels = "left: the first seed, with a ring at the best rate of each rank; right: median and range of the seeds"
     longer = "grey: longer runs with α in proportion to r" if other is not None else ""
     figure = new_figure(9, 5.1, _rate_title(table), f"{panels}\n{semicolons(longer, runs_and_time(table))}")
     left, right = axes_at(figure, 0.8, 0.7, 3.0, 3.1), axes_at(figure, 5.75, 0.7, 1.75, 3.1)

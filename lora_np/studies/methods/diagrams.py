@@ -170,7 +170,7 @@ def _sublayer(ax: Axes, low: float, method: str, ins: dict[str, float], middle: 
 
 
 def _linear(ax: Axes, middle: Spot, name: str, wide: float, what: Drawing, colour: str) -> None:
-    """Draw a linear layer. For LoRA and its variants also draw a bypass that narrows and widens beside the layer."""
+    """Draw a linear layer. For LoRA and its variants, also draw the bypass beside the layer: narrow at the rank, wide at both ends."""
     x, y = middle
     _box(ax, middle, name, wide, 0.22, colour if what.linears == "trained" else None, hatch=what.four_bits)
     if what.linears not in ("lora", "dora", "vera"):

@@ -222,7 +222,7 @@ def floor(case: Case) -> Step:
 
 
 def products(case: Case, config: TransformerConfig, W: list[np.ndarray], workers: int) -> Step:
-    """Return a step that computes the frozen products for `case.tokens` rows, divided among `workers` threads.
+    """Return a step that multiplies `case.tokens` rows by the frozen matrices. The `workers` threads share the rows.
 
     The step returns the number of FLOPs.
     """

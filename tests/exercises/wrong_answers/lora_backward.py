@@ -23,7 +23,9 @@ ANSWERS = {
     ),
     "the factor scaling is missing in the gradient dA": answer(dA="B.T @ dW"),
     "the factor scaling is missing in the gradient dB": answer(dB="dW @ A.T"),
-    "the factor scaling is missing in the part of the gradient dx that comes from the bypass": answer(dx="dy @ (W + B @ A)"),
+    "the factor scaling is missing in the part of the gradient dx that comes from the bypass": answer(
+        dx="dy @ (W + B @ A)"
+    ),
     "the factor scaling is missing in the gradients dA and dx": HEAD
     + "    dy = error / len(x)\n    dh = np.einsum('no,or->nr', dy, B)\n    grads['A'] += np.dot(dh.T, x)\n"
     + "    grads['B'] += scaling * np.dot(dy.T, x @ A.T)\n    return np.dot(dy, W) + np.dot(dh, A)\n",
