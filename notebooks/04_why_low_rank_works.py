@@ -358,12 +358,13 @@ dimension = Table.load("../figures/data/intrinsic_dimension.json")
 plots.intrinsic_dimension(dimension, Table.load("../figures/data/convergence.json"));
 
 # %%
-display(Markdown(findings.say("low_rank.d90.tiny", "low_rank.d90.random")))
+names = ("low_rank.d90.tiny", "low_rank.d90.random", "low_rank.falls.random", "low_rank.dense")
+display(Markdown(findings.say(*names)))
 
 # %% [markdown]
 # - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger than 200. So the intrinsic dimension depends on the model and on the task.
 # - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy, because the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
-# - The curve for training from scratch falls at one point although $d$ grows. So the $d_{90}$ of this curve is a rough estimate.
+# - The sparse $P$ is random, but not all subspaces are possible with a sparse $P$. So the dense $P$ is a control: it was tried with a $d$ that is small enough for a dense $P$ (the triangles in the picture).
 # - With the same number of trained parameters, random directions reach about the same gain as LoRA (the diamonds in the picture). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA over random directions are that LoRA needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
 #
 # ## Recap

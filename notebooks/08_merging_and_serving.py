@@ -43,7 +43,7 @@ from lora_np import plots
 from lora_np.peft.lora.layer import LoraAdapter
 from lora_np.peft.mixed import AdapterRows
 from lora_np.report.results import Findings
-from lora_np.studies.harness.table import Table, show
+from lora_np.studies.harness.table import Table, mean, show
 from lora_np.studies.serving import merging
 
 findings = Findings("../figures")
@@ -326,8 +326,8 @@ for kind in ("linear", "cat"):
     report = model.add_weighted_adapter(["voice", "twin"], [0.5, 0.5], name, kind)
     lines.append({"combination type": kind, "error of ΔW": report.error})
 show(lines, {"combination type": "", "error of ΔW": ".0e"})
-A1, A2, mean = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
-print("each number of A is the mean of the two:", np.allclose(mean, (A1 + A2) / 2), "\n")
+A1, A2, A3 = (layer.adapters[n].lora_A.value for n in ("voice", "twin", "average, linear"))
+print("each number of A is the mean of the two:", np.allclose(A3, (A1 + A2) / 2), "\n")
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
@@ -356,19 +356,21 @@ show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 #
 # ### 3. A large error that raises the loss only a little
 #
-# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. The two adapters in the picture were trained longer than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so the losses in the picture are lower.)
+# The sum of two adapters of rank 8 has rank 16. The type `svd` keeps only the 8 largest of the 16 singular directions of the sum, so the reported error is large. The *gain* of a combination is the base's loss minus the loss of the combination. **Predict.** By which share is the gain of `svd` smaller than the gain of `cat`? The next picture shows all combination types, each with the scale that gives its lowest loss. Each seed of the picture trains two adapters, for more steps than the adapters of this notebook. (The losses in the picture were measured on longer windows than the losses in the tables above, so the losses in the picture are lower.)
 
 # %%
 joined = Table.load("../figures/data/combinations.json")
 plots.combinations_chart(joined);
 
 # %%
-row = {kind: joined.where(kind=kind)[0] for kind in ("base", "cat", "svd", "linear")}
-both = {kind: row[kind]["code"] + row[kind]["voice"] for kind in row}
+both = {}  # the sum of both losses: mean over the seeds
+for kind in ("base", "cat", "svd", "linear"):
+    runs = joined.where(kind=kind)
+    both[kind] = mean(runs, "code") + mean(runs, "voice")
 lines = [
     {
         "type": kind,
-        "error of ΔW": row[kind]["error"],
+        "error of ΔW": mean(joined.where(kind=kind), "error"),
         "gain, both domains": both["base"] - both[kind],
         "of cat's gain": (both["base"] - both[kind]) / (both["base"] - both["cat"]),
     }
@@ -377,7 +379,7 @@ lines = [
 show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 
 # %% [markdown]
-# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning. The types that combine the $\Delta W$ have lower losses than the types that combine $A$ and $B$ separately. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
+# The directions that `svd` removes contain a large part of the norm of $\Delta W$, but these directions hardly change the loss. With its best scale, even `linear` reaches most of the gain of `cat`. A large error of $\Delta W$ is still a useful warning. The types with the largest errors have the highest losses, and `cat`, which has no error, has the lowest loss. But the error of $\Delta W$ does not tell you how high the loss is, so measure the loss too.
 #
 # **Conclusions of the lab.** To judge a combination of adapters, compare the $\Delta W$ and never $A$ and $B$ separately. Then evaluate the merged model on held-out text of every domain for which you will use the model. Evaluate the model with the *stored* weights, because notebook 07 shows that rounding to 16, 8 or 4 bits can remove a small $\Delta W$. Keep the file of each adapter too, because only this file contains the adapter exactly as it was trained.
 #

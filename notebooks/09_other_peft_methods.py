@@ -523,7 +523,7 @@ Markdown(
 # The next table compares each promise of the papers with our measurements. A method and LoRA are compared seed by seed.
 
 # %%
-promised = claims.promises(compared, costs)
+promised = claims.promises(compared, costs, real)
 table = [[f"{c.claim} ({c.source})", c.verdict, c.below] for c in promised]
 Markdown(lesson.markdown(["claim", "holds here", "measured"], table))
 
@@ -610,7 +610,7 @@ show(lines, {"Llama-2-7B": "", "trained": ",", "share": ".2%", "tutorials": "", 
 # %% [markdown]
 # ## On a real model
 #
-# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The study trains SmolLM2-135M with full fine-tuning, LoRA and four other methods. (The remaining methods were left out because each run takes 10 to 25 minutes.)
+# SmolLM2-135M learns to answer like a lighthouse keeper (notebook 10). The next picture shows the methods that were trained. (A method is left out if its runs are not finished. A run takes minutes on two cores, and a method needs several runs.)
 #
 # **Predict.** Do SmolLM2-135M and the model "tiny" give the same order of the methods? On "tiny", prefix tuning forgot less than LoRA. Does prefix tuning forget less than LoRA on SmolLM2-135M too?
 
@@ -630,7 +630,9 @@ Markdown(lesson.lesson_markdown(lesson.lesson_rows(real, real_costs)))
 # prints the forgotten prose of each method less LoRA's of the same seed
 lora = real.where(phase="seeds", method="lora")
 lines = []
-for method in ("dora", "houlsby", "qlora", "prefix"):
+for method in real.settings["labels"]:
+    if method in ("full", "lora"):
+        continue
     runs = real.where(phase="seeds", method=method)
     apart = ", ".join(f"{x:+.3f}" for x in paired_differences(runs, lora, "forgotten"))
     name = real.settings["labels"][method]

@@ -271,7 +271,10 @@ def test_a_paper_is_answered_seed_by_seed():
         row["trainable"] = 10 if row["method"] == "vera" else 110
     table = Table("c", "?", "", {"labels": {m: m for m in ENDS}}, rows)
     costs = Table("m", "?", "", {}, [{"method": m, "peak_bytes": size} for m, size in (("lora", 4), ("lora-fa", 3))])
-    found = {claim.findings[0].name.split(".")[1]: claim for claim in claims_on_methods.promises(table, costs)}
+    none_real = Table("r", "?", "", {"labels": {}}, [])
+    found = {
+        claim.findings[0].name.split(".")[1]: claim for claim in claims_on_methods.promises(table, costs, none_real)
+    }
     assert {method: claim.verdict for method, claim in found.items()} == {
         "lora+": "no", "dora": "yes", "pissa": "no", "vera": "partly", "lora-fa": "partly",
     }  # fmt: skip
@@ -283,12 +286,31 @@ def test_a_paper_is_answered_seed_by_seed():
     )
     none = "At each evaluation during training, at least one seed of {} has a loss as high as LoRA's loss or higher."
     assert "the final loss of vera is higher than the final loss of LoRA, by 0.8000 to 0.8800." in said["vera"]
-    assert said["vera"].startswith("VeRA trains 10 parameters and LoRA 110, 11.0 times as many.")
+    assert said["vera"].startswith("On the model tiny, VeRA trains 10 parameters and LoRA 110, 11.0 times as many.")
     assert said["vera"].endswith(none.format("vera"))
     assert "is −0.0100 to +0.0100, so neither is clearly lower." in said["pissa"]
     assert said["pissa"].endswith("50 of 100 steps.")
     assert said["lora-fa"].endswith(none.format("lora-fa")), "a lead before the first step is none"
     assert "0.75 times the peak memory of a LoRA step" in said["lora-fa"]
+
+
+@pytest.mark.parametrize("seeds, real_end, wanted", [(2, 0.9, "yes"), (2, 3.5, "partly"), (1, 0.9, "open")])
+def test_a_promise_is_checked_on_both_models_and_one_seed_decides_nothing(seeds, real_end, wanted):
+    rows = [path(m, curve, [1, 1, 1], seed) for m, curves in ENDS.items() for seed, curve in enumerate(curves)]
+    table = Table("c", "?", "", {"labels": {m: m for m in ENDS}}, [row | {"trainable": 10} for row in rows])
+    costs = Table("m", "?", "", {}, [{"method": m, "peak_bytes": 1} for m in ("lora", "lora-fa")])
+    ours = [path("dora", [2.0, real_end], [1, 1], seed) for seed in range(seeds)]
+    lora = [path("lora", [2.0, end], [1, 1], seed) for seed, end in enumerate((1.0, 3.0))]
+    real = Table(
+        "r", "?", "", {"labels": {"lora": "LoRA", "dora": "DoRA"}}, [row | {"steps": [0, 40]} for row in ours + lora]
+    )
+    (claim,) = (c for c in claims_on_methods.promises(table, costs, real) if c.claim.startswith("DoRA"))
+    assert [finding.name for finding in claim.findings] == ["methods.dora.loss", "methods.smollm2.dora.loss"]
+    assert f"nats per token and LoRA at {1.0 if seeds == 1 else 2.0:.3f}." in claim.findings[1].sentence, (
+        "the same seeds"
+    )
+    assert ("With the one seed, DoRA has" in claim.findings[1].sentence) == (seeds == 1)
+    assert claim.verdict == wanted
 
 
 def test_runs_are_compared_with_those_of_their_own_seed():

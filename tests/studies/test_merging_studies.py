@@ -24,14 +24,22 @@ def test_one_adapter_harms_a_weight_once_and_several_in_turns_add_up():
 
 @pytest.mark.slow
 def test_two_adapters_are_joined_and_judged_on_both_domains():
-    table = merging.combinations(Setting(steps=3, batch_size=2, scales=(0.5, 1.0), shares=(0.5,), windows=2))
+    table = merging.combinations(
+        Setting(steps=3, batch_size=2, scales=(0.5, 1.0), shares=(0.5,), seeds=(0, 1), windows=2)
+    )
     assert {row["kind"] for row in table.rows} == {"base", "adapter", "share", *COMBINATION_TYPES}
-    assert all(len(table.where(kind=kind)) == (3 if "dare" in kind else 1) for kind in COMBINATION_TYPES)
-    (cat,), (svd,), (share,) = (table.where(kind=kind) for kind in ("cat", "svd", "share"))
-    assert cat["error"] < 1e-6 < svd["error"] < 1
-    assert share["weights"] == [0.5, 0.5] and np.isfinite([row["code"] + row["voice"] for row in table.rows]).all()
-    code, voice = table.where(kind="adapter")
-    assert code["code"] < voice["code"] and voice["voice"] < code["voice"], "each is best at its own"
+    assert all([row["seed"] for row in table.where(kind=kind)] == [0, 1] for kind in COMBINATION_TYPES)
+    for kind in COMBINATION_TYPES:
+        first, second = table.where(kind=kind)
+        assert first["weights"] == second["weights"], "the first seed chooses the scale"
+        assert first["code"] != second["code"], "each seed trains its own adapters"
+    for cat, svd in zip(table.where(kind="cat"), table.where(kind="svd"), strict=True):
+        assert cat["error"] < 1e-6 < svd["error"] < 1
+    assert all(row["weights"] == [0.5, 0.5] for row in table.where(kind="share"))
+    assert np.isfinite([row["code"] + row["voice"] for row in table.rows]).all()
+    for seed in (0, 1):
+        code, voice = table.where(kind="adapter", seed=seed)
+        assert code["code"] < voice["code"] and voice["voice"] < code["voice"], "each is best at its own"
 
 
 def test_what_is_chosen_by_and_what_is_judged_share_no_window():

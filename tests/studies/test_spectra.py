@@ -226,7 +226,7 @@ def dimensions(fine, scratch, D=10_000, dip=0.0):
         "unigram": 3.0,
         "share": 0.9,
     }
-    rows = [row | {"phase": "seeds", "projection": "sparse"} for row in rows]
+    rows = [row | {"phase": "seeds", "projection": "sparse", "seed": 0} for row in rows]
     return Table("i", "?", "", settings | {"lora": {"1": 100, "2": 200}}, rows)
 
 
@@ -245,9 +245,30 @@ def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, sai
     _, one, two = claims_on_low_rank.on_dimension(dimensions(fine, scratch))
     assert one.verdict == few and two.verdict == fewer and said in two.number and "rough" not in two.note
     assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2].note.endswith(
-        "From random weights, training with d = 20 gains less than training with a smaller d. Therefore the number of "
-        "dimensions that training from random weights needs is a rough estimate."
+        "From random weights, training with d = 20 gains less than training with a smaller d, with the one seed. Therefore "
+        "the number of dimensions that training from random weights needs is a rough estimate."
     )
+
+
+def test_a_curve_falls_only_if_every_seed_falls():
+    table = dimensions(200, 900, dip=0.1)
+    assert claims_on_low_rank.falls(table, "random") == [20]
+    more = [row | {"seed": 1} for row in table.rows]
+    table.rows += [row | {"share": 0.81} if row["d"] == 20 else row for row in more]
+    assert claims_on_low_rank.falls(table, "random") == []
+
+
+@pytest.mark.parametrize("dense, wanted", [(0.055, "yes"), (0.09, "partly"), (0.2, "no")])
+def test_a_dense_subspace_is_compared_with_the_sparse_one_seed_by_seed(dense, wanted):
+    table = dimensions(200, 900)
+    assert not claims_on_low_rank.same_with_dense(table)
+    table.settings["control"] = 16
+    for seed, sparse in enumerate((0.05, 0.075)):
+        row = {"phase": "seeds", "base": "tiny", "d": 16, "seed": seed, "start": 5.0, "final": 4.9}
+        table.rows += [row | {"projection": "sparse", "share": sparse}]
+        table.rows += [row | {"projection": "dense", "share": dense + (sparse - 0.05) * (wanted == "yes")}]
+    (claim,) = claims_on_low_rank.same_with_dense(table)
+    assert claim.verdict == wanted and "d = 16" in claim.number
 
 
 def test_an_amplification_is_as_the_papers_within_a_factor_of_two_where_w_has_more_than_chance():

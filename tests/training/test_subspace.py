@@ -251,6 +251,9 @@ def test_d90_is_found_on_a_curve_that_is_known(setting, monkeypatch):
             assert min(tried) < row["lr"] < max(tried)
         full = [row["share"] for row in table.where(phase="seeds", base=base, d=9392)]
         assert np.mean(full) == pytest.approx(1) and len(full) == 3
+        alone = {row["d"] for row in table.where(phase="seeds", base=base)}
+        alone -= {row["d"] for row in table.where(phase="seeds", base=base, seed=2)}
+        assert bool(alone) == (base not in setting.repeated), "from random weights, every d has every seed"
     runs = len(table.where(phase="sweep")) + sum(row["seed"] > 0 for row in table.where(phase="seeds"))
     assert table.settings["runs"] == runs and table.seconds == 2 * runs
 

@@ -60,6 +60,10 @@ class FineTuning:
             model, LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules="all-linear"), seed=self.seed
         )
 
+    def optimizer(self) -> AdamW:
+        """Return AdamW without weight decay."""
+        return AdamW(lr=self.lr, weight_decay=0.0)
+
 
 def heldout(run: FineTuning) -> tuple[list[Batch], list[Batch]]:
     """Return two lists of held-out batches: one to choose the learning rates, and one to compare the methods."""
@@ -98,13 +102,13 @@ def judge(model: Transformer | PeftModel, run: FineTuning) -> dict[str, Any]:
 
 
 def fine_tune(run: FineTuning) -> tuple[Transformer | PeftModel, History]:
-    """Train with AdamW without weight decay, a short warm-up, a cosine schedule and gradients clipped to norm 1."""
+    """Train with the run's optimizer, a short warm-up, a cosine schedule and gradients clipped to norm 1."""
     model = run.load()
     records = conversations.read(run.data, load_tokenizer(run.model))
     history = train(
         model,
         conversations.ConversationBatches(records, run.batch_size, run.seed),
-        AdamW(lr=run.lr, weight_decay=0.0),
+        run.optimizer(),
         run.max_steps,
         schedule=WarmupCosine(run.max_steps, warmup=run.max_steps // 10),
         max_grad_norm=1.0,

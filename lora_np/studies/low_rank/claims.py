@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..harness.findings import Claim, Finding, agrees, paragraph
+from ..harness.paired import paired_differences, verdict
 from ..harness.table import Table, groups, mean, median, model_in_text, model_name
 from ..harness.words import percent
 from .intrinsic_toy import ZERO, toy
@@ -17,6 +18,7 @@ from .intrinsic_toy import ZERO, toy
 NEEDED = ("singular_values", "truncated_loss", "intrinsic_dimension", "spectra", "subspaces")
 MOST = 0.9  # the share of the energy or of the gain that counts as "most of it"
 FEW = 1000  # dimensions: "some 200" of the claim, with room for a factor of five
+SAME = 0.02  # of the gain of full training: a smaller difference of two gains does not count
 USUAL = 8  # the default rank of PEFT, and LoRA's rank in most comparisons of this project
 TIMES, MOST_TIMES = 10, 100  # the claim: the rank of full fine-tuning's ΔW is 10 to 100 times LoRA's
 # GPT-3's W_q, layer 48 (Hu et al. 2021, table 7), by rank: ‖ΔW‖/‖UᵀWVᵀ‖, and ‖UᵀWVᵀ‖ in ΔW's directions over random ones
@@ -97,10 +99,7 @@ def on_dimension(table: Table) -> list[Claim]:
     note = f"{fine.sentence} {scratch.sentence} The gain from random weights differs from the gain of fine-tuning. From random "
     note += f"weights, the loss falls from {paths['random']} nats per byte. In fine-tuning, the loss falls from {paths['tiny']} "
     note += f"nats per byte. A model that knows only the frequency of each byte has a loss of {s['unigram']:.2f} nats per byte."
-    if dips := falls(table, "random"):
-        where = ", ".join(f"{d:,}" for d in dips)
-        note += f" From random weights, training with d = {where} gains less than training with a smaller d. Therefore the number "
-        note += "of dimensions that training from random weights needs is a rough estimate."
+    dip = falling(table, "random", "From random weights")
     return [
         Claim(
             "A task's intrinsic dimension can be measured by training in random subspaces",
@@ -129,8 +128,10 @@ def on_dimension(table: Table) -> list[Claim]:
             agrees(clearly_less(fine.value, scratch.value, s["resolution"])),
             f"d90 = {share_of(fine.value, s['D'])} against {share_of(scratch.value, s['D'])}",
             STUDY.format("intrinsic"),
-            note=note,
+            findings=(dip,),
+            note=f"{note} {dip.sentence}",
         ),
+        *same_with_dense(table),
     ]
 
 
@@ -172,11 +173,59 @@ def path(table: Table, base: str) -> str:
     return f"{mean(rows, 'start'):.2f} to {mean(rows):.2f}"
 
 
-def falls(table: Table, base: str, least: float = 0.02) -> list[int]:
-    """Return each d with a share of the gain that is at least `least` lower than the share of some smaller d."""
+def falls(table: Table, base: str, least: float = SAME) -> list[int]:
+    """Return each d that gains less than some smaller d: less with every seed, and on average `least` of the gain less."""
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
-    shares = [mean(rows, "share") for rows in by_d.values()]
-    return [d for i, d in enumerate(by_d) if i and shares[i] <= max(shares[:i]) - least]
+    found = []
+    for d, rows in by_d.items():
+        less = [paired_differences(rows, by_d[k], "share") for k in by_d if k < d]
+        if any(max(each) < 0 and statistics.mean(each) <= -least for each in less):
+            found.append(d)
+    return found
+
+
+def falling(table: Table, base: str, what: str) -> Finding:
+    """Return the number of d that gain less than a smaller d, with the conclusion for d90."""
+    dips = falls(table, base)
+    where = ", ".join(f"{d:,}" for d in dips)
+    seeds = {row["seed"] for row in table.where(phase="seeds", base=base, d=max(dips, default=table.settings["D"]))}
+    every = "every seed" if len(seeds) > 1 else "the one seed"
+    if dips:
+        sentence = (
+            f"{what}, training with d = {where} gains less than training with a smaller d, with {every}. Therefore the "
+        )
+        sentence += "number of dimensions that training from random weights needs is a rough estimate."
+    else:
+        sentence = f"{what}, no number of dimensions gains less than a smaller number with {every}."
+    return Finding(f"low_rank.falls.{base}", len(dips), sentence, "values of d", form="d")
+
+
+def same_with_dense(table: Table) -> list[Claim]:
+    """Compare the gain in a sparse and in a dense subspace of the same d, seed by seed; [] if the table has no control."""
+    d = table.settings.get("control")
+    sparse, dense = (table.where(phase="seeds", d=d, projection=kind) for kind in ("sparse", "dense"))
+    if not d or not dense:
+        return []
+    apart = paired_differences(dense, sparse, "share")
+    shares = [row["share"] for row in dense]
+    seeds = f"mean over {len(dense)} seeds" if len(dense) > 1 else "one seed"
+    sentence = (
+        f"With d = {d}, the model tiny reaches {percent(mean(dense, 'share'))} of the gain of full training in a dense "
+    )
+    sentence += f"random subspace and {percent(mean(sparse, 'share'))} in a sparse random subspace ({seeds}). "
+    sentence += verdict("the share of the dense subspace", "the share of the sparse subspace", dense, sparse, "share")
+    found = Finding("low_rank.dense", mean(dense, "share"), sentence, "of the gain", (min(shares), max(shares)), ".1%")
+    return [
+        Claim(
+            f"A sparse random P gains as much as a dense P (within {percent(SAME)} of the gain of full training)",
+            "Li et al. 2018, §2: dense, sparse and Fastfood projections",
+            agrees(*(abs(difference) <= SAME for difference in apart)),
+            f"d = {d}: dense {percent(mean(dense, 'share'))}, sparse {percent(mean(sparse, 'share'))} of the gain",
+            STUDY.format("intrinsic"),
+            (found,),
+            f"{found.sentence} A dense P needs memory for D·d numbers, so only this small d was tried.",
+        )
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- ranks of full ΔW

@@ -98,10 +98,12 @@ class Setting:
     )
     share: float = 0.9  # the share of the gain that d90 must reach
     resolution: float = 2**0.5  # the factor within which d90 is found
-    margin: float = 0.05  # further than this from `share` the first seed decides alone, nearer the mean over all seeds
-    control: int | None = None  # a d at which a dense subspace is compared with the sparse subspace
+    # in the search, the first seed decides alone further than this from `share`, nearer the mean over all seeds
+    margin: float = 0.05
+    control: int | None = 128  # a d at which a dense subspace is compared with the sparse subspace: P needs 4·D·d bytes
     bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
+    repeated: Sequence[str] = ("random",)  # bases that train every d with every seed: their curve can fall as d grows
     steps: int = 200
     batch_size: int = 8
 
@@ -113,7 +115,15 @@ class Setting:
 
 FULL = Setting()
 QUICK = Setting(
-    ("tiny",), (1024, 16384), (("tiny", (2e-3,)),), share=0.5, resolution=4, bracket=False, seeds=(0, 1), steps=40
+    ("tiny",),
+    (1024, 16384),
+    (("tiny", (2e-3,)),),
+    share=0.5,
+    resolution=4,
+    control=None,
+    bracket=False,
+    seeds=(0, 1),
+    steps=40,
 )
 
 
@@ -190,11 +200,13 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
 
     The columns are `phase`, `base`, `d`, `projection`, `seed`, `lr`, `start`, `final` and `validation`. The phase
     "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate and the column
-    `share`, the gain divided by the mean gain of full training. Near d90 and at D this phase has every seed, at other d
-    only the first seed. d = D is full training. `start` and `final` are the losses before and after training in nats
-    per byte. The settings have `D` and the number of runs. The setting "d90" has d90 by base, or None if no d reached
-    the goal. The setting "unigram" is the loss of a model that knows only the byte frequencies. The setting "lora" has
-    the number of LoRA's parameters in all linear layers, by rank. Finished runs are saved in `folder`.
+    `share`, the gain divided by the mean gain of full training. In the bases `repeated`, near d90, at D and at the
+    control this phase has every seed, at other d only the first seed. d = D is full training. `start` and `final` are the
+    losses before and after training in nats per byte. The settings have `D` and the number of runs. The setting
+    "d90" has d90 by base, or None if no d reached the goal. The setting "unigram" is the loss of a model that knows only
+    the byte frequencies. The setting "lora" has the number of LoRA's parameters in all linear layers, by rank. If
+    `control` is set, the first base is also trained in a dense and in a sparse subspace of this d. Finished runs are
+    saved in `folder`.
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:
@@ -203,6 +215,8 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
         learner.repeat(learner.D)
         first, factor = setting.dimensions[0], setting.dimensions[1] / setting.dimensions[0]
         d90[base] = smallest(learner.reaches, first, learner.D, factor, setting.resolution)
+        if base in setting.repeated:
+            learner.repeat(*learner.done)
         rows += learner.rows(learner.gain(learner.D))
         learners.append(learner)
     if setting.control:

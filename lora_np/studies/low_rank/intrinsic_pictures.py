@@ -31,6 +31,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     -------
     matplotlib.figure.Figure
         One line per start: fine-tuning and training from scratch. Each small point is one seed; each large mark is d90.
+        Triangles without a fill are the control, a dense subspace; each triangle is one seed.
 
     Examples
     --------
@@ -59,15 +60,20 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
         name, colour, _ = LOOKS[base]
         upper = share == max(start for _, start in starts.values())
         crossed = upper and share < level < share + 20  # the 90 % line would run through a label above the curve
-        place: dict[str, Any] = {"shift": (0, 9)} if upper and not crossed else {"shift": (9, -5), "va": "top"}
+        place: dict[str, Any] = {"shift": (0, 9)} if upper and not crossed else {"shift": (2, -8), "va": "top"}
         note(ax, name, (d, share), colour=colour, **BOLD, **place)
     if lora is not None:
         _lora(ax, s["lora"], lora)
+    if dense := table.where(phase="seeds", projection="dense"):
+        _, colour, _ = LOOKS[dense[0]["base"]]
+        points = [row["d"] for row in dense], [100 * row["share"] for row in dense]
+        ax.plot(*points, "^", mfc="none", mec=colour, ms=8, mew=1.3, zorder=5)
+        note(ax, "dense P", (points[0][0], min(points[1])), (9, -3), colour)
     ax.axhline(level, color=FAINT_INK, lw=1, ls=(0, (4, 2)))
     note(ax, f"{wanted} of the gain", (0, level), (4, 3), INK, xycoords=EDGE)
     ax.axvline(D, color=FAINT_INK, lw=1, ls=":")
     note(ax, f"D = {D:,}", (D, 0), (-4, 6), INK, ha="right", path_effects=HALO)
-    low, high = 0.8 * min(row["d"] for row in table.where(phase="seeds", projection="sparse")), 1.5 * D
+    low, high = 0.7 * min(row["d"] for row in table.where(phase="seeds", projection="sparse")), 1.5 * D
     log_axis(ax.xaxis, [10**k for k in range(1, 7) if low < 10**k < high], "trained numbers d")
     thousands(ax.xaxis)
     ax.set(xlim=(low, high), ylim=(0, 109), ylabel="share of full training's gain (%)")
@@ -75,7 +81,7 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
 
 
 def _curve(ax: Axes, table: Table, base: str) -> tuple[float, float]:
-    """Draw one start: a line through the means, a point per seed, and d90. Return the first point of the line."""
+    """Draw one start: a line through the means, a point per seed, and d90. Return the first point except the control."""
     _, colour, marker = LOOKS[base]
     rows = table.where(phase="seeds", base=base, projection="sparse")
     means = {d: 100 * mean(seeds, "share") for d, seeds in groups(rows, "d").items()}
@@ -87,7 +93,7 @@ def _curve(ax: Axes, table: Table, base: str) -> tuple[float, float]:
         ax.plot([d90, d90], [0, level], color=colour, lw=1, ls=":", zorder=2)
         ax.plot(d90, level, marker, color=colour, ms=10, mec=INK, mew=1.3, zorder=5)
         note(ax, f"d90 = {d90:,}", (d90, 26 if base == "tiny" else 12), (-4, 0), colour, ha="right", **BOLD)
-    return next(iter(means.items()))
+    return next(point for point in means.items() if point[0] != table.settings.get("control"))
 
 
 def _lora(ax: Axes, parameters: dict[str, int], measured: Table) -> None:

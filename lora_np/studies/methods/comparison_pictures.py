@@ -78,7 +78,8 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
         true = sorted(set(counts.values()))
         ax.plot(true, [0.012] * len(true), "|", ms=9, mew=1.6, color=INK, transform=ax.get_xaxis_transform(), zorder=3)
     ax.set(xlabel=label, ylabel="share of full fine-tuning's gain (%)")
-    _label_points(ax, points, {m: f"{labels.get(m, m)}  {y:.0f} %" for m, (_, y) in points.items()})
+    few = {m: " (one seed)" for m, rows in runs.items() if len(rows) == 1 < _most_seeds(runs)}
+    _label_points(ax, points, {m: f"{labels.get(m, m)}  {y:.0f} %{few.get(m, '')}" for m, (_, y) in points.items()})
     return figure
 
 
@@ -212,8 +213,16 @@ def _by_method(table: Table) -> Runs:
     return runs
 
 
+def _most_seeds(runs: Runs) -> int:
+    return max(map(len, runs.values()))
+
+
 def _title(runs: Runs, labels: dict[str, str]) -> str:
-    """Return the title: the methods that are not clearly worse than the best method, and the gain that they recover."""
+    """Return the title: the methods that are not clearly worse than the best method, and the gain that they recover.
+
+    Methods with fewer seeds than the others are not counted.
+    """
+    runs = {m: rows for m, rows in runs.items() if len(rows) == _most_seeds(runs)}
     shares = {m: [row["recovered"] for row in rows] for m, rows in runs.items() if m != "full"}
     means = {m: float(np.mean(each)) for m, each in shares.items()}
     first = max(means, key=means.__getitem__)
@@ -233,6 +242,6 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
 
 def _subtitle(table: Table, runs: Runs) -> str:
     """Return the subtitle: the learning rates, the number of seeds, the number of runs and their time."""
-    seeds = len(next(iter(runs.values())))
+    seeds = _most_seeds(runs)
     rates = f"mean and range of {seeds} seeds; each method at its best learning rate" if seeds > 1 else "one seed"
     return semicolons(rates, runs_and_time(table))

@@ -2,7 +2,8 @@
 
 The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the
 same conversations, with the same steps and schedule. Each method has its own best learning rate, from a sweep in
-factors of three. Other methods of METHODS can be added to `Setting.rates`, for example {"pissa": (1e-3, 3e-3, 1e-2)}.
+factors of three. Other methods of METHODS can be added to `Setting.rates`, for example
+{"prefix-mlp": (3e-3, 1e-2, 3e-2)}; only the runs of the new methods are then missing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import PeftModel, Transformer
+from ... import AdamW, PeftModel, Transformer
 from ..harness import voice_task
 from ..harness.runs import at_their_best
 from ..harness.table import Table
@@ -22,9 +23,28 @@ from .settings import R, methods
 
 QUESTION = "How much does a real language model learn and forget with each method?"
 METHODS = methods(alpha_over_r=2)  # α/r of harness/voice_task.py
-_USUAL = (1e-3, 3e-3, 1e-2)
-RATES = {"qlora": _USUAL, "dora": _USUAL, "prefix": (3e-2, 1e-1, 3e-1), "houlsby": _USUAL}
-KEPT = ("method", "lr", "seed", "steps", "heldout", "final", "validation", "prose", "seconds", "trainable", "share")
+_USUAL, _LOWER = (1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3)
+# The first rates of each method. On the model tiny, the best rates of rsLoRA, PiSSA and VeRA are 0.5, 0.25 and 16 times
+# LoRA's, and LoRA+'s rate of A is 1/16 of LoRA's. The sweeps start with the same ratios to LoRA's best rate, 3e-3.
+RATES: dict[str, Sequence[float]] = {
+    **{"qlora": _USUAL, "dora": _USUAL, "prefix": (3e-2, 1e-1, 3e-1), "houlsby": _USUAL},
+    **{"rslora": _LOWER, "pissa": _LOWER, "lora-fa": _USUAL, "lora+": (1e-4, 3e-4, 1e-3)},
+    **{"vera": (1e-2, 3e-2, 1e-1), "pfeiffer": _USUAL},
+}
+KEPT = (
+    "method",
+    "lr",
+    "seed",
+    "steps",
+    "heldout",
+    "final",
+    "validation",
+    "prose",
+    "seconds",
+    "trainable",
+    "share",
+    "how",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,10 @@ class MethodFineTuning(FineTuning):
     def load(self) -> Transformer | PeftModel:
         """Return the model, ready for training."""
         return METHODS[self.method].model(self.base_model(), self.seed)
+
+    def optimizer(self) -> AdamW:
+        """Return AdamW without weight decay; with LoRA+, the rate of B is a multiple of `lr`."""
+        return METHODS[self.method].optimizer(self.lr)
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,7 @@ def comparison_smollm2(
     """Compare the methods on SmolLM2-135M. The losses are in nats per token.
 
     The columns are `method`, `lr`, `seed`, `phase`, `steps`, `heldout`, `final`, `validation`, `prose`, `seconds`,
-    `trainable` and `share`. `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. `phase` is
+    `trainable`, `share` and `how`. `known` is the table `finetuning`, with the runs of full fine-tuning and LoRA. `phase` is
     "sweep" or "seeds", as in `comparison`. The rows of "seeds" also have `recovered` and `forgotten`. The settings have
     `base_loss` and `base_prose` (losses of the untrained model) and the number of runs trained here. Each run uses
     several threads, so use one worker.

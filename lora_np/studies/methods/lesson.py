@@ -89,19 +89,22 @@ def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, A
 def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """Summarise a `comparison`: one row per method, with means over the seeds.
 
-    The rows have `method`, `label`, `lr`, `lr_of_B`, `trainable`, `share`, `state_bytes`, `recovered`, `least`, `most`
-    and `forgotten`. `lr` is the best learning rate; `lr_of_B` is the learning rate of B, which differs from `lr` in
-    LoRA+. `recovered` is the mean over the seeds; `least` and `most` are the lowest and the highest value of a seed. A
-    table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios.
+    The rows have `method`, `label`, `lr`, `lr_of_B`, `trainable`, `share`, `state_bytes`, `recovered`, `least`, `most`,
+    `seeds` and `forgotten`. `lr` is the best learning rate; `lr_of_B` is the learning rate of B, which differs from `lr`
+    in LoRA+. `recovered` is the mean over the seeds; `least` and `most` are the lowest and the highest value of a seed. A
+    table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios. With this
+    table, only the methods whose costs were measured have a row.
     """
     rows = []
     for method, label in compared.settings["labels"].items():
+        if costs and not costs.where(method=method):
+            continue
         runs = compared.where(phase="seeds", method=method)
         first, shares = runs[0], [row["recovered"] for row in runs]
         row = {"method": method, "label": label, "lr": first["lr"], "lr_of_B": first["lr"] * ratio_of_B(first)}
         row |= {key: first.get(key) for key in ("trainable", "share", "state_bytes")}
         row |= {key: mean(runs, key) for key in ("final", "recovered", "forgotten")}
-        row |= {"least": min(shares), "most": max(shares)}
+        row |= {"least": min(shares), "most": max(shares), "seeds": len(runs)}
         rows.append(row | (next(iter(costs.where(method=method)), {}) if costs else {}))
     return rows
 
@@ -121,6 +124,11 @@ def best_rate(row: Mapping[str, Any]) -> str:
     if row["lr_of_B"] == row["lr"]:
         return f"{row['lr']:.2g}"
     return f"A {row['lr']:.2g}, B {row['lr_of_B']:.2g}"
+
+
+def over_seeds(row: Mapping[str, Any]) -> str:
+    """Return the range of the gain over the seeds as text, or "one seed"."""
+    return "one seed" if row["seeds"] == 1 else f"{percent(row['least'])} to {percent(row['most'])}"
 
 
 Columns = dict[
@@ -143,7 +151,7 @@ RESULTS: Columns = {
     "best rate": ("lr", best_rate),
     "of full's gain": (
         "recovered",
-        lambda row: f"{percent(row['recovered'])} ({percent(row['least'])} to {percent(row['most'])})",
+        lambda row: f"{percent(row['recovered'])} ({over_seeds(row)})",
     ),
     "forgotten": ("forgotten", lambda row: f"{row['forgotten']:+.3f}"),
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..harness.findings import NOISE, Claim, Finding, agrees
-from ..harness.table import Table, model_in_text
+from ..harness.paired import verdict
+from ..harness.table import Table, mean, model_in_text
+from ..harness.words import percent
 from .merging import OTHERS, SAME
 
 NEEDED = ("merge_latency", "merge_drift", "combinations", "serving", "serving_step")
@@ -83,18 +85,21 @@ def grown(drift: Table, which: str) -> str:
 
 def linear_is_no_sum(joined: Table) -> Claim:
     """Return the claim that the combination type `linear` makes a weighted sum."""
-    cat, linear = (joined.where(kind=kind)[0] for kind in ("cat", "linear"))
+    rows = {kind: joined.where(kind=kind) for kind in ("cat", "linear")}
     rounding = max(row["error"] for row in joined.where(kind="share"))  # of cat, at several weights
-    loss = {row["kind"]: row["code"] + row["voice"] for row in (cat, linear)}
+    errors = [row["error"] for row in rows["linear"]]
+    sums = {kind: [row | {"sum": row["code"] + row["voice"]} for row in found] for kind, found in rows.items()}
+    compared = verdict("the sum with `linear`", "the sum with `cat`", sums["linear"], sums["cat"], "sum")
     return Claim(
         "`linear` makes the weighted sum of two adapters",
         "PEFT, `add_weighted_adapter`",
-        agrees(linear["error"] <= RIGHT),
-        f"error of ΔW: {linear['error']:.0%} of the sum's norm".replace("%", " %"),
+        agrees(*(error <= RIGHT for error in errors)),
+        f"error of ΔW: {' to '.join(dict.fromkeys(percent(x) for x in (min(errors), max(errors))))} of the sum's norm",
         f"`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; {STUDY.format('merging')}",
         note=f"With the combination type `cat`, the error of ΔW is at most {rounding:.0e} of the sum's norm. Each combination "
         "type has its own best scale. The held-out losses of the model tiny on code and on the lighthouse keeper's answers are "
-        f"added. The sum is {loss['linear']:.2f} nats per byte with `linear` and {loss['cat']:.2f} nats per byte with `cat`.",
+        f"added. The sum is {mean(sums['linear'], 'sum'):.2f} nats per byte with `linear` and {mean(sums['cat'], 'sum'):.2f} nats "
+        f"per byte with `cat`. {compared}",
     )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER, for_text
 from ..harness.style import HALO, axes_at, label_lines, log_axis, name_axis, new_figure, note, picture
-from ..harness.table import Table
+from ..harness.table import Table, groups, mean
 from ..harness.words import percent, short_count
 
 ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
@@ -76,8 +76,9 @@ def combinations_chart(table: Table) -> Figure:
     Returns
     -------
     Figure
-        The left panel has the two losses. A dot is a type, or one seed of a random type. The squares are the base and
-        the two adapters, and the line is `cat` with other weights. The right panel has the error of ΔW.
+        The left panel has the two losses. A dot is the mean of a type over the seeds, with the range of the seeds as a
+        cross. The squares are the base and the two adapters, and the line is `cat` with other weights; these are means
+        too. The right panel has the error of ΔW.
 
     Examples
     --------
@@ -86,10 +87,12 @@ def combinations_chart(table: Table) -> Figure:
     ['held-out loss on code (nats per byte)', 'error of ΔW']
     """
     kinds = dict.fromkeys(row["kind"] for row in table.rows if row["kind"] not in ("base", "adapter", "share"))
-    losses = {kind: float(np.mean([row["code"] + row["voice"] for row in table.where(kind=kind)])) for kind in kinds}
+    losses = {kind: mean(table.where(kind=kind), "code") + mean(table.where(kind=kind), "voice") for kind in kinds}
+    seeds = len({row["seed"] for row in table.rows if "seed" in row})
+    over = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
     subtitle = (
         "dots: types of combination, each with the best factor for both weights (in brackets)\n"
-        "squares: the base and the single adapters; line: the type “cat” with other weights"
+        f"squares: the base and the single adapters; line: the type “cat” with other weights{over}"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
@@ -107,34 +110,53 @@ def _colour(kind: str) -> str:
 
 
 def _losses(ax: Axes, table: Table, types: list[str]) -> None:
-    base, parents = table.where(kind="base")[0], table.where(kind="adapter")
-    line = sorted([*parents, *table.where(kind="share")], key=lambda row: row["weights"][1])
-    ax.plot([row["code"] for row in line], [row["voice"] for row in line], color=FAINT_INK, lw=1, zorder=1)
+    base, *parents = (
+        _loss(row for row in table.rows if row["weights"] == weights and row["kind"] in ("base", "adapter"))
+        for weights in ([0, 0], [1, 0], [0, 1])
+    )
+    shares = groups(({"share": row["weights"][1]} | row for row in table.where(kind="share")), "share")
+    line = [parents[0], *map(_loss, shares.values()), parents[1]]
+    ax.plot(*zip(*line, strict=True), color=FAINT_INK, lw=1, zorder=1)
     for kind in types:
         rows = table.where(kind=kind)
-        ax.plot([r["code"] for r in rows], [r["voice"] for r in rows], "o", ms=6, color=_colour(kind), alpha=0.85)
-    named = [  # the base and the code adapter can be close: one label is above its square, the other below
+        (x, across), (y, along) = _spread(rows, "code"), _spread(rows, "voice")
+        ax.errorbar(x, y, along, across, fmt="o", ms=6, lw=1.2, color=_colour(kind), alpha=0.85)
+    named: list[tuple[tuple[float, float], str, str, str, tuple[float, float]]] = [
+        # the base and the code adapter can be close: one label is above its square, the other below
         (base, "base", FROZEN, "left", (7, 6)),
         (parents[0], "code alone", INK, "left", (7, -15)),
         (parents[1], "voice alone", INK, "right", (4, 6)),
     ]
-    for row, text, colour, side, offset in named:
-        ax.plot(row["code"], row["voice"], "s", ms=7, color=colour)
-        note(ax, text, (row["code"], row["voice"]), offset, colour, ha=side, path_effects=HALO)
-    cat = table.where(kind="cat")[0]
-    note(ax, "cat", (cat["code"], cat["voice"]), (-8, -12), LORA, ha="right", path_effects=HALO)
+    for point, text, colour, side, offset in named:
+        ax.plot(*point, "s", ms=7, color=colour)
+        note(ax, text, point, offset, colour, ha=side, path_effects=HALO)
+    note(ax, "cat", _loss(table.where(kind="cat")), (-8, -12), LORA, ha="right", path_effects=HALO)
     for place, (colour, text) in enumerate(((ON_THE_CHANGE, "● works on ΔW"), (ON_THE_FACTORS, "● works on A and B"))):
         note(ax, text, (1, 1), (-4, -14 - 15 * place), colour, ha="right", xycoords="axes fraction", fontsize=9.5)
     ax.grid(True, axis="both")
     ax.set(xlabel="held-out loss on code (nats per byte)", ylabel="held-out loss on the voice (nats per byte)")
 
 
+def _loss(rows: Iterable[dict[str, Any]]) -> tuple[float, float]:
+    """Return the losses on both domains: means over the seeds."""
+    found = list(rows)
+    return mean(found, "code"), mean(found, "voice")
+
+
+def _spread(rows: Rows, column: str) -> tuple[float, list[list[float]]]:
+    """Return the mean of a column, and how far its range reaches below and above the mean."""
+    values = [row[column] for row in rows]
+    middle = mean(rows, column)
+    return middle, [[middle - min(values)], [max(values) - middle]]
+
+
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """Draw one dot per type and seed. The types are sorted by the sum of both losses, which their labels show."""
+    """Draw the mean and the range of each type. The types are sorted by the sum of both losses, which their labels show."""
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)
-        ax.plot([row["error"] for row in rows], [place] * len(rows), "o", ms=6, color=_colour(kind), alpha=0.85)
+        error, reach = _spread(rows, "error")
+        ax.errorbar(error, place, xerr=reach, fmt="o", ms=6, lw=1.2, color=_colour(kind), alpha=0.85)
         names.append(f"{kind} ({rows[0]['weights'][0]:g})  {losses[kind]:.2f}")
     name_axis(ax, names)
     for tick, kind in zip(ax.get_yticklabels(), order, strict=True):
