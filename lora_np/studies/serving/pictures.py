@@ -97,7 +97,7 @@ def combinations_chart(table: Table) -> Figure:
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
     title = (
-        f"The sum of both losses is {losses[one]:.2f} with the type {one}, {losses[other]:.2f} with the type {other}"
+        f"Both losses add up to {losses[one]:.2f} with the type “{one}”, {losses[other]:.2f} with the type “{other}”"
     )
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
