@@ -6,8 +6,8 @@ At the first reading, stop after `merge`. Notebook 02 explains the functions up 
 rest after notebook 03b, which derives the gradients of the Transformer.
 
 Letters: b rows, t tokens per row, N = b·t, d hidden size, f MLP size, n attention heads, d_h head
-size, r rank. Each forward function returns its result and a cache. The backward function takes the gradient of the
-result and the cache.
+size, r rank. Each forward function returns its result and a cache. The backward function takes
+the gradient of the result and the cache.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Show control characters instead of sending them to a terminal.
 
 A terminal obeys control characters, so a text can clear the screen, set the title of the window, or write to the
-clipboard. The text of a model, a file name and the content of a file come from other people, so every command shows
-all control characters as text.
+clipboard. A model's answer, a file name or a file can contain such characters. So every command shows all control
+characters as text.
 """
 
 from __future__ import annotations

@@ -352,7 +352,7 @@ print()
 show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 
 # %% [markdown]
-# With the weights 0.5 and 0.5, the combination's loss on code is above the base's loss on code. The voice adapter with the weight 0.5 raises the loss on code more than the code adapter with the weight 0.5 lowers it. The reported error is zero, and this report is correct, because the error compares the combination with the *requested* sum. Only the loss on held-out text of each domain shows whether the requested sum is useful. Weights with the sum 1 do not prevent a higher loss than the base's loss.
+# With the weights 0.5 and 0.5, the combination's loss on code is above the base's loss on code. The voice adapter with the weight 0.5 raises the loss on code more than the code adapter with the weight 0.5 lowers it. The printed error is zero, and this is correct: it measures the distance between the combination and the *requested* sum. Only the loss on held-out text of each domain shows whether the requested sum is useful. Weights with the sum 1 do not prevent a higher loss than the base's loss.
 #
 # ### 3. A large error that raises the loss only a little
 #

@@ -163,7 +163,9 @@ def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
     """Encode a prompt and its completion. Add the tokens that begin and end a text, if the tokenizer has such tokens."""
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, str):
-            raise ValueError(f"the {name} is {value!r:.80}; expected a string, as in {PROMPT}; for a chat, {MESSAGES}")
+            raise ValueError(
+                f"the {name} is {value!r:.80}; expected a string, as in {PROMPT}. A chat has the form {MESSAGES}"
+            )
         if not value.strip():
             raise ValueError(f"the {name} is empty; expected {PROMPT}")
     ids = tokenizer.encode(prompt).tolist()

@@ -159,7 +159,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         elif name == "format":
             spend(percent_cost(as_text(value), rest))
         elif name == "sum" and not all(isinstance(x, int | float | str | None) for x in rest):
-            raise LimitExceeded("the filter sum adds only numbers")
+            raise LimitExceeded("the filter `sum` adds only numbers")
         result = function(*before, value, *args[first + 1 :], **kwargs)
         if name not in EXISTING:
             spend(size_of(result))

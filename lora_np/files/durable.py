@@ -5,8 +5,8 @@ A file is written in four steps. SQLite and other databases use the same steps.
     write a temporary file → fsync the file → rename the file → fsync the folder
 
 A rename replaces the old file at once, so a reader sees the old file or the new file. Without the first fsync, a power cut
-after the rename can leave a file without its bytes. Without the second fsync, a power cut can undo the rename. Only after
-the four steps may a caller remove a file that the new file makes unnecessary.
+after the rename can leave a file without its bytes. Without the second fsync, a power cut can undo the rename. A
+caller that removes older files must wait until the four steps are done.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ WRONG = {
     "an empty completion": ({"prompt": "a", "completion": "\n"}, "the completion is empty"),
     "a prompt of messages": (
         {"prompt": [{"role": "user", "content": "a"}], "completion": "b"},
-        r"the prompt is \[\{.*\}\]; expected a string, .*; for a chat, \{\"messages\"",
+        r"the prompt is \[\{.*\}\]; expected a string, .*\. A chat has the form \{\"messages\"",
     ),
     "half a surrogate pair": (r'{"prompt": "\ud800", "completion": "b"}', "surrogates not allowed"),
 }

@@ -27,7 +27,7 @@ class Failure(NamedTuple):
     columns : tuple of int, optional
         Byte positions in the line where the expression that raised the exception begins and ends.
     shapes : mapping of str to str
-        The shapes of the function's arrays at the exception.
+        The shapes of the function's arrays when the exception was raised.
     """
 
     raised: str

@@ -1,4 +1,4 @@
-"""Values as JSON between the grader and the process of a student's program.
+"""Convert values to JSON, which the grader and the process of a student's program exchange.
 
 Pickle is not used, because reading a message of an untrusted process must not run code. `decode` checks every field, and raises
 ValueError, TypeError, KeyError, IndexError, OverflowError or RecursionError if the JSON is not a value.
@@ -98,7 +98,7 @@ def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None =
 
 
 def is_view(array: np.ndarray, part: Any) -> bool:
-    """Return True if the array has the shape and the dtype of the array `part`, at the same address in memory."""
+    """Return True if the array has the same shape, dtype and address in memory as the array `part`."""
     if not isinstance(part, np.ndarray) or array.shape != part.shape or array.strides != part.strides:
         return False
     return array.dtype == part.dtype and array.ctypes.data == part.ctypes.data

@@ -32,8 +32,8 @@ def nf4_codes(table: Table, weights: str = "tiny") -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and `share`. The
-        table has the settings `block_size` and `codes`. `codes` has the sixteen values of each type.
+        A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and `share`. Its
+        `settings` contain `block_size` and `codes`. `codes` has the sixteen values of each type.
     weights : str
         The weights that the dashed line shows.
 
@@ -104,7 +104,7 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
     ----------
     table : Table
         A table of the study quantization_distances with the columns `weights`, `quant_type`, `edges` and
-        `contribution`. The table has the settings `block_size` and `codes`.
+        `contribution`. Its `settings` contain `block_size` and `codes`.
     weights : str
         The weights to show.
 
@@ -207,8 +207,8 @@ def gradient_cosines(table: Table) -> Figure:
     Parameters
     ----------
     table : Table
-        A table of the study quantization_gradients with the columns `base`, `layer`, `factor` and `cosine`. The table
-        has the setting `model`. The rows with the base "another batch" compare the gradients of two different batches.
+        A table of the study quantization_gradients with the columns `base`, `layer`, `factor` and `cosine`. Its
+        `settings` contain `model`. The rows with the base "another batch" compare the gradients of two different batches.
 
     Returns
     -------

@@ -89,7 +89,7 @@ def on_dimension(table: Table) -> list[Claim]:
     known, lowest = exactly.settings, {row["d"]: row["loss"] for row in exactly.rows}
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
     least = f"less than {ZERO:.0e}" if lowest[blocks] < ZERO else f"{lowest[blocks]:.0e}"
-    toy_task = f"A toy task in which {blocks} sums of {D:,} weights have given values"
+    toy_task = f"A toy task asks for {blocks} sums of {D:,} weights to have fixed values. This task"
     exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
     fine, scratch = (
         d90(table, "tiny", "Fine-tuning the model tiny on Python code"),

@@ -51,7 +51,7 @@ def rank_by_layer(table: Table) -> Figure:
         for method, each in medians.items()
         if each
     }
-    title = f"90 % of ΔW's energy needs {spans['full']} directions (full fine-tuning)"
+    title = f"90 % of ΔW's energy lies in {spans['full']} directions (full fine-tuning)"
     title += f" or {spans['lora']} (LoRA)" * ("lora" in spans)
     marks = "dots: layers, the first layer on top; black bars: random matrices of the same shape"
     numbers = "numbers: count of directions in full fine-tuning, divided by the count in a random matrix"

@@ -34,7 +34,7 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
     ----------
     table : Table
         A table of the study comparison or comparison_smollm2 with the columns `method`, `seed`, `trainable` and
-        `recovered`. The table has the setting `labels`, and optionally the setting `runs`. Rows with the phase
+        `recovered`. Its `settings` contain `labels`, and optionally `runs`. Rows with the phase
         "sweep" are left out.
     ranks : Table, optional
         LoRA at several ranks, drawn as a line, with the columns `r`, `seed`, `trainable` and `recovered`. The setting r
