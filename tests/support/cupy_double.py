@@ -378,8 +378,8 @@ def zeros_like(a: ndarray, dtype: Any = None) -> ndarray:
     return _call(np.zeros_like, a, dtype=dtype)
 
 
-def empty_like(a: ndarray, dtype: Any = None) -> ndarray:
-    return _call(np.full_like, a, 113, dtype=dtype)
+def empty_like(prototype: ndarray, dtype: Any = None) -> ndarray:
+    return _call(np.full_like, prototype, 113, dtype=dtype)
 
 
 def ones_like(a: ndarray, dtype: Any = None) -> ndarray:
