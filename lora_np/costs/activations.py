@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops.attention import BLOCK
-from ..transformer.head_loss import rows_at_once
+from ..transformer.head_loss import block_rows
 from .flops import causal_scores
 from .structure import Layer, ModelStructure, Sublayer
 
@@ -96,4 +96,4 @@ class TrainingStep:
     @property
     def rows_of_logits(self) -> int:
         """The number of tokens whose logits exist at the same time."""
-        return rows_at_once(self.tokens, self.structure.vocabulary) if self.structure.head_in_blocks else self.tokens
+        return block_rows(self.tokens, self.structure.vocabulary) if self.structure.head_in_blocks else self.tokens

@@ -71,7 +71,7 @@ def cross_entropy_forward(
 
 
 def shares(targets: Array, ignore_index: int, z: Array) -> tuple[Array, Array]:
-    """Return the targets with 0 for ignored tokens, and the share of each token in the mean, both (n,).
+    """Replace ignored targets by 0, and compute the share of each token in the mean. Return both arrays (n,).
 
     The share has the precision of the logits z.
     """

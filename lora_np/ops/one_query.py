@@ -69,12 +69,12 @@ def attention_step(
         raise ValueError(f"got {h} query heads and {g} key/value heads; expected a multiple of {g} query heads")
     if mask is not None:
         check_mask(mask, b, s)
-    if window is not None and mask is None:
-        k, v = k[:, :, -window:], v[:, :, -window:]
-    elif window is not None:
-        assert mask is not None
-        position = mask.cumsum(axis=1)  # padding is not counted
-        mask = mask & (position > position[:, -1:] - window)
+    if window is not None:
+        if mask is None:
+            k, v = k[:, :, -window:], v[:, :, -window:]
+        else:
+            position = mask.cumsum(axis=1)  # padding is not counted
+            mask = mask & (position > position[:, -1:] - window)
     q = q.reshape(b, g, h // g, d) * (1 / math.sqrt(d) if scale is None else scale)
     e = q @ k.swapaxes(-1, -2)  # scores (b, g, h/g, s)
     if softcap is not None:

@@ -190,7 +190,7 @@ class Adapter(Module):
         dy : ndarray, shape (b, …, out)
             Gradient of base(x).
         dx : ndarray, shape (b, …, in), or None
-            The part of dx that does not come from dy. None if there is no such part, or if dx is not needed.
+            The part of dx that does not come from dy. None if dx is not needed, or if dx has no such part.
         """
         raise NotImplementedError
 

@@ -36,7 +36,7 @@ def loss_and_gradients(
     """Compute the loss L of a batch, and add dloss · ∂L/∂θ to the gradient of each trainable parameter.
 
     `tokens` and `targets` (b, t) are as in `Transformer.loss`. The rows and the BLAS threads are divided among the
-    workers. Each worker computes its rows in pieces that fit in the processor's cache (rows.py). L is the mean over the N
+    workers. Each worker computes its rows in pieces, which need less memory (rows.py). L is the mean over the N
     counted tokens of the batch. With N_k counted tokens in piece k,
 
         L = Σ_k (N_k/N) L_k,

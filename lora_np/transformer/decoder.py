@@ -60,13 +60,13 @@ class Attention(Module):
         """Compute y (b, t, d) from x (b, t, d). With `past`, the t tokens follow the cached tokens and are added to the cache."""
         (q, k, v), input_cache = self.project(x, context)
         # (b, t, h·d) → (b, h, t, d) and (b, t, g·d) → (b, g, t, d); most families have no q_norm and k_norm
-        q, q_norm_cache = self.q_norm.forward(self._heads(q), context)
-        k, k_norm_cache = self.k_norm.forward(self._heads(k), context)
+        q, q_norm_cache = self.q_norm.forward(self.split_heads(q), context)
+        k, k_norm_cache = self.k_norm.forward(self.split_heads(k), context)
         q, rotary_cache = ops.rotary_forward(q, *rotary)
         k, _ = ops.rotary_forward(k, *rotary)
-        k, v = (k, self._heads(v)) if past is None else past.extend(k, self._heads(v))  # (b, g, s, d)
+        k, v = (k, self.split_heads(v)) if past is None else past.extend(k, self.split_heads(v))  # (b, g, s, d)
         o, attention_cache = ops.attention_forward(q, k, v, context.attention_mask, **self.scores)
-        y, o_cache = self.o_proj.forward(self._rows(o), context)
+        y, o_cache = self.o_proj.forward(self.join_heads(o), context)
         norm_caches = q_norm_cache, k_norm_cache
         return y, (input_cache, norm_caches, rotary_cache, attention_cache, o_cache, _trained(past))
 
@@ -77,7 +77,7 @@ class Attention(Module):
         do = self.o_proj.backward(dy, o_cache, need_dx=inner or past is not None)
         if do is None:
             return None
-        dq, dk, dv = ops.attention_backward(self._heads(do), attention_cache)
+        dq, dk, dv = ops.attention_backward(self.split_heads(do), attention_cache)
         if past is not None:
             past.add_grad(dk, dv)  # the prefix was never rotated, so its gradient is not rotated back
         if not inner:
@@ -110,22 +110,22 @@ class Attention(Module):
         In the forward pass x is the input of three projections, so dx is the sum of their gradients.
         """
         q_cache, k_cache, v_cache = cache
-        dx = self.q_proj.backward(self._rows(dq), q_cache, need_dx)
-        dx_k = self.k_proj.backward(self._rows(dk), k_cache, need_dx)
-        dx_v = self.v_proj.backward(self._rows(dv), v_cache, need_dx)
+        dx = self.q_proj.backward(self.join_heads(dq), q_cache, need_dx)
+        dx_k = self.k_proj.backward(self.join_heads(dk), k_cache, need_dx)
+        dx_v = self.v_proj.backward(self.join_heads(dv), v_cache, need_dx)
         if dx is None or dx_k is None or dx_v is None:
             return None
         dx += dx_k
         dx += dx_v
         return dx
 
-    def _heads(self, x: Array) -> Array:
+    def split_heads(self, x: Array) -> Array:
         """Split the features into heads: the shape changes from (b, t, n·d) to (b, n, t, d). Returns a view."""
         b, t, _ = x.shape
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
-    def _rows(self, x: Array) -> Array:
-        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `_heads`.
+    def join_heads(self, x: Array) -> Array:
+        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `split_heads`.
 
         The arrays of `ops.attention_forward` and `ops.attention_backward` are stored so that the result is a view.
         """

@@ -39,7 +39,7 @@ class FusedAttention(Attention):
 
     def project_backward(self, dq: Array, dk: Array, dv: Array, cache: Cache, need_dx: bool) -> Array | None:
         """Compute dx (b, t, d) from dq (b, h, t, d) and dk, dv (b, g, t, d)."""
-        dqkv = array_module(dq).concatenate([self._rows(dq), self._rows(dk), self._rows(dv)], axis=-1)
+        dqkv = array_module(dq).concatenate([self.join_heads(dq), self.join_heads(dk), self.join_heads(dv)], axis=-1)
         return self.qkv_proj.backward(dqkv, cache, need_dx)
 
 

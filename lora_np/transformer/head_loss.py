@@ -44,7 +44,7 @@ def works_in_blocks(head: Linear) -> bool:
     return type(head) is Linear and not head.trainable
 
 
-def rows_at_once(n: int, vocabulary: int) -> int:
+def block_rows(n: int, vocabulary: int) -> int:
     """Return the number of rows in a block: n if all logits together are small, else an equal share of the n rows."""
     blocks = math.ceil(n / max(ROWS, LOGITS // vocabulary))
     return math.ceil(n / blocks)
@@ -83,7 +83,7 @@ def _blocks(
     share *= dloss
     dx = array_module(x).empty(x.shape, x.dtype) if need_dx else None
     losses = []
-    size = rows_at_once(len(x), head.out_features)
+    size = block_rows(len(x), head.out_features)
     for start in range(0, len(x), size):
         rows = slice(start, start + size)
         z, cache = head.forward(x[rows])

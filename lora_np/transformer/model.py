@@ -25,7 +25,7 @@ from .cache import KeyValueCache
 from .config import TransformerConfig
 from .decoder import Decoder, DecoderCache
 from .gemma import SoftcappedHead
-from .head_loss import BlocksCache, loss_in_blocks_backward, loss_in_blocks_forward, rows_at_once, works_in_blocks
+from .head_loss import BlocksCache, block_rows, loss_in_blocks_backward, loss_in_blocks_forward, works_in_blocks
 from .reading import read
 
 LogitsCache: TypeAlias = tuple[DecoderCache, Cache]  # decoder, head
@@ -357,7 +357,7 @@ class Transformer(Module):
         if rows is not None:
             x, ids = x[rows], ids[rows]  # the n counted positions
         cache: BlocksCache | WholeCache
-        if not mixed and works_in_blocks(self.linear_head) and rows_at_once(len(x), self.config.vocab_size) < len(x):
+        if not mixed and works_in_blocks(self.linear_head) and block_rows(len(x), self.config.vocab_size) < len(x):
             follows = context.rng is not None and self.model.reaches(decoder_cache)  # a backward pass
             loss, cache = loss_in_blocks_forward(self.output_head, x, ids, ignore_index, follows)
         else:

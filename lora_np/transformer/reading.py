@@ -39,16 +39,15 @@ def read(
 
 def attend(attention: Attention, x: Array, rotary: tuple[Array, Array], context: Context, past: LayerCache) -> Array:
     """Return y (b, t, d), the first result of `Attention.forward` for the same arguments."""
-    b, t, _ = x.shape
     projected, _ = attention.project(x, context)
-    q, k, v = (each.reshape(b, t, -1, attention.head_dim).swapaxes(1, 2) for each in projected)  # (b, h or g, t, d)
+    q, k, v = map(attention.split_heads, projected)  # (b, h or g, t, d)
     q, _ = attention.q_norm.forward(q, context)
     k, _ = attention.k_norm.forward(k, context)
     h = q.shape[1]
     rotated, _ = ops.rotary_forward(array_module(q).concatenate([q, k], axis=1), *rotary)  # one call for q and k
     k, v = past.extend(rotated[:, h:], v)  # (b, g, s, d)
-    if t == 1:
+    if x.shape[1] == 1:
         o = ops.attention_step(rotated[:, :h], k, v, context.attention_mask, **attention.scores)
     else:
         o, _ = ops.attention_forward(rotated[:, :h], k, v, context.attention_mask, **attention.scores)
-    return attention.o_proj.forward(o.swapaxes(1, 2).reshape(b, t, -1), context)[0]
+    return attention.o_proj.forward(attention.join_heads(o), context)[0]

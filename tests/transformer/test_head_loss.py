@@ -147,7 +147,7 @@ def test_a_quantised_head_is_decoded_once_per_pass(make_model):
 )
 def test_the_rows_of_a_block(n, vocabulary, rows):
     """Small logits stay whole; other rows are divided into equal blocks of at most 256 rows, or of 2²² logits."""
-    assert head_loss.rows_at_once(n, vocabulary) == rows
+    assert head_loss.block_rows(n, vocabulary) == rows
 
 
 @pytest.mark.parametrize("rows", [128, 40])  # more than few_rows.FEW: a product of fewer rows copies its result

@@ -43,7 +43,7 @@ def costs_nothing(latency: Table) -> Claim:
     ]
     merged = [f for f in found if ".merged." in f.name]
     return Claim(
-        "A merged model computes the same as the adapter, at the base's cost",
+        "A merged model gives the outputs of the base with its adapter, at the cost of the base alone",
         "Hu et al. 2021, §4.1",
         agrees(*(f.value <= NOISE for f in merged)),
         f"{' and '.join(f'{f.number}×' for f in merged)} the base's time per token",
