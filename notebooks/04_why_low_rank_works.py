@@ -204,7 +204,7 @@ show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
 display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# At every rank, the column "gain kept" includes the gain that the norms alone keep. This column shows which rank is needed to keep 95 % of the gain. Rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
+# At every rank, the column "gain kept" includes the gain that the cut model would keep at rank 0, when only its norm layers are fine-tuned. This column shows which rank is needed to keep 95 % of the gain. Rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
 #
 # At each rank below the full rank, the share of the gain that the cut model keeps is larger than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 

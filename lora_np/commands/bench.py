@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of threads of each competitor (default: one per core)",
     )
     results = parser.add_argument_group("results")
-    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json; with --job, job.json"
+    tables = "speed.json, quantized_speed.json, generation_speed.json and speed_scaling.json; with --job, for the table job.json"
     results.add_argument("--json", type=Path, metavar="FOLDER", help=f"folder for the tables {tables}")
     results.add_argument("--figures", type=Path, metavar="FOLDER", help="folder for the pictures of the tables")
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="allow clients to load and unload adapters: POST /v1/load_lora_adapter loads from FOLDER and its subfolders; "
-        "can be repeated; without this option the server refuses these requests",
+        "the option can be given several times; without it, the server refuses these requests",
     )
     models.add_argument(
         "--max-loras",
@@ -82,15 +82,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="accept this name in the header Host, for example the name of a proxy; can be repeated. localhost, "
-        "127.0.0.1 and the name of --host are always accepted",
+        help="accept this name in the header Host, for example the name of a proxy; the option can be given several "
+        "times. localhost, 127.0.0.1 and the name of --host are always accepted",
     )
     access.add_argument(
         "--allowed-origins",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="accept requests from web pages of this origin, for example https://chat.example.org; can be repeated",
+        help="accept requests from web pages of this origin, for example https://chat.example.org; the option can be "
+        "given several times",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(

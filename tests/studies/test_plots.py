@@ -552,7 +552,7 @@ def test_the_titles_of_the_methods_are_their_findings():
     seeds = mixed.where(method="pissa")
     seeds[0]["recovered"], seeds[-1]["recovered"] = seeds[-1]["recovered"], seeds[0]["recovered"]
     said = title(plots.quality_against_parameters(mixed))
-    assert said == "pissa and lora+ gain about equally: 93 to 94 % of full fine-tuning's gain"
+    assert said == "pissa and lora+ each recover about 93 to 94 % of full fine-tuning's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
     assert behind == "After equal learning, LoRA has forgotten 0.100 nats per byte, full fine-tuning 0.162"
     ahead = compared(("full", "lora"))
@@ -735,17 +735,17 @@ def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
         == "At α = 32, LoRA's best learning rate is 4× that of full fine-tuning"
     )
     assert "At 0 of 2 sizes" in title(plots.equal_parameters_chart(tables.equal(-0.01)))
-    assert "lowers the loss by 0.020 at η = 0.004, by 0.010 at the best η" in title(
+    assert "lowers the loss by 0.020 at η = 0.004, and by 0.010 at the best η" in title(
         plots.dropout_chart(tables.dropouts())
     )
     above = plots.dropout_chart(overfitted())
     assert "by 0.020" in title(above) and "ends with a higher loss than the base" in above.texts[1].get_text()
     assert title(plots.batch_size_chart(tables.batches())).endswith(
-        " is +0.010 in batches of 2, +0.050 in batches of 32"
+        " is +0.010 with batches of 2 and +0.050 with batches of 32"
     )
     assert title(plots.rank_scaling_chart(tables.scaled())).startswith("At r = 128, α/r has the lowest loss")
-    assert "0.000 at each α's best rate" in title(plots.alpha_chart(tables.alphas()))
-    assert "most in down_proj, least in q_proj" in title(plots.target_modules_chart(tables.targets()))
+    assert "0.000 if each α has its best η" in title(plots.alpha_chart(tables.alphas()))
+    assert "most in down_proj and least in q_proj" in title(plots.target_modules_chart(tables.targets()))
 
 
 def test_bars_are_drawn_to_scale():

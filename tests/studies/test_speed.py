@@ -6,6 +6,7 @@ No test looks at a time: a test machine is never quiet.
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -47,6 +48,23 @@ def silence(line: str) -> None:
 def alone(monkeypatch):
     """Hide PyTorch, PEFT and transformers, as if they were not installed."""
     monkeypatch.setattr(study, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("name, case, keeps", [("ours", SMALL, 1), ("ours", WRITING, 0), ("PEFT", SMALL, 0)])
+def test_a_training_step_of_ours_is_timed_as_in_train(name, case, keeps, monkeypatch):
+    """`train` keeps freed memory for the next step, so the benchmark does too; PEFT and generation run as they are."""
+    entered = []
+
+    @contextmanager
+    def keep():
+        entered.append(True)
+        yield True
+
+    monkeypatch.setattr(competitors, "keep_freed_memory", keep)
+    monkeypatch.setitem(COMPETITORS, name, lambda case: lambda: 0.0)
+    monkeypatch.setattr(competitors, "IN_TORCH", set())
+    competitors.serve(name, case, lambda report: None, [])
+    assert len(entered) == keeps
 
 
 # ------------------------------------------------------------------------------------------------------------- the floor

@@ -45,13 +45,12 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"at least {most.number} bits (LoRA), {full.number} (full fine-tuning)",
             STUDY,
             (*by_rank.values(), *free.values(), most, full),
-            f"Depending on the rank ({low} to {high}), LoRA holds at least {span(by_rank)} bits of random strings per trained "
-            "parameter. "
-            f"LoRA's product BA has r(in + out − r) free parameters, fewer than LoRA trains. Depending on the rank, LoRA "
-            f"holds at least {span(free)} bits per free parameter. {most.sentence} {full.sentence} All numbers of bits are lower "
-            f"bounds, so a number below {BITS} does not refute the claim. The numbers of bits cannot be compared, because some "
-            f"are further below the capacity than others. Each string was read {listed(seen)}. "
-            f"Runs with half the steps hold fewer bits than runs with all steps: {listed(less)}.",
+            f"The bits of random strings that LoRA holds per trained parameter have a lower bound of {span(by_rank)}, which "
+            f"depends on the rank ({low} to {high}). LoRA's product BA has r(in + out − r) free parameters, fewer than LoRA "
+            f"trains. Per free parameter, the lower bound is {span(free)} bits, depending on the rank. {most.sentence} "
+            f"{full.sentence} All numbers of bits are lower bounds, so a number below {BITS} does not refute the claim. The "
+            "numbers of bits cannot be compared, because some are further below the capacity than others. Each string was "
+            f"read {listed(seen)}. Runs with half the steps hold fewer bits than runs with all steps: {listed(less)}.",
         ),
         Claim(
             "LoRA of twice the rank holds twice the bits of random strings",

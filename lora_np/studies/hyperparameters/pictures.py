@@ -76,8 +76,8 @@ def target_modules_chart(table: Table) -> Figure:
     title = "Loss of each group of matrices"
     if alone:
         least = [name for name in alone if not_above(by_target[alone[0]], by_target[name])]
-        title = f"An adapter (r = {table.settings['module_r']}) lowers the loss most in {alone[-1]}, "
-        title += f"least in {' and '.join(least)}"
+        title = f"An adapter (r = {table.settings['module_r']}) lowers the loss most in {alone[-1]} "
+        title += f"and least in {' and '.join(least)}"
     marks = "green: one kind of matrix; blue: a group of matrices"
     figure = new_figure(9, 1.6 + 0.29 * len(order), title, semicolons(marks, measured(table, dots=True)))
     ax = axes_at(figure, 1.25, 0.65, 5.6, 0.29 * len(order))
@@ -206,7 +206,9 @@ def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> st
     """Return the title: the gain of the best dropout over no dropout on little text, at one rate and at the best rates."""
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
-    return f"On little text, dropout lowers the loss by {at_one:.3f} at η = {rate:g}, by {at_best:.3f} at the best η"
+    return (
+        f"On little text, dropout lowers the loss by {at_one:.3f} at η = {rate:g}, and by {at_best:.3f} at the best η"
+    )
 
 
 @picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
@@ -235,8 +237,8 @@ def batch_size_chart(table: Table) -> Figure:
     losses = {name: arrays(found, "batch_size") for name, found in lines.items()}
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
-    first, *_, last = (f"{gap:+.3f} in batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
-    title = f"LoRA's gap to full fine-tuning is {first}, {last}"
+    first, *_, last = (f"{gap:+.3f} with batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
+    title = f"LoRA's gap to full fine-tuning is {first} and {last}"
     same = "gap: LoRA's loss minus full fine-tuning's; all runs read equally many tokens, at their best learning rate η"
     figure = new_figure(9, 4.4, title, f"{same}\n{measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)

@@ -140,7 +140,7 @@ def alpha_chart(table: Table) -> Figure:
     rate, r = table.settings["fixed_lr"], table.settings["r"]
     kept, own = arrays(table.where(phase="fixed"), "lora_alpha"), arrays(table.where(phase="seeds"), "lora_alpha")
     widest = [max(v.mean() for v in d.values()) - min(v.mean() for v in d.values()) for d in (kept, own)]
-    title = f"α changes the loss by {widest[0]:.3f} at one learning rate, by {widest[1]:.3f} at each α's best rate"
+    title = f"α changes the loss by {widest[0]:.3f} if η stays the same, by {widest[1]:.3f} if each α has its best η"
     figure = new_figure(9, 4.4, title, semicolons(f"LoRA with r = {r}", measured(table)))
     left, right = axes_at(figure, 0.85, 0.7, 2.7, 2.8), axes_at(figure, 5.9, 0.7, 1.9, 2.8)
     ends = [with_range(left, kept, **KEPT), with_range(left, own, **OWN)]
@@ -212,4 +212,4 @@ def _scaling_title(losses: Mapping[str, Losses], r: int) -> str:
     lowest = [rule for rule, found in top.items() if not_above(found, best)]
     highest: int = max(next(iter(losses.values())))
     has = "has" if len(lowest) == 1 else "have"
-    return f"At r = {highest}, {' and '.join(lowest)} {has} the lowest loss (learning rate tuned at r = {r})"
+    return f"At r = {highest}, {' and '.join(lowest)} {has} the lowest loss, with the learning rate tuned at r = {r}"

@@ -237,7 +237,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
     few = f"{', '.join(names[:-1])} and {names[-1]}"
     who = few if len(names) < 4 else f"{len(names)} of {len(means)} methods"
-    return f"{who} gain about equally: {reach} of full fine-tuning's gain"
+    return f"{who} each recover about {reach} of full fine-tuning's gain"
 
 
 def _subtitle(table: Table, runs: Runs) -> str:

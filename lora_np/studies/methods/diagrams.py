@@ -215,7 +215,10 @@ def _prefix(ax: Axes, y: float, colour: str) -> None:
 def _box(
     ax: Axes, middle: Spot, name: str, wide: float, high: float, colour: str | None, hatch: bool = False, **look: Any
 ) -> None:
-    """Draw a layer: grey if frozen, coloured if trained, hatched if in four bits, white (`fc`) if without weights."""
+    """Draw a layer: grey if it is frozen, coloured if it is trained, hatched if it is stored in four bits.
+
+    For a layer without weights, pass the colour `fc`.
+    """
     (x, y), shape = middle, "round,pad=0,rounding_size=0.03"
     fill, corner = look.pop("fc", colour or GREY_WASH), (x - wide / 2, y - high / 2)
     ax.add_patch(FancyBboxPatch(corner, wide, high, boxstyle=shape, lw=1, zorder=2, fc=fill, ec=colour or FROZEN))

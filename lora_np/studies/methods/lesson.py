@@ -66,11 +66,11 @@ CHOSEN = {("houlsby", "share")}  # the adapter's width is chosen to give the les
 def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]:
     """Compare each entry of the lesson's table with our number from a `comparison` or a `comparison_smollm2`.
 
-    The rows have `method`, `label`, `quantity`, `lesson`, `ours`, `here` and `verdict`. Quality is the mean share of
-    full fine-tuning's gain. Latency is the time per token divided by the base's time per token, from a table of
-    `method_costs` with the same base. If the lesson says "merged", the latency is the latency of the merged model. A
-    quantity that was not measured has no row. `here` is our number in words. The verdict is "agrees", "less", "more" or
-    "chosen so".
+    The rows have `method`, `label`, `quantity`, `lesson`, `ours`, `here` and `verdict`. Quality is the share of
+    full fine-tuning's gain that a method recovers, as a mean over the seeds. Latency is the time per token divided by
+    the base's time per token, from a table of `method_costs` with the same base. If the lesson says "merged", the latency
+    is the latency of the merged model. A quantity that was not measured has no row. `here` is our number in words. The
+    verdict is "agrees", "less", "more" or "chosen so".
     """
     rows, labels = [], (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
     for method, lesson in LESSON.items():

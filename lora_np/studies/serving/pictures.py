@@ -48,7 +48,7 @@ def merge_drift(table: Table) -> Figure:
     rows = table.where(dtype=dtypes[0])
     last = {row["adapters"].startswith("the same"): row["errors"][-1] for row in reversed(rows)}
     title = (
-        f"{rows[0]['cycles'][-1]:,} merges in {dtypes[0]} give W an error of {percent(last[True])} with one adapter, "
+        f"After {rows[0]['cycles'][-1]:,} merges in {dtypes[0]}, W's error is {percent(last[True])} with one adapter, "
     )
     figure = new_figure(9, 4.9, f"{title}{percent(last[False])} with {of}", subtitle)
     ax = axes_at(figure, 0.85, 0.65, 5.6, 3.1)
@@ -96,9 +96,7 @@ def combinations_chart(table: Table) -> Figure:
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
-    title = (
-        f"Both losses add up to {losses[one]:.2f} with the type “{one}”, {losses[other]:.2f} with the type “{other}”"
-    )
+    title = f"Both losses add up to {losses[one]:.2f} with the type “{one}”, and to {losses[other]:.2f} with the type “{other}”"
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
@@ -225,7 +223,7 @@ def serving_chart(table: Table) -> Figure:
 def _most_adapters(table: Table) -> str:
     """Return the title: memory and speed with the largest number of adapters."""
     rows = table.where(adapters=max(row["adapters"] for row in table.rows))
-    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than if merged"
+    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merged models"
     ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
     faster = f"; PEFT takes {min(ratios):.1f}–{max(ratios):.0f}× as long" if ratios else ""
     return f"{rows[0]['adapters']:,} adapters need {saved}{faster}"

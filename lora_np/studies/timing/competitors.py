@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ... import AdamW, LoraConfig, PeftModel, Transformer, TransformerConfig, get_peft_model, load_model, load_tokenizer
+from ...memory import keep_freed_memory
 from ...ops import IGNORE_INDEX
 from ...ops.few_rows import times_transposed
 from ...optional import extra
@@ -341,8 +343,15 @@ def timed(step: Step) -> tuple[Any, float]:
 def serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
     """Build the competitor `name`, run its first steps and pass a report to `answer`.
 
-    Then, for each number in `asked`, run that many steps and pass their seconds to `answer`.
+    Then, for each number in `asked`, run that many steps and pass their seconds to `answer`. A training step of this
+    library runs as in `train`: the process keeps freed memory for the next step.
     """
+    trains = name.startswith("ours") and not case.new_tokens
+    with keep_freed_memory() if trains else nullcontext():
+        _serve(name, case, answer, asked)
+
+
+def _serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
     step, building = timed(lambda: COMPETITORS[name](case))
     machine.release_freed_memory()  # of the building phase
     loaded, in_torch = machine.resident_memory().get("now"), name in IN_TORCH
