@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,43 +31,11 @@ from ..ops.checks import check_ids
 from ..peft import PeftModel
 from ..peft.mixed import AdapterRows
 from ..transformer import KeyValueCache, Transformer
-from ..transformer.generation import CHUNK, Sampling, last_logits, pad_left, read_in_chunks
+from ..transformer.generation import Sampling
 from .adapters import AdapterStore
 from .cache import BatchCache
+from .prompts import CHUNKS_PER_STEP, LONG_PROMPT, PROMPT_TOKENS, Reading, begin, of_similar_length, read_together
 from .request import QueueFull, RecordErrors, Request
-
-# Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
-# max_num_batched_tokens.
-PROMPT_TOKENS = 512
-# A longer prompt is read in several steps of at most this many tokens. A step takes SmolLM2 about a second on one core.
-LONG_PROMPT = 2 * CHUNK
-
-
-@dataclass(eq=False)
-class Reading:
-    """A prompt that is read in chunks: `chunks` computes one chunk per `next` and returns the logits at the end."""
-
-    request: Request
-    past: KeyValueCache
-    chunks: Generator[None, None, np.ndarray]
-
-
-def of_similar_length(requests: Iterable[Request]) -> list[list[Request]]:
-    """Divide requests into groups in which no prompt is longer than twice another, so that at most half is padding.
-
-    A request whose prompt's log probabilities are recorded is a group of its own.
-    """
-    groups: list[list[Request]] = []
-    for request in requests:
-        for group in groups:
-            sizes = [each.prompt.size for each in (*group, request)]
-            alone = request.prompt_logprobs is not None or group[0].prompt_logprobs is not None
-            if not alone and max(sizes) <= 2 * min(sizes):
-                group.append(request)
-                break
-        else:
-            groups.append([request])
-    return groups
 
 
 class AdapterServer:
@@ -345,7 +312,7 @@ class AdapterServer:
                 self.waiting.remove(request)
                 tokens -= min(request.prompt.size, LONG_PROMPT)
                 if long:
-                    self.reading = self._begin(request)
+                    self.reading = begin(self.model, request)
                 else:
                     self.joining.append(request)
         for group in of_similar_length(self.joining):
@@ -353,35 +320,25 @@ class AdapterServer:
         self.joining = []
         if self.reading is not None:
             with self._errors_end(self.reading.request):
-                self._read(self.reading, LONG_PROMPT // CHUNK)
-
-    def _begin(self, request: Request) -> Reading:
-        """Return the Reading of a prompt that is read alone. No chunk is read yet."""
-        past, adapter = KeyValueCache(self.config), None if request.adapter == BASE else request.peft_name
-        each = None if request.prompt_logprobs is None else request.read_prompt_logits
-        return Reading(
-            request, past, read_in_chunks(self.model, request.prompt[None], None, past, adapter, on_logits=each)
-        )
+                self._read(self.reading)
 
     def _read_together(self, requests: list[Request]) -> None:
         """Read short prompts in one batch. If this fails, or if there is one prompt, read each prompt alone."""
         read = None
         if len(requests) > 1:
             with suppress(Exception):  # the prompt that causes the error is found when each prompt is read alone
-                tokens, mask = pad_left([request.prompt for request in requests])
-                past, rows = KeyValueCache(self.config), AdapterRows([request.peft_name for request in requests])
-                read = past, last_logits(self.model, tokens, mask, past, rows, skip_padding=True)
+                read = read_together(self.model, requests)
         for row, request in enumerate(requests):
             with self._errors_end(request):
                 if read is None:
-                    self._read(self._begin(request), LONG_PROMPT // CHUNK)
+                    self._read(begin(self.model, request))
                 else:
                     self._join(request, read[1][row], read[0], row)
 
-    def _read(self, reading: Reading, chunks: int) -> None:
-        """Read several chunks. After the last chunk, choose the first token and add the request to the batch."""
+    def _read(self, reading: Reading) -> None:
+        """Read the chunks of one step. After the last chunk, choose the first token and add the request to the batch."""
         try:
-            for _ in range(chunks):
+            for _ in range(CHUNKS_PER_STEP):
                 next(reading.chunks)
         except StopIteration as finished:
             self.reading = None if self.reading is reading else self.reading

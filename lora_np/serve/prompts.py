@@ -1,0 +1,63 @@
+"""How the engine reads prompts: a long prompt alone and in chunks, short prompts of similar length together in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..nn import BASE
+from ..peft.mixed import AdapterRows
+from ..transformer import KeyValueCache, Transformer
+from ..transformer.generation import CHUNK, last_logits, pad_left, read_in_chunks
+from .request import Request
+
+# Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
+# max_num_batched_tokens.
+PROMPT_TOKENS = 512
+# A longer prompt is read in several steps of at most this many tokens. A step takes SmolLM2 about a second on one core.
+LONG_PROMPT = 2 * CHUNK
+CHUNKS_PER_STEP = LONG_PROMPT // CHUNK
+
+
+@dataclass(eq=False)
+class Reading:
+    """A prompt that is read in chunks: `chunks` computes one chunk per `next` and returns the logits at the end."""
+
+    request: Request
+    past: KeyValueCache
+    chunks: Generator[None, None, np.ndarray]
+
+
+def begin(model: Transformer, request: Request) -> Reading:
+    """Return the Reading of a prompt that is read alone. No chunk is read yet."""
+    past, adapter = KeyValueCache(model.config), None if request.adapter == BASE else request.peft_name
+    each = None if request.prompt_logprobs is None else request.read_prompt_logits
+    chunks = read_in_chunks(model, request.prompt[None], None, past, adapter, on_logits=each)
+    return Reading(request, past, chunks)
+
+
+def read_together(model: Transformer, requests: Sequence[Request]) -> tuple[KeyValueCache, np.ndarray]:
+    """Read short prompts in one batch. Return the key/value cache and the logits (b, v) after each prompt."""
+    tokens, mask = pad_left([request.prompt for request in requests])
+    past, rows = KeyValueCache(model.config), AdapterRows([request.peft_name for request in requests])
+    return past, last_logits(model, tokens, mask, past, rows, skip_padding=True)
+
+
+def of_similar_length(requests: Iterable[Request]) -> list[list[Request]]:
+    """Divide requests into groups in which no prompt is longer than twice another, so that at most half is padding.
+
+    A request whose prompt's log probabilities are recorded is a group of its own.
+    """
+    groups: list[list[Request]] = []
+    for request in requests:
+        for group in groups:
+            sizes = [each.prompt.size for each in (*group, request)]
+            alone = request.prompt_logprobs is not None or group[0].prompt_logprobs is not None
+            if not alone and max(sizes) <= 2 * min(sizes):
+                group.append(request)
+                break
+        else:
+            groups.append([request])
+    return groups
