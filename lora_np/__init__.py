@@ -1,4 +1,4 @@
-"""LoRA from scratch in NumPy and CuPy: a real Transformer, with every gradient derived by hand and proven.
+"""LoRA from scratch in NumPy and CuPy: a real Transformer, with every gradient derived by hand and checked.
 
     import lora_np as ln
 
@@ -78,7 +78,7 @@ REPLACEMENTS = {  # a name of PEFT, transformers or an earlier version → its r
 
 
 def __getattr__(name: str) -> object:
-    """Return `__version__` or the configuration class of a method. Raise AttributeError for other names."""
+    """Return `__version__`, or the configuration class called `name`. Raise AttributeError for other names."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

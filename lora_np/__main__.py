@@ -1,4 +1,4 @@
-"""python -m lora_np COMMAND: the command line. Each command is a file in commands/."""
+"""The command line, `python -m lora_np COMMAND`. Each command is a file in commands/."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = {  # the sections of the help page, and their commands
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 after success, 1 after an error, which is printed as one line."""
+    """Run one command, print an error as one line, and return the exit status: 0 after success, 1 after an error."""
     for stream in (sys.stdout, sys.stderr):  # print ΔW, → and × as UTF-8, also into a pipe on Windows
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")

@@ -117,7 +117,7 @@ def gradcheck(
         The inputs by name, as float arrays. The inputs are converted to float64 (and to complex128 for the complex
         step).
     method : {"complex-step", "central"}
-        The method that computes the derivative.
+        The numerical derivative. "central" is less exact, but needs no complex arithmetic.
     directions : int
         The number of random directions per tensor.
     tolerance : float, optional
@@ -202,17 +202,17 @@ def gradcheck_model(
     targets : ndarray, shape (b, t), integers
         The next token at each position.
     method : {"complex-step", "central"}
-        The method that computes the derivative.
+        The numerical derivative. "central" is less exact, but needs no complex arithmetic.
     directions : int
         The number of random directions per tensor.
     tolerance : float, optional
         A gradient with a relative error above the tolerance is wrong. The default is 1e-12 for the complex step and
         1e-6 for the central difference.
     seed : int
-        The seed of the directions.
+        The seed of the random directions.
     dropout_seed : int, optional
-        None means no dropout. A seed turns dropout on, with the same masks each time the loss is computed. With
-        different masks the loss would be a different function.
+        None means no dropout. A seed turns dropout on, with the same masks each time the loss is computed. If the masks
+        changed, the loss would be a different function each time.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Keep freed memory for the next step. A training step frees and allocates the same large arrays again and again.
 
-glibc returns large freed arrays to the operating system, which then gives fresh pages for the next arrays and fills them
-with zeros. For a LoRA step on "tiny" that costs a fifth of the time. CuPy has its own memory pool.
+glibc returns large freed arrays to the operating system, which then gives fresh pages for the next arrays and fills
+them with zeros. In a LoRA step of the model "tiny", these pages cost a fifth of the time. CuPy has its own memory pool.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ AFTERWARDS = {
 
 @contextmanager
 def keep_freed_memory() -> Iterator[bool]:
-    """While the context is open, freed arrays stay in the process; at the end, unused memory goes back to the system.
+    """Keep the memory of freed arrays in the process until the context ends; then return unused memory.
 
-    Yields True if the C library is glibc, and False if nothing changes: on other systems, or if the environment variable
-    LORA_NP_KEEP_MEMORY is 0.
+    Yields True if freed memory is kept. Yields False if nothing changes: if the C library is not glibc, or if the
+    environment variable LORA_NP_KEEP_MEMORY is 0.
     """
     libc = _glibc() if os.environ.get(SWITCH, "1") != "0" else None
     if libc is None:

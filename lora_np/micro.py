@@ -50,7 +50,7 @@ def init_lora(W, r, seed=0):
 
 
 def linear(x, W, AB, s):
-    """Return y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen, A (r, in) and B (out, r) trained."""
+    """Return y = x Wᵀ + s·(x Aᵀ) Bᵀ. W (out, in) is frozen; A (r, in), B (out, r) are trained."""
     if AB is None:
         return x @ W.T, (x, None, W, AB, s)
     h = x @ AB["A"].T  # (b, t, in) → (b, t, r)
@@ -58,7 +58,7 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """Store dA and dB in `grad`, and return dx. y is the sum of two paths, so each receives dy.
+    """Store dA and dB in `grad`, and return dx. y is the sum of two paths; each path receives dy.
 
     The bypass s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Then h = x Aᵀ gives dA = dhᵀ x and adds
     dh A to dx.
@@ -135,7 +135,7 @@ def attention_backward(do, cache):
 
 
 class Llama:
-    """A Llama: embedding, blocks of x + attention(norm(x)) and x + MLP(norm(x)), norm, logits."""
+    """A Llama: embedding, blocks, norm, logits. A block adds attention(norm), then MLP(norm)."""
 
     def __init__(self, config, W, lora=None, s=1.0):
         self.config, self.W, self.lora, self.s, self.grad = config, W, lora or {}, s, {}
@@ -181,7 +181,7 @@ class Llama:
         return -picked.mean(), (log_p, targets, norm, caches, angles)
 
     def backward(self, cache):
-        """Set `grad[name]` to dA and dB of each layer. The steps of `loss` are reversed."""
+        """Set `grad[name]` to dA and dB of each layer, by the steps of `loss` in reverse order."""
         log_p, targets, norm, caches, angles = cache
         dz = np.exp(log_p)  # ∂(−log p_target)/∂z = softmax(z) − onehot(target)
         onehot = np.arange(dz.shape[-1]) == targets[..., None]
@@ -226,7 +226,7 @@ def batch(text, i, rows=8, length=128):
 
 
 def main(steps=60, r=8, lr=1e-2, s=2.0):
-    """Train on Python's library, print the held-out loss before and after, and merge."""
+    """Train on Python's source code, print the held-out loss before and after, and merge."""
     files = sorted(Path(os.__file__).parent.glob("[a-m]*.py"))
     data = b"\n".join(f.read_bytes() for f in files)
     text = np.array(np.frombuffer(data, "uint8")).astype("int64")

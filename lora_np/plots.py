@@ -1,7 +1,7 @@
 """The pictures: each function takes the table of a study and returns a matplotlib `Figure`.
 
-`save(figure, folder, name)` writes the picture as a .png. In a notebook, end the line with `;`. Otherwise Jupyter shows
-the picture twice.
+`save(figure, folder, name)` writes the picture as a .png. In a notebook, write `;` after the call that makes a picture.
+Otherwise Jupyter shows the picture twice.
 """
 
 from .optional import extra

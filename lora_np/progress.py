@@ -15,7 +15,7 @@ QUIET = "LORA_NP_QUIET"  # an environment variable; if it is set, a notebook sho
 
 
 def is_interactive() -> bool:
-    """Return True in a terminal, and in a notebook unless LORA_NP_QUIET is set."""
+    """Return True in a terminal, and also in a notebook if LORA_NP_QUIET is not set."""
     return sys.stderr.isatty() or (in_notebook() and QUIET not in os.environ)
 
 
@@ -37,9 +37,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Show progress in a `with` block: `with Progress(total, "convergence") as bar: bar.update(1, loss=2.3)`.
 
-    In a terminal or an interactive notebook, progress is shown as a tqdm bar, or as lines if tqdm is not
-    installed. Elsewhere nothing is printed by default, because a bar would fill a log file or a committed notebook.
-    With `lines=True`, at most one line every 15 seconds is printed outside a terminal or an interactive notebook. With
+    In a terminal or an interactive notebook, progress is shown as a tqdm bar, or as lines if tqdm is not installed.
+    Elsewhere nothing is printed by default, because a bar would fill a log file or a committed notebook. With
+    `lines=True`, a line is printed at most every 15 seconds if there is no terminal and no interactive notebook. With
     `enabled=False`, nothing is printed at all. `done` is the number of steps, out of `total`, that an earlier
     interrupted run has already finished.
     """

@@ -33,7 +33,7 @@ class VisibleStream:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text, and return the length of the given text."""
+        """Write `visible(text)`, and return the length of `text`."""
         self.stream.write(visible(text))
         return len(text)
 
@@ -48,14 +48,17 @@ class VisibleStream:
 
 @contextmanager
 def visible_output() -> Iterator[None]:
-    """Write everything that is printed inside the `with` block through `visible`, on stdout and on stderr.
+    """Apply `visible` to everything that is printed inside the `with` block, on stdout and on stderr.
 
-    Pipes and files get the same text as a terminal, because they are often shown in a terminal later.
+    Pipes and files get the same text as a terminal, because this text is often shown in a terminal later.
     """
     with redirect_stdout(VisibleStream(sys.stdout)), redirect_stderr(VisibleStream(sys.stderr)):
         yield
 
 
 def unfiltered(stream: Any) -> Any:
-    """Return the stream to which a VisibleStream writes. A progress bar needs it to send the characters that move the cursor."""
+    """Return the stream to which a VisibleStream writes.
+
+    A progress bar writes to this stream, because it must send the characters that move the cursor.
+    """
     return stream.stream if isinstance(stream, VisibleStream) else stream

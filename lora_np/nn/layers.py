@@ -160,7 +160,7 @@ class Embedding(Module):
         cache : EmbeddingCache
             The cache of the forward pass.
         need_dx : bool
-            Has no effect. The other layers have this argument too.
+            Has no effect; this argument exists because the other layers have it.
         """
         if self.weight.trainable:
             self.weight.add_grad(ops.embedding_backward(dy, cache))

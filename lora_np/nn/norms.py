@@ -13,7 +13,10 @@ from .parameter import Parameter
 
 
 class Identity:
-    """Replaces a norm in models without this norm: y = x. An Identity is not a Module, so it has no name in the model."""
+    """The layer y = x, which takes the place of a norm in models without this norm.
+
+    An Identity is not a Module, so it has no name in the model.
+    """
 
     trainable = False
 
@@ -30,7 +33,7 @@ IDENTITY = Identity()
 
 
 class GemmaRMSNorm(RMSNorm):
-    """RMSNorm with the factor 1 + w, so that w = 0 changes nothing: y = (1 + w) ∘ x / rms(x).
+    """RMSNorm with the factor 1 + w: y = (1 + w) ∘ x / rms(x). With w = 0, the factor is 1.
 
     The derivative of 1 + w with respect to w is 1, so the backward pass is the backward pass of RMSNorm.
     """

@@ -1,8 +1,8 @@
 r"""Match regular expressions in polynomial time. The expressions in an adapter's file can be hostile.
 
-Python's `re` tries one way of matching after another, so `(.+)+!` needs 2ⁿ steps for a name of n characters. This module
-computes with sets of positions instead. Each part of an expression maps the set of positions where the part can begin
-to the set of positions where the part can end:
+Python's `re` tries one way of matching after another, so `(.+)+!` needs 2ⁿ steps for a name of n characters. This
+module computes with sets of positions instead. From the set of positions where a part of the expression can begin, the
+module computes the set of positions where this part can end:
 
     a        positions where the next character is "a"   →  these positions + 1
     xy       first x, then y
@@ -10,8 +10,8 @@ to the set of positions where the part can end:
     x*       repeated until no position is new
     (?=x)    the positions where x matches
 
-A set is an int: bit i stands for position i. The parser is the parser of `re`, so an expression has its usual meaning.
-Backreferences and atomic groups cannot be computed with sets, and are refused.
+A set is an int: bit i stands for position i. The module uses the parser of `re`, so an expression has its usual
+meaning. Backreferences and atomic groups cannot be computed with sets, and are refused.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def match_from(pattern: str, name: str, starts: tuple[int, ...]) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def parse(pattern: str) -> tuple[re.Pattern[str] | None, Any, int]:
-    """Return the compiled expression if `re` can match it without backtracking, the expression's tree, and its flags.
+    """Return the compiled expression (None if `re` may need backtracking), the expression's tree, and its flags.
 
     Raises ValueError if the expression is invalid, too long, or cannot be matched in polynomial time.
     """
@@ -103,7 +103,7 @@ def needs_steps(pattern: str) -> bool:
 
 
 class Matcher:
-    """Matches one regular expression with one name."""
+    """Matches one name against one regular expression."""
 
     def __init__(self, pattern: str, name: str, flags: int) -> None:
         self.pattern, self.name, self.flags = pattern, name, flags
@@ -111,7 +111,7 @@ class Matcher:
         self.steps_left = STEPS_AT_LEAST + STEPS_PER_CHARACTER * len(pattern)
 
     def ends(self, tree: Any, starts: int) -> int:
-        """Return the set of positions where a sequence can end, for the set of positions where it can begin."""
+        """Return the positions where a sequence of parts can end, if it begins at one of `starts`."""
         for operation, argument in tree:
             if not starts:
                 return 0
@@ -125,7 +125,7 @@ class Matcher:
         return starts
 
     def step(self, operation: str, argument: Any, starts: int) -> int:
-        """Return the set of positions where one part of an expression can end."""
+        """Return the positions where one part of an expression can end, if it begins at one of `starts`."""
         match operation:
             case "SUBPATTERN":
                 return self.ends(argument[3], starts)
@@ -149,7 +149,7 @@ class Matcher:
         return (starts & self.fitting[key]) << 1
 
     def repetitions(self, least: int, most: int, tree: Any, starts: int) -> int:
-        """Return the set of positions after `least` to `most` repetitions.
+        """Return the positions where `least` to `most` repetitions of a sequence of parts can end.
 
         After more repetitions than the name has characters, the set no longer changes.
         """
@@ -171,7 +171,7 @@ class Matcher:
         return start >= 0 and bool(self.ends(tree, 1 << start) >> i & 1)
 
     def at(self, where: str, i: int) -> bool:
-        """Return True if position i is a beginning, an end or a word boundary."""
+        """Return True if position i is `where`: the beginning, the end, a word boundary, or no word boundary."""
         name, word = self.name, CATEGORIES["CATEGORY_WORD"]
         match where.removesuffix("_STRING"):
             case "AT_BEGINNING":

@@ -6,9 +6,9 @@ r"""Select layers by `target_modules`. The same rules apply to models in memory 
     r".*\.[0-3]\..*_proj"   the regular expression matches its full name from start to end
     "all-linear"            it is a linear layer other than the output head, lm_head
 
-Source: PEFT, `check_target_module_exists` and `_maybe_include_all_linear_layers` in peft/tuners/tuners_utils.py. The
-second line of the table is not in PEFT: there, a string that is not in a list is always a regular expression, so
-"q_proj" matches nothing.
+Source: PEFT, `check_target_module_exists` and `_maybe_include_all_linear_layers` in peft/tuners/tuners_utils.py. PEFT
+does not have the rule in the second line of the table. In PEFT, a string that is not in a list is always a regular
+expression, so "q_proj" selects no layer.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
 
 
 def layer_index(name: str, layers_pattern: Collection[str] = ()) -> int | None:
-    """Return the index of the block that contains a layer: 3 for "model.layers.3.mlp.up_proj", or None.
+    """Return the index of the block that contains a layer: 3 for "model.layers.3.mlp.up_proj", None for "lm_head".
 
     The index is the first number after the second dot. With `layers_pattern`, the index is the first number that follows
     a component that one of the patterns matches. Source: PEFT, `check_target_module_exists`.

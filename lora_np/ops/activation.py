@@ -152,7 +152,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwigluCache]:
     Notes
     -----
     To save memory, the cache does not keep σ(gate), because arrays of shape (…, f) are the largest arrays in the cache
-    of a block. The backward pass computes σ(gate) a second time, which takes a sixth of its time.
+    of a block. The backward pass computes σ(gate) a second time. This takes a sixth of the time of the backward pass.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def swiglu_backward(dy: Array, cache: SwigluCache, overwrite: bool = False) -> t
     cache : SwigluCache
         The cache of the forward pass.
     overwrite : bool
-        If True, dgate overwrites gate and dup overwrites up. Then no new array of shape (…, f) is needed, and the cache
+        If True, dgate overwrites gate and dup overwrites up. Then no new array of shape (…, f) is needed, but the cache
         can be used for one backward pass only.
 
     Returns
@@ -219,13 +219,13 @@ def swiglu_backward(dy: Array, cache: SwigluCache, overwrite: bool = False) -> t
 
 
 def _gradients_of(gate: Array, up: Array, overwrite: bool) -> tuple[Array, Array]:
-    """Return the arrays for dgate and dup: gate and up, or new arrays."""
+    """Return the arrays for dgate and dup: gate and up if `overwrite` is True, otherwise new arrays."""
     xp = array_module(gate)
     return (gate, up) if overwrite else (xp.empty(gate.shape, gate.dtype), xp.empty(up.shape, up.dtype))
 
 
 def _silu_slope(x: Array, s: Array) -> Array:
-    """Compute the derivative silu′(x) = s·(1 + x·(1 − s)) in one array, given s = σ(x)."""
+    """Compute the derivative silu′(x) = s·(1 + x·(1 − s)), given s = σ(x). Only one new array is used."""
     slope = 1 - s
     slope *= x
     slope += 1
@@ -355,7 +355,7 @@ def geglu_backward(dy: Array, cache: SwigluCache, overwrite: bool = False) -> tu
     cache : SwigluCache
         The cache of the forward pass.
     overwrite : bool
-        If True, dgate overwrites gate and dup overwrites up. Then no new array of shape (…, f) is needed, and the cache
+        If True, dgate overwrites gate and dup overwrites up. Then no new array of shape (…, f) is needed, but the cache
         can be used for one backward pass only.
 
     Returns
@@ -368,7 +368,7 @@ def geglu_backward(dy: Array, cache: SwigluCache, overwrite: bool = False) -> tu
     Notes
     -----
     In the forward pass y = gelu(gate) ∘ up. The product rule gives dup = dy ∘ gelu(gate) and
-    dgate = dy ∘ up ∘ gelu′(gate). The cache does not keep gelu(gate), which is computed again.
+    dgate = dy ∘ up ∘ gelu′(gate). The cache does not keep gelu(gate), so the backward pass computes gelu(gate) again.
 
     Examples
     --------

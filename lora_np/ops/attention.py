@@ -75,7 +75,7 @@ def softmax_backward(dp: Array, p: Array) -> Array:
 
     Notes
     -----
-    In the forward pass ∂p_i/∂x_j = p_i (δ_ij − p_j), with δ_ij = 1 if i = j and 0 otherwise. So
+    The derivatives of the forward pass are ∂p_i/∂x_j = p_i (δ_ij − p_j), with δ_ij = 1 if i = j and 0 otherwise. So
     dx_j = Σ_i dp_i p_i (δ_ij − p_j) = p_j (dp_j − Σ_i dp_i p_i).
 
     Examples
@@ -142,7 +142,7 @@ def attention_forward(
     and dv over these query heads. The queries are processed in blocks. Each block is multiplied only with the keys that
     the last query of the block sees. With s = t = 256, 5/8 of the t × t scores are computed, although the causal mask
     allows only 1/2 of the scores. The scores are stored with one column per query. The maximum and the sum over the
-    keys then read whole rows, which takes a third of the time.
+    keys then read whole rows. With one row per query, they would take three times as long.
 
     Examples
     --------
@@ -199,7 +199,9 @@ def attention_forward(
 
 
 def _outside_window(xp: Any, window: int, start: int, keys: slice, rows: int, mask: Array | None) -> Array:
-    """Return MASKED where a key is outside the window of a query, else 0. The shape is (b or 1, 1, keys, 1, rows).
+    """Return MASKED where a key is outside the window of a query, else 0.
+
+    The shape is (b or 1, 1, keys, 1, rows), for `rows` queries.
 
     `start` is the position of the first query among all keys. With a mask, padding tokens are not counted in the
     positions.
@@ -238,8 +240,9 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
     multiplied by 1 − τ².
 
     Two identities save time. First, Σ_s p∘dp = Σ_d o∘do follows from dp = do vᵀ and o = p v. So a sum over d replaces a
-    sum over s. Second, the cache contains e and norm with p = e·norm, so p is not computed. With do' = norm·do,
-    the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do'). The arrays e and dz have one column per query.
+    sum over s. Second, the cache contains e, the exponentials of the scores, and norm = 1/Σ e. Because p = e·norm, p is
+    not computed. With do' = norm·do, the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do'). The arrays e and
+    dz have one column per query.
 
     For each block of queries, the function computes dq of these queries, and adds to dk and dv of the keys that these
     queries saw.

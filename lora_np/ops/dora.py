@@ -6,8 +6,8 @@ The paper normalises columns. PEFT normalises the rows of W (out, in), which giv
 also normalises rows, so that PEFT and this library can use the same adapter files.
 
 There are two functions: `row_norm_forward` computes n, and `dora_forward` uses n. The true gradient goes back through
-both functions. The paper (section 4.3) and PEFT treat n as a constant. The forward pass is unchanged, and the gradient
-goes back through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of ∂L/∂V is
+both functions. The paper (section 4.3) and PEFT treat n as a constant. With a constant n, the forward pass is the same,
+but the gradient goes back through `dora_forward` only. With g = m/n and dW = dyᵀx, row o of ∂L/∂V is
 
     detached    g_o dW_o
     true        g_o (dW_o − (dW_o·V_o) V_o/n_o²)       without its component along V_o

@@ -1,8 +1,9 @@
-"""The product of a few rows with a large matrix, x Wᵀ, as in generation. Most of its time is the time to read W from memory.
+"""The product of a few rows with a large matrix, x Wᵀ, as in generation.
 
-A BLAS packs large matrices: it copies blocks of them before it multiplies. For few rows, packing W takes longer than the
-product itself. On processors with AVX-512, OpenBLAS multiplies small matrices without packing, on one thread. If OpenBLAS
-may use only one thread, this module therefore divides W into blocks of rows that are small enough.
+Most of the time of this product is spent on reading W from memory. A BLAS packs large matrices: it copies
+blocks of them before it multiplies. For few rows, packing W takes longer than the product itself. On processors with
+AVX-512, OpenBLAS multiplies small matrices without packing, on one thread. If OpenBLAS may use only one thread, this
+module therefore divides W into blocks of rows that are small enough to be multiplied without packing.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def one_thread_without_packing() -> bool:
 
 @cache
 def _unpacked_openblas() -> Any:
-    """Return threadpoolctl's controller of NumPy's OpenBLAS if its kernel is in UNPACKED. Otherwise return None."""
+    """Return threadpoolctl's controller of NumPy's OpenBLAS if its kernel is in `UNPACKED`. Otherwise return None."""
     try:
         with extra("studies", "the number of BLAS threads"):
             from threadpoolctl import ThreadpoolController

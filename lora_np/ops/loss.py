@@ -91,10 +91,10 @@ def _negative_log_likelihood(z: Array, safe: Array, share: Array, out: Array | N
 
 
 def cross_entropy_in_place(z: Array, safe: Array, share: Array, gradient: bool) -> Array:
-    """Return Σ_n share_n·(log Σ_j exp z_nj − z_target), and overwrite the logits z (n, v): with dz if `gradient` is True.
+    """Return Σ_n share_n·(log Σ_j exp z_nj − z_target), and overwrite the logits z (n, v).
 
-    `safe` and `share` (n,) come from `shares`. All passes over a few rows follow each other, so that these rows stay in
-    the processor's cache.
+    If `gradient` is True, z contains dz afterwards. `safe` and `share` (n,) come from `shares`. The function finishes a
+    few rows before it begins the next rows, so that these rows stay in the processor's cache.
     """
     losses = []
     for rows in parts(z, arrays=1):

@@ -29,7 +29,7 @@ def attention_step(
     q : ndarray, shape (b, h, 1, d), float32 or float64
         The queries of the last token.
     k : ndarray, shape (b, g, s, d)
-        The keys, the last token's key included.
+        The keys, including the key of the last token.
     v : ndarray, shape (b, g, s, d)
         The values.
     mask : ndarray of bool, shape (b, s), optional

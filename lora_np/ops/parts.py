@@ -13,12 +13,12 @@ CACHED = 2**18  # this many float32 numbers stay in a second-level cache of 1 to
 
 
 def rows_at_once(features: int, arrays: int) -> int:
-    """Return how many rows of `features` numbers stay in the cache, if `arrays` arrays of this size are in use."""
+    """Return how many rows of `features` numbers fit in the cache, if `arrays` arrays with so many rows are in use."""
     return max(1, CACHED // (arrays * features))
 
 
 def parts(x: Array, arrays: int) -> Iterator[Any]:
-    """Yield indices that select a few rows of x (…, features) at a time, as views; together they select all of x.
+    """Yield indices of x (…, features). Each index selects a view of a few rows; all indices together select all of x.
 
     A GPU computes all rows at once.
     """

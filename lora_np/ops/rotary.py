@@ -69,8 +69,8 @@ def scaled_frequencies(f: Array, scaling: Mapping[str, Any]) -> Array:
 
     "linear" divides each frequency by `factor`, so that all positions move closer together (arXiv 2306.15595).
 
-    "llama3" (Llama 3.1) divides only low frequencies. A pair of features that turns n times within the context of the
-    pretraining has n = f · original_max_position_embeddings / 2π. With n < low_freq_factor, f becomes f / factor. With
+    "llama3" (Llama 3.1) divides only low frequencies. Within the context of the pretraining, a pair of features turns
+    n = f · original_max_position_embeddings / 2π times. With n < low_freq_factor, f becomes f / factor. With
     n > high_freq_factor, f is unchanged. In between, the two values are interpolated:
 
         f ← (1 − s) · f / factor + s · f,   s = (n − low_freq_factor) / (high_freq_factor − low_freq_factor)

@@ -81,6 +81,6 @@ def softcap_backward(dy: Array, cache: SoftcapCache) -> Array:
 
 
 def tanh_slope(t: Array) -> Array:
-    """Return 1 − t², the slope of c·tanh(x/c), in one array."""
+    """Return 1 − t², the slope of c·tanh(x/c), for t = tanh(x/c). Only one new array is used."""
     slope = t * t
     return array_module(t).subtract(1, slope, out=slope)

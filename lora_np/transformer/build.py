@@ -84,7 +84,7 @@ class Builder:
         return kind_of_block(self.norm(d), self.attention(kind), self.norm(d), self.mlp())
 
     def decoder(self) -> Decoder:
-        """Return the embedding, the blocks and the last norm. The order of the calls of `matrix` is the order of the weights."""
+        """Return the embedding, the blocks and the last norm. It calls `matrix` in the order of the model's weights."""
         config, d = self.config, self.config.hidden_size
         tokens = (ScaledEmbedding if self.family.gemma else Embedding)(self.matrix(config.vocab_size, d, False))
         if self.family.gpt2:

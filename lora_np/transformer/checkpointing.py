@@ -1,7 +1,8 @@
 """Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
 
-A block keeps only its input. The backward pass computes the block's forward pass again, with the same dropout masks, so the
-gradients are bitwise equal. The cost is a second forward pass: a third more matrix products in full fine-tuning.
+A block keeps only its input. The backward pass computes the block's forward pass again, with the same dropout masks, so
+the gradients are bitwise equal to the gradients without checkpointing. The cost is a second forward pass: a third more
+matrix products in full fine-tuning.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class TransformerConfig:
         The activation of the MLP: "silu" or "gelu_pytorch_tanh" ("gelu_new" is the same function); "" means the
         activation of the family.
     attention_bias, mlp_bias : bool
-        If True, q, k, v and o, or the layers of the MLP, have biases.
+        If `attention_bias` is True, q, k, v and o have biases. If `mlp_bias` is True, the MLP's layers have biases.
     rope_scaling : dict, optional
         The scaling of the rotary frequencies, with the entry "rope_type": "linear" or "llama3".
     partial_rotary_factor : float
@@ -61,7 +61,8 @@ class TransformerConfig:
     sliding_window : int, optional
         In layers with a sliding window, a token sees only the last `sliding_window` tokens, itself included.
     layer_types : tuple of str
-        For each layer "full_attention" or "sliding_attention". If empty, the family and `sliding_window` decide.
+        The kind of attention of each layer: "full_attention" or "sliding_attention". If empty, the family and
+        `sliding_window` decide.
     query_pre_attn_scalar : float, optional
         The attention scores are divided by the square root of this number. None means `head_dim`.
     attn_logit_softcapping, final_logit_softcapping : float, optional
@@ -70,8 +71,9 @@ class TransformerConfig:
     Raises
     ------
     ValueError
-        If a field has the wrong type or is out of range, if `head_dim` is odd, if a division described above leaves a
-        remainder, or if a feature is unknown.
+        If a field has the wrong type or is out of range, if `head_dim` is odd, if `num_key_value_heads` does not divide
+        `num_attention_heads`, if `head_dim` is 0 and `num_attention_heads` does not divide `hidden_size`, or if a
+        feature is unknown.
 
     Examples
     --------
@@ -305,8 +307,9 @@ OPTIONAL = {  # to_dict leaves these fields out if they have their default value
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the rotary embedding. Their layout in config.json depends on the version of transformers.
 
-    transformers 4: rope_theta, partial_rotary_factor and rope_local_base_freq, and the other numbers in rope_scaling.
-    transformers 5: all in rope_parameters; in Gemma 3, rope_parameters has one object per kind of layer.
+    transformers 4 writes rope_theta, partial_rotary_factor and rope_local_base_freq as separate keys, and the other
+    numbers in rope_scaling. transformers 5 writes all numbers in rope_parameters. For Gemma 3, rope_parameters contains
+    one object per kind of layer.
     """
     rope: Mapping[str, Any] = rope_settings(config)
     found: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Checks of the values of a config.json: types, ranges, and the object that describes the rotary embedding.
 
-A field's type is read from its annotation in TransformerConfig, so a new field with the annotation int, float, bool, or
-one of these with "| None", is checked without further code. RANGES contains the range of each float.
+A field's type is read from its annotation in TransformerConfig. So a new field needs no further code, if its annotation
+is int, float or bool, with or without "| None". RANGES contains the range of each float.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def _check_float(name: str, value: Any) -> None:
 
 
 def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rotary embedding's settings in a config.json, or {} if the file does not contain such an object.
+    """Return the rotary embedding's settings in a config.json, or {} if the file does not contain these settings.
 
-    transformers 4 stores the settings as `rope_scaling`, transformers 5 as `rope_parameters`. Raises ValueError if the
-    value is not an object.
+    transformers 4 stores the settings as `rope_scaling`; transformers 5 stores the settings as `rope_parameters`.
+    Raises ValueError if the settings are not a JSON object.
     """
     for name in ("rope_scaling", "rope_parameters"):
         settings = config.get(name)

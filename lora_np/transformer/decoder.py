@@ -36,7 +36,8 @@ Past = TypeVar("Past", LayerCache, KeyValueCache)
 class Attention(Module):
     """Grouped-query causal attention with rotary positions: three input projections and one output projection.
 
-    `scores` contains keyword arguments of `ops.attention_forward`, in families with a window, a soft cap or another scale.
+    `scores` contains keyword arguments of `ops.attention_forward`: a window, a soft cap or a scale, in families that
+    need them.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Attention(Module):
         return x.reshape(b, t, -1, self.head_dim).transpose(0, 2, 1, 3)
 
     def join_heads(self, x: Array) -> Array:
-        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). The inverse of `split_heads`.
+        """Join the heads: the shape changes from (b, n, t, d) to (b, t, n·d). This is the inverse of `split_heads`.
 
         The arrays of `ops.attention_forward` and `ops.attention_backward` are stored so that the result is a view.
         """
@@ -144,7 +145,7 @@ SWIGLU = Activation(ops.swiglu_forward, ops.swiglu_backward)
 
 
 class MLP(Module):
-    """The gated MLP: y = down(act(gate(x)) ∘ up(x)). With the activation SiLU, it is called SwiGLU."""
+    """The gated MLP: y = down(act(gate(x)) ∘ up(x)). With the activation SiLU, this MLP is called SwiGLU."""
 
     def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: Activation = SWIGLU) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj

@@ -1,7 +1,8 @@
-"""The model families. FAMILIES lists for each family the differences from Llama, under its `model_type` in config.json.
+"""The model families.
 
-A difference whose size is a number of config.json (a window, a soft cap) is a field of `TransformerConfig`. A difference
-that all models of a family have is a field of `Family`.
+`FAMILIES` maps each `model_type` of a config.json to a `Family`: the differences of this family from Llama. If
+config.json contains the size of a difference (of a window or a soft cap), the difference is a field of
+`TransformerConfig`. If all models of a family have a difference, the difference is a field of `Family`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Family:
 
     @property
     def embedding(self) -> str:
-        """The name of the embedding."""
+        """The name of the embedding in the names of parameters."""
         return "transformer.wte" if self.gpt2 else "model.embed_tokens"
 
 

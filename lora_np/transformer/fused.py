@@ -1,6 +1,6 @@
 """Fused input projections (Phi-3, GPT-2): one matrix computes q, k and v, and one matrix computes gate and up.
 
-The fused layers have the names of Hugging Face, so that PEFT's `target_modules` select the same matrices in both libraries.
+The fused layers have the names of Hugging Face, so that `target_modules` selects the same matrices here and in PEFT.
 """
 
 from __future__ import annotations

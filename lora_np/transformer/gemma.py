@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: embeddings times √d, a norm after each sublayer too, and a soft cap of the logits.
+"""Gemma 2 and 3: embeddings multiplied by √d, a norm also after each sublayer, and a soft cap of the logits.
 
 The model computes
 
@@ -111,7 +111,7 @@ class GemmaBlock(Block):
 
 
 class SoftcappedHead:
-    """An output head whose logits z become c·tanh(z/c). The interface is that of a Linear. The class adds no parameters."""
+    """An output head whose logits z become c·tanh(z/c). It has the interface of Linear and adds no parameters."""
 
     def __init__(self, head: Linear, cap: float) -> None:
         self.head, self.cap = head, cap

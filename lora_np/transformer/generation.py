@@ -1,4 +1,7 @@
-"""Text generation, one token per step. With the keys and values of earlier tokens in a cache, each step computes one token."""
+"""Text generation, one token per step.
+
+A cache keeps the keys and values of earlier tokens, so each step computes only the new token of each row.
+"""
 
 from __future__ import annotations
 
@@ -167,8 +170,8 @@ def generate(
     model : Transformer or PeftModel
         A PeftModel generates with its active adapter.
     prompts : list of list of int
-        The token ids of each prompt, from `tokenizer.encode(text)`, or from `data.encode(text)` for "tiny". The prompts
-        can have different lengths.
+        The token ids of each prompt, from `tokenizer.encode(text)`, or from `data.encode(text)` for the model "tiny".
+        The prompts can have different lengths.
     max_new_tokens : int
         Largest number of new tokens per prompt.
     temperature : float
@@ -195,7 +198,7 @@ def generate(
     adapter_names : list of str, optional
         The adapter of each row, for a mixed batch with a PeftModel. "__base__" selects the base model.
     on_token : callable, optional
-        A function for streaming. The call is on_token(row, token), as soon as a new token is known.
+        A function for streaming: `on_token(row, token)` is called as soon as a new token is known.
 
     Returns
     -------
@@ -289,8 +292,8 @@ def read_in_chunks(
 ) -> Generator[None, None, np.ndarray]:
     """Read one chunk of `tokens` (b, t) per `next`, and extend the cache.
 
-    The generator yields after each chunk but the last. After the last chunk the generator returns the logits (b, v) of
-    the last position, on the host. So a server can compute other requests between two chunks.
+    The generator yields after each chunk except the last, so a server can process other requests between two chunks.
+    After the last chunk the generator returns the logits (b, v) of the last position, on the host.
 
     `on_logits` is called with the logits (b, c, v) of each chunk, on the host. Without `on_logits`, only the logits of the
     last position are computed.
@@ -327,8 +330,9 @@ def chunk_size(seen: int) -> int:
 def pad_left(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the prompts (b, t), padded on the left, and a mask that is True for tokens (None if there is no padding).
 
-    Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes the
-    padding. With a prefix or with learned positions, the result also depends on absolute positions: see `last_logits`.
+    Attention depends only on differences of rotary positions. So a row may start in any column, if the mask excludes
+    the padding. With a prefix or with learned positions, the result also depends on absolute positions: see
+    `read_in_chunks`.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), longest), np.int64), np.zeros((len(prompts), longest), bool)

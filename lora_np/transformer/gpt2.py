@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): LayerNorm, learned positions, an MLP without a gate, and Hugging Face's names of its modules.
+"""GPT-2 (Radford et al. 2019): LayerNorm, learned positions, an MLP without a gate, and Hugging Face's module names.
 
 The classes below compute the same functions as the classes of the other families. An `Alias` gives a module the name that it has in
 GPT-2, so that `transformer.h.0.attn.c_attn` selects the same layer here, in transformers and in PEFT.
@@ -34,7 +34,7 @@ class Alias:
 
 
 class GPT2Attention(FusedAttention):
-    """Attention with the names c_attn (q, k and v) and c_proj (o)."""
+    """Attention with the names `c_attn` for q, k and v, and `c_proj` for o."""
 
     qkv_proj, o_proj = Alias("c_attn"), Alias("c_proj")
 
@@ -62,13 +62,13 @@ class GPT2MLP(Module):
 
 
 class GPT2Block(Block):
-    """One block with the names ln_1, attn, ln_2 and mlp."""
+    """One block with the names `ln_1`, `attn`, `ln_2` and `mlp`."""
 
     input_layernorm, self_attn, post_attention_layernorm = Alias("ln_1"), Alias("attn"), Alias("ln_2")
 
 
 class GPT2Decoder(Decoder):
-    """The embedding of tokens and positions, the blocks and the last norm, with the names wte, wpe, h and ln_f."""
+    """The embeddings `wte` of tokens and `wpe` of positions, the blocks `h`, and the last norm `ln_f`."""
 
     embed_tokens, layers, norm = Alias("wte"), Alias("h"), Alias("ln_f")
 
@@ -88,7 +88,10 @@ class GPT2Decoder(Decoder):
         return x, (token_cache, position_cache, len(p))
 
     def embed_backward(self, dx: Array, cache: tuple[EmbeddingCache, EmbeddingCache, int]) -> None:
-        """Add the gradients of both tables. In the forward pass all rows of the batch may share the vectors of the positions."""
+        """Add the gradients of both tables.
+
+        If all rows of the batch share the position vectors, the gradient of a position vector is the sum over the rows.
+        """
         token_cache, position_cache, rows = cache
         self.wte.backward(dx, token_cache)
         self.wpe.backward(dx.sum(axis=0, keepdims=True) if rows < len(dx) else dx, position_cache)

@@ -1,7 +1,8 @@
 """The output head and the loss together, in blocks of rows: the logits of all tokens never exist at the same time.
 
-With a large vocabulary, the logits (n, v) are the largest array of a training step. The gradient of the logits is needed
-only once, so each block of rows computes it at once, in the memory of the logits, and keeps only dx:
+With a large vocabulary, the logits (n, v) are the largest array of a training step. The gradient of the logits is
+needed only once. So for each block of rows, the function computes this gradient in the memory of the logits, uses it to
+compute dx, and keeps only dx:
 
     z = head(x),   L += Σ share·(log Σ exp z − z_target),   dz = share·(softmax(z) − [target]),   dx = dz W
 
@@ -38,14 +39,14 @@ class BlocksCache(NamedTuple):
 def works_in_blocks(head: Linear) -> bool:
     """Return True for a frozen head without adapters. Any other head computes all rows at once.
 
-    A trained head would add a gradient of the size of W in each block, and a four-bit head would decode W in each block.
-    An adapter can draw a dropout mask, or select rows by their index in the batch.
+    A trained head would add a gradient of the size of W in each block, and a four-bit head would decode W in each
+    block. An adapter needs all rows at once if it draws a dropout mask, or selects rows by their index in the batch.
     """
     return type(head) is Linear and not head.trainable
 
 
 def block_rows(n: int, vocabulary: int) -> int:
-    """Return the number of rows in a block: n if all logits together are small, else an equal share of the n rows."""
+    """Return the number of rows in a block: all n rows if they have few logits, else an equal part of the n rows."""
     blocks = math.ceil(n / max(ROWS, LOGITS // vocabulary))
     return math.ceil(n / blocks)
 

@@ -90,7 +90,7 @@ class Transformer(Module):
 
     @property
     def model(self) -> Decoder:
-        """The decoder. Its name is "model", in GPT-2 "transformer"."""
+        """The decoder. In the names of parameters it is "transformer" for GPT-2, and "model" for all other families."""
         return vars(self)[self.config.family.decoder]
 
     def extra_repr(self) -> str:
@@ -107,8 +107,9 @@ class Transformer(Module):
     def random(cls, config: TransformerConfig, seed: int = 0, dtype: DTypeLike = np.float32) -> Transformer:
         """Make a model with random weights.
 
-        Weights are normal with standard deviation 0.02, as in GPT-2. The projections that write to the residual stream
-        (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights are 1, biases are 0.
+        The weights are drawn from a normal distribution with standard deviation 0.02, as in GPT-2. The projections that
+        write to the residual stream (`o_proj`, `down_proj`) have the standard deviation 0.02/√(2·layers). Norm weights
+        are 1, and biases are 0.
 
         Parameters
         ----------
@@ -395,7 +396,7 @@ class Transformer(Module):
         """Turn gradient checkpointing on: in `loss`, each block keeps only its input.
 
         `backward` computes the forward pass of each block again, with the same dropout masks. The gradients are bitwise
-        equal, the activations need less memory, and a step takes longer.
+        equal to the gradients without checkpointing. The activations need less memory, and a step takes longer.
 
         Examples
         --------

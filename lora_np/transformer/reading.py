@@ -1,8 +1,8 @@
 """Read tokens without a backward pass: the forward pass of the decoder, for generation.
 
-The functions compute the same as the `forward` methods of decoder.py and of the families. They keep no caches for a backward
-pass, so the memory of a block is free before the next block runs. A single new token per row takes a shorter way through the
-attention.
+The functions compute the same results as the `forward` methods of decoder.py and of the families. They keep no caches
+for a backward pass, so the memory of a block is free before the next block runs. If each row has a single new token,
+the shorter function `ops.attention_step` computes the attention.
 """
 
 from __future__ import annotations
