@@ -3,13 +3,13 @@
 Two methods compute the directional derivative ∇f·v from values of f alone:
 
 - complex step: Im f(θ + ihv) / h. The Taylor series of f(θ + ihv) is f(θ) + ih ∇f·v − h²/2 …, so its imaginary part is
-  h ∇f·v plus terms of order h³. The method does not subtract nearly equal numbers. With h = 1e-30 the result is exact
-  up to rounding (Squire and Trapp 1998).
+  h ∇f·v plus terms of order h³. The complex step does not subtract nearly equal numbers. With h = 1e-30 the result is
+  exact up to rounding (Squire and Trapp 1998).
 - central difference: (f(θ + hv) − f(θ − hv)) / 2h. The central difference needs no complex arithmetic, but subtracts
   two nearly equal numbers. In float64 about ten digits are correct at best, with h near 1e-5.
 
 One random direction v per tensor tests all entries of the gradient at once. If an entry is wrong, gradient·v differs
-from ∇f·v. The only exception is an error orthogonal to v, which has probability zero for a random v.
+from ∇f·v. The only exception is an error orthogonal to v. For a random v, this exception has probability zero.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ At the first reading, stop after `merge`. Notebook 02 explains the functions up 
 rest after notebook 03b, which derives the gradients of the Transformer.
 
 Letters: b rows, t tokens per row, N = b·t, d hidden size, f MLP size, n attention heads, d_h head
-size, r rank. Each forward function returns its result and a cache. The backward function takes
-the gradient of the result and the cache.
+size, r rank. Each forward function returns its result and a cache. The backward function takes the
+gradient of the result, and the cache.
 """
 
 import json
@@ -58,7 +58,7 @@ def linear(x, W, AB, s):
 
 
 def linear_backward(dy, cache, grad):
-    """Store dA and dB in `grad`, and return dx. y is the sum of two paths; each path receives dy.
+    """Store dA and dB in `grad`, and return dx. y is a sum of two paths, so each path receives dy.
 
     The bypass s·h Bᵀ gives dB = s·dyᵀ h and dh = s·dy B. Then h = x Aᵀ gives dA = dhᵀ x and adds
     dh A to dx.
@@ -135,7 +135,7 @@ def attention_backward(do, cache):
 
 
 class Llama:
-    """A Llama: embedding, blocks, norm, logits. A block adds attention(norm), then MLP(norm)."""
+    """A Llama: embedding, blocks, norm, logits. A block adds attention(norm x), then MLP(norm x)."""
 
     def __init__(self, config, W, lora=None, s=1.0):
         self.config, self.W, self.lora, self.s, self.grad = config, W, lora or {}, s, {}
@@ -226,7 +226,7 @@ def batch(text, i, rows=8, length=128):
 
 
 def main(steps=60, r=8, lr=1e-2, s=2.0):
-    """Train on Python's source code, print the held-out loss before and after, and merge."""
+    """Train on the standard library's code, print the held-out loss before and after, and merge."""
     files = sorted(Path(os.__file__).parent.glob("[a-m]*.py"))
     data = b"\n".join(f.read_bytes() for f in files)
     text = np.array(np.frombuffer(data, "uint8")).astype("int64")

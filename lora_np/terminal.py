@@ -20,7 +20,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 
 
 def visible(text: str) -> str:
-    """Return the text with each control character written as \\x1b or \\u202e. Newlines and tabs are kept."""
+    """Return the text with each control character as an escape such as \\x1b or \\u202e. Newlines and tabs are kept."""
     return CONTROL.sub(
         lambda found: f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}", text
     )

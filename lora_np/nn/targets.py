@@ -71,8 +71,8 @@ def select_targets(names: list[str], target_modules: str | Collection[str]) -> l
 def layer_index(name: str, layers_pattern: Collection[str] = ()) -> int | None:
     """Return the index of the block that contains a layer: 3 for "model.layers.3.mlp.up_proj", None for "lm_head".
 
-    The index is the first number after the second dot. With `layers_pattern`, the index is the first number that follows
-    a component that one of the patterns matches. Source: PEFT, `check_target_module_exists`.
+    The index is the first number after the second dot. With `layers_pattern`, the index is the first number after a
+    component that matches one of the patterns. Source: PEFT, `check_target_module_exists`.
     """
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):

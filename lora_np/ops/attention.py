@@ -114,8 +114,8 @@ def attention_forward(
     scale : float, optional
         The factor of the scores q kᵀ. None means 1/√d.
     window : int, optional
-        A query sees only the last `window` tokens, itself included (a sliding window, arXiv 2310.06825). Padding is not
-        counted. None means no window.
+        A query sees only the last `window` tokens, including its own (a sliding window, arXiv 2310.06825). Padding is
+        not counted. None means no window.
     softcap : float, optional
         The soft cap c: the score z becomes c·tanh(z/c), which is between −c and c. None means no cap.
 
@@ -244,8 +244,8 @@ def attention_backward(do: Array, cache: AttentionCache) -> tuple[Array, Array, 
     not computed. With do' = norm·do, the gradients are dv = eᵀ do' and dz = e ∘ (do' vᵀ − Σ_d o∘do'). The arrays e and
     dz have one column per query.
 
-    For each block of queries, the function computes dq of these queries, and adds to dk and dv of the keys that these
-    queries saw.
+    For each block of queries, the function computes dq of these queries. It also adds the block's part to dk and dv of
+    the keys that these queries saw.
 
     Examples
     --------

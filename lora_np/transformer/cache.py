@@ -113,8 +113,7 @@ class KeyValueCache:
         Parameters
         ----------
         prefix : ndarray, shape (v, 2L, g, d)
-            Keys and values: `prefix[:, 2i]` are the keys of layer i, `prefix[:, 2i + 1]` are the values of
-            layer i.
+            Keys and values: `prefix[:, 2i]` are the keys of layer i, and `prefix[:, 2i + 1]` are the values of layer i.
         rows : int
             Number of rows in the batch.
         trainable : bool

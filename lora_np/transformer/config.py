@@ -59,7 +59,7 @@ class TransformerConfig:
     rope_local_base_freq : float, optional
         The base of the rotary frequencies in layers with a sliding window. None means `rope_theta`.
     sliding_window : int, optional
-        In layers with a sliding window, a token sees only the last `sliding_window` tokens, itself included.
+        In layers with a sliding window, a token sees only the last `sliding_window` tokens, including itself.
     layer_types : tuple of str
         The kind of attention of each layer: "full_attention" or "sliding_attention". If empty, the family and
         `sliding_window` decide.

@@ -264,7 +264,7 @@ class Decoder(Module):
     ) -> tuple[Array, DecoderCache]:
         """Compute the hidden states x (b, t, d) of tokens (b, t) at positions (b or 1, t).
 
-        `rotary` has the cosines and sines of each layer.
+        `rotary` contains the cosines and sines of each layer.
         """
         x, embed_cache = self.embed(tokens, positions, context)
         block_caches: list[Any] = []

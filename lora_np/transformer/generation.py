@@ -45,7 +45,7 @@ class Sampling:
         Draw only from tokens with a probability of at least min_p times the largest probability (Nguyen et al. 2024).
     repetition_penalty : float
         Divide the positive logits of the tokens in the prompt and in the answer by this number, and multiply the
-        negative logits by it (Keskar et al. 2019). 1 changes nothing.
+        negative logits by this number (Keskar et al. 2019). The value 1 changes nothing.
     presence_penalty : float
         Subtract this number from the logits of the tokens in the answer.
     frequency_penalty : float
@@ -185,7 +185,7 @@ def generate(
         Draw only from tokens with a probability of at least min_p times the largest probability.
     repetition_penalty : float
         Divide the positive logits of the tokens in the prompt and in the answer by this number, and multiply the
-        negative logits by it. 1 changes nothing.
+        negative logits by this number. The value 1 changes nothing.
     presence_penalty : float
         Subtract this number from the logits of the tokens in the answer.
     frequency_penalty : float
