@@ -135,7 +135,7 @@ def attention_backward(do, cache):
 
 
 class Llama:
-    """A Llama: embedding, blocks, norm, logits. A block adds attention(norm x), then MLP(norm x)."""
+    """A Llama: embedding, blocks, norm, logits. A block adds attention(norm x) and MLP(norm x)."""
 
     def __init__(self, config, W, lora=None, s=1.0):
         self.config, self.W, self.lora, self.s, self.grad = config, W, lora or {}, s, {}
