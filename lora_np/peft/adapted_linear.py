@@ -20,7 +20,7 @@ class AdaptedLinear(Module):
     """A linear layer with adapters. A call applies the adapter that `Context.adapter` names. If `Context.adapter` is
     None, the call applies no adapter.
 
-    `adapters` maps names to the adapters of this layer. An adapter can be merged into the weight if its effect can be
+    `adapters` maps names to the adapters of this layer. An adapter can be merged into the weight if the adapter can be
     written as a change ΔW of the weight. `merged` contains the names of the merged adapters. A call of a merged layer
     costs as much as a call of the base layer.
 
