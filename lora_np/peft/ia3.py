@@ -50,7 +50,7 @@ class IA3Config(TargetedConfig):
     feedforward_modules : str or collection of str, default ("down_proj",)
         Target layers whose input is rescaled. In all other target layers, the output is rescaled.
     init_ia3_weights : bool, default True
-        True: l = 1, so ΔW = 0 at the start. False: l is random, from a normal distribution (for tests).
+        True: l = 1, so ΔW = 0 at the start. False (for tests): l is random, from a normal distribution.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
 

@@ -79,7 +79,7 @@ def convert(
 
 
 def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Remove the name of the adapter from the keys, if the keys contain one name.
+    """Return the arrays without the adapter's name in their keys, if all keys contain the same name.
 
     The keys of a state_dict of PEFT contain this name. A state_dict also contains the unchanged weights of the modules
     in `modules_to_save`; these weights are left out.
@@ -191,7 +191,7 @@ def with_initial_factors(
     """Return a LoRA of rank 2r for the original base, with the same outputs as the file's adapter in PEFT.
 
     When PEFT loads the file, it subtracts s·B₀A₀ from each weight W. For PiSSA, this product is the principal part of
-    W. For OLoRA, it is Q_r R_r of the QR decomposition W = Q R. So ΔW = s·(B A − B₀A₀) = s·[B, −B₀] [A; A₀].
+    W. For OLoRA, this product is Q_r R_r of the QR decomposition W = Q R. So ΔW = s·(B A − B₀A₀) = s·[B, −B₀] [A; A₀].
     """
     config, found = plain_config(settings), dict(arrays)
     for name, base in adaptable_layers(model).items():
