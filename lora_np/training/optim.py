@@ -27,8 +27,9 @@ class Optimizer:
     lr : float
         The learning rate.
     lr_ratio : dict of str to float
-        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
-        {"lora_B": 16} is LoRA+ (Hayou et al. 2024, arXiv 2402.12354). If several keys match, the first key applies.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name. For
+        example, {"lora_B": 16} gives LoRA+ (Hayou et al. 2024, arXiv 2402.12354). If several keys match, the first key
+        applies.
     state : dict
         The arrays of the optimizer, such as m and v, as {parameter name: {array name: array}}.
 
@@ -190,9 +191,9 @@ class SGD(Optimizer):
     lr : float
         The learning rate η.
     momentum : float
-        μ.
+        The momentum factor μ.
     weight_decay : float
-        λ.
+        The weight decay λ.
     lr_ratio : dict of str to float
         Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name.
     state : dict
@@ -245,14 +246,14 @@ class AdamW(Optimizer):
     lr : float
         The learning rate η.
     betas : tuple of (float, float)
-        β₁ and β₂.
+        The factors β₁ and β₂ of the moving averages m and v.
     eps : float
-        ε.
+        The small number ε in the denominator.
     weight_decay : float
-        λ; the default is the same as in PyTorch.
+        The weight decay λ; the default is the same as in PyTorch.
     lr_ratio : dict of str to float
-        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
-        {"lora_B": 16} is LoRA+.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name. For
+        example, {"lora_B": 16} gives LoRA+.
     state : dict
         The arrays m and v of each parameter.
 
