@@ -262,7 +262,7 @@ def combine_adapters(
     how: Combination,
     dtype: np.dtype | None = None,
 ) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
-    """Return the new configuration, the new adapter of each layer by name, and the report on errors.
+    """Return the new configuration, a dictionary of the new adapters by layer name, and the report on errors.
 
     In each layer, only the adapters that exist in this layer are combined. The computation uses float64 in host memory.
     The new adapter is stored in `dtype`, by default the dtype of the base. Raises ValueError with the layer's name if

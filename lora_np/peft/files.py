@@ -108,9 +108,9 @@ def portable_targets(
     If `targets` is a string, the result selects the layers for which `selects(name)` is true.
 
     In PEFT a string is always a regular expression for the full name, so "q_proj" matches no layer. PEFT compares the
-    string with the names of all modules, not only of linear layers. If a string selects different layers in PEFT and in
-    lora_np, a list of name suffixes replaces the string. If these suffixes also match other layers, the list contains
-    full names instead.
+    string with the names of all modules, and not only with the names of linear layers. If a string selects different
+    layers in PEFT and in lora_np, a list of name suffixes replaces the string. If these suffixes also match other
+    layers, the list contains full names instead.
     """
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):

@@ -152,7 +152,7 @@ class Method:
         return self.config_type(**{key: settings[key] for key in known if settings.get(key) is not None})
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name.
+        """Return a dictionary of the costs of all layers' adapters, with layer names as keys.
 
         `shapes` maps the name of each linear layer to the shape (out, in) of its weight.
         """
@@ -218,7 +218,7 @@ class LayerMethod(Method):
         return self.cost(adapter.config, adapter.trainable, any(p.value.itemsize == 2 for p in parameters))
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name."""
+        """Return a dictionary of the costs of all layers' adapters, with layer names as keys."""
         return {name: self.cost(self.for_layer(config, name)) for name in self.targets(config, list(shapes))}
 
     def add(self, host: AdapterHost, name: str, config: Any, seed: int) -> None:
@@ -249,7 +249,7 @@ class LayerMethod(Method):
         self.insert(host, name, self.build_all(config, layers, arrays, host.adapter_dtype))
 
     def expected_shapes(self, config: Any, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor in the file by its key."""
+        """Return a dictionary of the shapes of all tensors, with the keys of the file."""
         found: dict[str, tuple[int, ...]] = {}
         for layer, base in layers.items():
             found |= self.with_file_keys(

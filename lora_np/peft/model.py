@@ -87,9 +87,9 @@ def get_peft_model(
 class PeftModel(MergeableModel):
     """A frozen base model with adapters. `get_peft_model` and `PeftModel.from_pretrained` create a PeftModel.
 
-    A PeftModel has the methods of a Transformer: forward, loss, backward, named_parameters. `peft_config` maps adapter
-    names to configurations, and `active_adapter` is the name of the adapter that calls use. The adapters of one model
-    can differ in method, size and layers.
+    A PeftModel has the methods of a Transformer: `forward`, `loss`, `backward` and `named_parameters`. `peft_config`
+    maps adapter names to configurations, and `active_adapter` is the name of the adapter that calls use. The adapters
+    of one model can differ in method, size and layers.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class PeftModel(MergeableModel):
         Raises
         ------
         FileNotFoundError, ValueError, TypeError
-            As in `get_peft_model` and `load_adapter`. After an error, the model is unchanged.
+            In the same cases as in `get_peft_model` and `load_adapter`. After an error, the model is unchanged.
         """
         peft_model = cls(model, adapter_dtype)
         peft_model.load_adapter(model_id, adapter_name)

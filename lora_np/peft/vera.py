@@ -7,8 +7,8 @@ and output sizes. Each layer uses the first `in` columns of A and the first `out
 d (r,) and b (out,): r + out numbers per layer. LoRA trains r·(in + out) numbers. The vector b starts at 0, so ΔW starts
 at 0.
 
-PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have this generator, so lora_np
-writes A and B into the file.
+PEFT draws A and B with PyTorch's generator from the seed `projection_prng_key`. lora_np does not have this generator,
+so lora_np writes A and B into the file.
 """
 
 from __future__ import annotations

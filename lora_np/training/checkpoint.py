@@ -74,7 +74,10 @@ def digests(model: Trainable, batches: Any) -> dict[str, str]:
 
 
 def _digest(values: list[float]) -> str:
-    """Return a hash of the values of a schedule. Unlike the address of a function, this hash is equal in every process."""
+    """Return a hash of the values of a schedule.
+
+    This hash is equal in every process, whereas the address of the schedule function is not.
+    """
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 

@@ -239,7 +239,10 @@ def train(
             return values
 
         def evaluate_if_due(step: int) -> None:
-            """Add the held-out losses to the last row. After Ctrl-C in an evaluation, the resumed run evaluates again."""
+            """Add the held-out losses to the last row.
+
+            If Ctrl-C stops an evaluation, the resumed run repeats the evaluation.
+            """
             due = step == steps or (eval_every and step % eval_every == 0)
             if due and not unseen.keys() <= history.rows[-1].keys():
                 history.rows[-1] |= heldout_losses(step)

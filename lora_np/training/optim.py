@@ -64,7 +64,7 @@ class Optimizer:
         Parameters
         ----------
         parameters : iterable of (str, Parameter)
-            Names and parameters: `model.named_parameters()`.
+            Pairs of name and parameter, as in `model.named_parameters()`.
         lr : float, optional
             The learning rate of this update; the default is the optimizer's `lr`.
         t : int, optional
@@ -89,7 +89,7 @@ class Optimizer:
         Parameters
         ----------
         parameters : iterable of (str, Parameter)
-            Names and parameters: `model.named_parameters()`.
+            Pairs of name and parameter, as in `model.named_parameters()`.
         """
         for _, p in parameters:
             p.grad = None
@@ -167,10 +167,10 @@ class Optimizer:
 
 
 def _full(p: Parameter, name: str, state: dict[str, dict[str, Array]]) -> Array:
-    """Return the array to update: the value of p, or, if this value has 16 bits, the float32 copy in the optimizer state.
+    """Return the array that the optimizer updates: the value of p, or a float32 copy if the value has 16 bits.
 
-    In 16 bits, an update that is much smaller than the weight is lost by rounding. In the float32 copy, such updates add up
-    (arXiv 1710.03740, section 3.1).
+    The copy is in the optimizer state. In 16 bits, an update that is much smaller than the weight is lost by rounding.
+    In the float32 copy, such updates add up (arXiv 1710.03740, section 3.1).
     """
     if p.value.dtype == p.compute_dtype:
         return p.value
@@ -375,7 +375,7 @@ def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
     Parameters
     ----------
     parameters : iterable of (str, Parameter)
-        Names and parameters: `model.named_parameters()`.
+        Pairs of name and parameter, as in `model.named_parameters()`.
     max_norm : float
         The largest norm, above 0.
 

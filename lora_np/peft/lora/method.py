@@ -155,7 +155,10 @@ class LoraMethod(LayerMethod):
         return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, base)}
 
     def costs(self, config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name. Raises ValueError if the adapter trains whole modules."""
+        """Return a dictionary of the costs of all layers' adapters, with layer names as keys.
+
+        Raises ValueError if the adapter trains whole modules.
+        """
         check_cost_of_copies(bool(config.modules_to_save))
         return super().costs(config, shapes)
 
