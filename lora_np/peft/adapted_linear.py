@@ -17,11 +17,12 @@ AdaptedCache: TypeAlias = tuple[
 
 
 class AdaptedLinear(Module):
-    """A linear layer with adapters. A call applies the adapter that `Context.adapter` names; None applies no adapter.
+    """A linear layer with adapters. A call applies the adapter that `Context.adapter` names. If `Context.adapter` is
+    None, the call applies no adapter.
 
-    `adapters` maps names to the adapters of this layer. An adapter can be merged into the weight if the adapter is a
-    change ΔW of the weight. `merged` contains the names of the merged adapters. A call of a merged layer costs as much
-    as a call of the base layer.
+    `adapters` maps names to the adapters of this layer. An adapter can be merged into the weight if the adapter can be
+    written as a change ΔW of the weight. `merged` contains the names of the merged adapters. A call of a merged layer
+    costs as much as a call of the base layer.
 
     Parameters
     ----------
@@ -175,7 +176,8 @@ class AdaptedLinear(Module):
         Returns
         -------
         Adapter or None
-            The adapter, or None if the call applies only the base layer. A merged adapter is part of the base layer.
+            The adapter, or None if the call applies only the base layer. A merged adapter is part of the base layer, so
+            the result is then None.
 
         Raises
         ------
@@ -237,7 +239,7 @@ class AdaptedLinear(Module):
         Parameters
         ----------
         *names : str
-            Names of adapters. Names of adapters that are not in this layer are ignored.
+            Names of adapters. Names that this layer does not have are ignored.
 
         Raises
         ------
@@ -262,8 +264,8 @@ class AdaptedLinear(Module):
     def unmerge(self) -> None:
         """Restore the weight: W ← W − Σ ΔW, up to rounding errors.
 
-        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy. A weight that the embedding
-        and the head share was not changed.
+        If ΔW depends on W, `merge` kept a copy of W, and W is restored exactly from this copy. If the embedding and the
+        head share W, `merge` changed a copy of W, so W itself is unchanged.
         """
         W = self.base_layer.weight.value
         if self.base_before_merge is not None:
@@ -282,7 +284,7 @@ class AdaptedLinear(Module):
         Returns
         -------
         ndarray, shape (out, in)
-            W, or a copy of W from before the merge.
+            The weight W before the merge.
         """
         W = self.base_layer.weight.value
         if self.weight_before_merge is not None:
@@ -295,7 +297,7 @@ class AdaptedLinear(Module):
         Parameters
         ----------
         names : tuple of str
-            Names of adapters. Names of adapters that are not in this layer are ignored.
+            Names of adapters. Names that this layer does not have are ignored.
 
         Returns
         -------

@@ -6,7 +6,8 @@
 An adapter that adds a term to the output, y + δ(x), is a subclass of Bypass. An adapter that maps the output, f(y), is
 a subclass of OutputAdapter. Any other adapter is a subclass of Adapter.
 
-A mixed batch computes base(x) once for all rows. Then `row_forward` computes the output of one adapter's rows from base(x).
+In a mixed batch, base(x) is computed once for all rows. Then `row_forward` of each adapter computes the output of the
+adapter's rows from base(x).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Adapter(Module):
     """The adapter of one layer: the base class of all adapters in linear layers.
 
     The parameters of an adapter are attributes with PEFT's names. `config` is the configuration of this layer. A
-    subclass can set three class attributes to True. `mergeable`: the adapter is a change ΔW of the weight.
-    `depends_on_weight`: ΔW is computed from W. `mixable`: rows of this adapter can share a batch with rows of other
-    adapters.
+    subclass can set three class attributes to True. `mergeable`: the adapter can be written as a change ΔW of the
+    weight. `depends_on_weight`: ΔW is computed from W. `mixable`: rows of this adapter can share a batch with rows of
+    other adapters.
 
     Examples
     --------
@@ -71,7 +72,9 @@ class Adapter(Module):
         return ()
 
     def set_trainable(self, trainable: bool) -> None:
-        """Make all parameters except those in `frozen` trainable, or freeze all parameters and delete their gradients.
+        """Unfreeze all parameters except the parameters in `frozen`; if `trainable` is False, freeze all parameters.
+
+        The gradients of frozen parameters are deleted.
 
         Parameters
         ----------
@@ -126,7 +129,9 @@ class Adapter(Module):
         raise NotImplementedError
 
     def prepare(self, base: Linear, dtype: DTypeLike) -> Any:
-        """Compute the values for `row_forward` that depend only on the parameters. A mixed batch computes these values once.
+        """Compute the values for `row_forward` that depend only on the parameters.
+
+        In a mixed batch, these values are computed once.
 
         Parameters
         ----------
@@ -138,7 +143,7 @@ class Adapter(Module):
         Returns
         -------
         object
-            The last argument of `row_forward`. None for most adapters.
+            The argument `prepared` of `row_forward`; None for most adapters.
         """
         return None
 
@@ -158,7 +163,7 @@ class Adapter(Module):
         context : Context
             Settings of the call; `context.rng` draws dropout masks.
         prepared : object
-            From `prepare`; None if `prepare` was not called.
+            The result of `prepare`, or None if `prepare` was not called.
 
         Returns
         -------
@@ -170,7 +175,7 @@ class Adapter(Module):
         raise NotImplementedError
 
     def row_backward(self, dz: Array, cache: Cache, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
-        """Compute dy, the gradient of base(x), and the part of dx that does not come from dy.
+        """Compute dy (the gradient of base(x)) and the part of dx that does not come from dy.
 
         This method also adds the gradients of the trained parameters to their `grad`.
 
@@ -220,7 +225,7 @@ class Adapter(Module):
         Returns
         -------
         dict of str to ndarray
-            Arrays in host memory, by the names of the parameters.
+            Arrays in host memory; the keys are the names of the parameters.
         """
         return {name: to_host(p.value) for name, p in self.named_parameters()}
 
@@ -282,7 +287,10 @@ class Bypass(Adapter):
         return y, (mask, cache)
 
     def row_backward(self, dz: Array, cache: Any, base: Linear, need_dx: bool) -> tuple[Array, Array | None]:
-        """Return dy, which equals dz because y is a summand of the output, and dx (…, in) of the bypass."""
+        """Return dy (…, out), and dx (…, in) of the bypass.
+
+        The gradient dy equals dz, because y is a summand of the output.
+        """
         mask, delta_cache = cache
         if not (need_dx or any(p.trainable for p in self.learned)):
             return dz, None
@@ -314,7 +322,7 @@ class OutputAdapter(Adapter):
     def backward(self, dz: Array, cache: OutputCache, base: Linear, need_dx: bool) -> Array | None:
         """Return dx (…, in), or None if dx is not needed.
 
-        The chain rule gives dy from dz, through f, and then dx from dy, through the base layer. The second step is
+        By the chain rule, f first gives dy from dz, and then the base layer gives dx from dy. The second step is
         skipped if the base is frozen and dx is not needed.
         """
         base_cache, output_cache = cache

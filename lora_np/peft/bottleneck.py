@@ -2,9 +2,9 @@
 
     z = y + W_up σ(W_down y + b_down) + b_up          y (…, d) output of o_proj or down_proj, W_down (m, d), W_up (d, m)
 
-The block's own skip connection then adds the input of the sublayer to z. Because of σ, the adapter is not a change ΔW
-of the weight, so the adapter cannot be merged, and every call computes the adapter's output. The block's norms, which
-the paper trains too, stay frozen.
+The block's own skip connection then adds the input of the sublayer to z. Because of σ, the adapter cannot be written as
+a change ΔW of the weight. The adapter therefore cannot be merged, and every call computes its output. The paper also
+trains the block's norms; here the norms stay frozen.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class BottleneckConfig(PeftConfig):
     inference_mode : bool, default False
         Must be False. To freeze an adapter, call `PeftModel.set_adapter(name, inference_mode=True)`.
     bottleneck_size : int or None, default None
-        Width m of the bottleneck. None: m is d / reduction_factor rounded down, but at least 1; d is the width of the
-        residual stream.
+        Width m of the bottleneck. None: m is d / reduction_factor, rounded down, but at least 1. Here d is the width of
+        the residual stream.
     reduction_factor : float, default 16
         Ratio d/m of the two widths. The ratio is used only if `bottleneck_size` is None.
     non_linearity : {"gelu", "silu"}, default "gelu"
@@ -63,8 +63,8 @@ class BottleneckConfig(PeftConfig):
     init_weights : bool or "houlsby", default True
         True: W_down is uniform in ±1/√d and all other parameters are 0, so the output equals the base's output exactly.
         "houlsby": both matrices are normal with standard deviation 0.01, truncated at two standard deviations, and the
-        biases are 0. The paper uses this initialisation (section 3.6). False: all parameters are uniform in ±1/√n,
-        where n is the input size of W_down or W_up (for tests).
+        biases are 0. The paper uses this initialisation (section 3.6). False (for tests): all parameters are uniform in
+        ±1/√n, where n is the input size of W_down or W_up.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
 
@@ -195,8 +195,8 @@ class BottleneckCost(AdapterCost):
     def backward_temporaries(self, N: int, out: int, in_: int, need_dx: bool, frozen: int) -> int:
         """Return the peak number of temporary floats.
 
-        The peak is the larger of two numbers. While σ′ is computed, about five (N, m) arrays exist. After this
-        computation, if dx is needed, dy (N, out) and the temporary arrays of the frozen layer exist.
+        The peak is reached at one of two moments. While σ′ is computed, about five (N, m) arrays exist. Later, if dx is
+        needed, dy (N, out) and the temporary arrays of the frozen layer exist.
         """
         m = self.config.width(out)
         return max(5 * N * m, need_dx * (N * m + N * out + max(N * m, frozen)))

@@ -17,7 +17,7 @@ from .config import PeftConfig
 class Option:
     """A command-line option for one field of a configuration: the default value and the settings of argparse.
 
-    In `help`, {} is replaced by the default. An option with the default False is a flag without a value.
+    In the text `help`, `{}` stands for the default value. An option with the default False is a flag without a value.
     """
 
     default: Any
@@ -29,8 +29,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """A name for `train --method`, with the method's configuration class, its command-line options, and a default
-    learning rate.
+    """A name for `train --method`, with a configuration class, command-line options and a default learning rate.
 
     `options`: fields of the configuration that the command line can set. `fixed_fields`: fields that this name sets to
     a fixed value. `optimizer`: options that are fields of the optimizer, not of the configuration.

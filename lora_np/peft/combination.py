@@ -1,8 +1,8 @@
 """Combines several LoRA adapters into one: the combination types of PEFT's `add_weighted_adapter`.
 
-(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. Some combination types combine all A
-and all B separately. The result of such a type therefore depends on which pair each adapter stores. The target of all
-types is Σ cᵢBᵢAᵢ, where cᵢ = wᵢsᵢ is the weight times the scaling of adapter i:
+(B M)(M⁻¹A) equals B A for every invertible M, so one ΔW has many pairs of factors. Some combination types combine the
+matrices Aᵢ and the matrices Bᵢ separately. Their result therefore depends on the pair that each adapter stores. The
+target of all types is Σ cᵢBᵢAᵢ, where cᵢ = wᵢsᵢ is the weight times the scaling of adapter i:
 
     cat                     B = [B₁ … Bₙ], A = [c₁A₁; …; cₙAₙ]          exactly the target, of rank Σ rᵢ
     svd                     B A = best approximation of rank r          error: the discarded singular values
@@ -45,9 +45,10 @@ class Combination:
     `svd_rank`: rank of the new adapter, for types with an SVD. Default: the largest rank of the source adapters.
     `svd_clamp`: elements of U Σ and Vᵀ are clipped to [−q, q]; q is the quantile `svd_clamp` of the elements and their
     negatives.
-    `density`: fraction of elements that ties, dare and magnitude_prune types keep.
-    `majority_sign_method`: for ties types, "total" uses the sign of the sum, "frequency" uses the more frequent sign.
-    `seed`: seed that selects the random elements that dare types keep.
+    `density`: for ties, dare and magnitude_prune types, the fraction of the elements that are kept.
+    `majority_sign_method`: for ties types, "total" uses the sign of the sum, and "frequency" uses the more frequent
+    sign.
+    `seed`: for dare types, the seed of the random choice of the kept elements.
 
     Raises ValueError for a value out of range, and for an option that does not apply to the combination type.
     """
@@ -240,7 +241,7 @@ class MergeReport:
 
 
 def check_combinable(name: str, config: Any) -> None:
-    """Raise ValueError if the adapter is not plain LoRA, which has ΔW = s·B A in each of its layers."""
+    """Raise ValueError if the adapter is not plain LoRA, with ΔW = s·B A in each of its layers."""
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{name!r} has a {type(config).__name__}; only LoRA adapters can be combined")
     if config.modules_to_save:
@@ -261,7 +262,7 @@ def combine_adapters(
     how: Combination,
     dtype: np.dtype | None = None,
 ) -> tuple[LoraConfig, dict[str, LoraAdapter], MergeReport]:
-    """Return the new configuration, the new adapter of each layer by name, and the report on errors.
+    """Return the new configuration, a dictionary of the new adapters by layer name, and the report on errors.
 
     In each layer, only the adapters that exist in this layer are combined. The computation uses float64 in host memory.
     The new adapter is stored in `dtype`, by default the dtype of the base. Raises ValueError with the layer's name if

@@ -31,8 +31,8 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 class PeftConfig:
     """The base class of all configurations.
 
-    The constructor also accepts arguments of PEFT that lora_np does not support. Such an argument must have a value
-    that changes nothing, for example inference_mode=False, and is not stored.
+    The constructor also accepts arguments of PEFT that lora_np does not support. These arguments must have a value that
+    changes nothing, for example `inference_mode=False`. They are not stored.
     """
 
     switches: ClassVar[tuple[str, ...]] = ()  # names of boolean fields
@@ -85,7 +85,7 @@ def check_number(name: str, value: Any) -> None:
 def check_positive(name: str, value: Any) -> None:
     """Raise TypeError or ValueError if `value` is not a positive finite number.
 
-    A Python integer can be larger than every float.
+    A Python integer that is larger than every float is refused too.
     """
     check_number(name, value)
     if not (0 < value < math.inf and (isinstance(value, np.generic) or value <= sys.float_info.max)):

@@ -20,7 +20,7 @@ class Products:
     forward : int
         FLOPs of the forward pass.
     dx : int
-        FLOPs of the gradients of inputs, which the layers below need.
+        FLOPs of the gradients of the inputs; the layers below need these gradients.
     dW : int
         FLOPs of the gradients of trained parameters (dW, dA, dB).
 
@@ -45,7 +45,7 @@ class Products:
 
 
 def linear_products(N: int, out: int, in_: int, need_dx: bool, need_dW: bool) -> Products:
-    """Return the FLOPs of a linear layer: 2·N·out·in for each matrix product.
+    """Return the FLOPs of a linear layer for N tokens: 2·N·out·in for each matrix product.
 
     The forward pass computes x Wᵀ for x (N, in) and W (out, in). The backward pass computes dy W if dx is needed, and
     dyᵀ x if dW is needed.
@@ -99,7 +99,7 @@ class AdapterCost:
         Returns
         -------
         str
-            For example "LoRA of rank 8".
+            Name and size, for example "LoRA of rank 8".
         """
         return self.name
 
@@ -134,7 +134,9 @@ class AdapterCost:
         return self.trained * sum(self.trained_sizes(out, in_))
 
     def largest_array(self, out: int, in_: int) -> int:
-        """Return the size of the largest trained array. The optimizer updates this array in one operation.
+        """Return the size of the largest trained array.
+
+        The optimizer updates a whole array at once, so its temporary arrays have this size.
 
         Parameters
         ----------

@@ -3,9 +3,9 @@
     adapter/adapter_config.json          the method's configuration, and PEFT's general settings
     adapter/adapter_model.safetensors    the tensors: for LoRA base_model.model.<layer>.lora_A.weight (r, in) and .lora_B.weight
 
-PEFT also loads a folder that does not fit the model. PEFT ignores an unexpected tensor and only warns about a missing
-tensor, so the loaded adapter may have no effect. In both cases, lora_np raises an error that names the tensor, and the
-model is unchanged.
+PEFT loads a folder even if the adapter does not fit the model. PEFT ignores an unexpected tensor and only warns about a
+missing tensor, so the loaded adapter may have no effect. In both cases, lora_np raises an error that names the tensor,
+and the model is unchanged.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def portable_targets(
 
     If `targets` is a string, the result selects the layers for which `selects(name)` is true.
 
-    In PEFT a string is always a regular expression, so "q_proj" matches no layer. PEFT compares the string with the
-    names of all modules, not only of linear layers. A string that selects other layers in PEFT
-    than in lora_np is replaced by a list of name suffixes. If these suffixes also match other layers, the list contains
-    full names instead.
+    In PEFT a string is always a regular expression for the full name, so "q_proj" matches no layer. PEFT compares the
+    string with the names of all modules, and not only with the names of linear layers. If a string selects different
+    layers in PEFT and in lora_np, a list of name suffixes replaces the string. If these suffixes also match other
+    layers, the list contains full names instead.
     """
     layers = list(adaptable_layers(model))
     if not isinstance(targets, str):
@@ -143,7 +143,7 @@ def to_python(number: Any) -> Any:
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """Return the settings, the tensors, and the configuration fields that PEFT does not have.
 
-    The tensors have the dtype of the file. No values are checked.
+    The tensors have the dtype of the file. Their values are not checked.
 
     Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or if the two files come from
     different saves.
@@ -201,7 +201,8 @@ def name_file_in_errors(file: Path) -> Iterator[None]:
 
 def check_targets(targets: Any) -> None:
     """Raise ValueError if the `target_modules` of a file are empty, contain a value that is not a string, or are an
-    invalid regular expression."""
+    invalid regular expression.
+    """
     if not targets or not isinstance(targets, str | list) or not all(isinstance(entry, str) for entry in targets):
         raise ValueError(f"target_modules is {targets!r}; expected the names of the adapted layers")
     is_target("", targets)
@@ -210,9 +211,9 @@ def check_targets(targets: Any) -> None:
 def check_settings(settings: Mapping[str, Any], known: Collection[str], in_peft: bool = True) -> None:
     """Raise ValueError for a setting that changes the output and is not in `known`.
 
-    Settings that turn a feature off are accepted. A setting that is unknown to PEFT too causes a warning, as in PEFT.
-    If a newer version of PEFT wrote the file, such a setting can be a new feature, and raises ValueError. For a method that
-    PEFT does not have (`in_peft=False`), each unknown setting raises ValueError.
+    Settings that turn a feature off are accepted. A setting that is also unknown to PEFT causes a warning, as in PEFT.
+    If a newer version of PEFT wrote the file, an unknown setting can be a new feature, so it raises ValueError. For a
+    method that PEFT does not have (`in_peft=False`), each unknown setting raises ValueError.
     """
     unknown = []
     for key in sorted(settings.keys() - known - IGNORED_SETTINGS):
@@ -249,7 +250,8 @@ def check_arrays(
 ) -> None:
     """Raise ValueError with the name of a tensor that is missing, unexpected, of a wrong shape or dtype, or not finite.
 
-    `dtype` is the dtype in which the adapter will be stored. A number that is too large for this dtype is not finite.
+    `dtype` is the dtype in which the adapter will be stored. A number that is too large for this dtype counts as not
+    finite.
     """
     if extra := sorted(arrays.keys() - shapes.keys()):
         raise ValueError(f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT ignores it")
@@ -276,7 +278,7 @@ def abbreviate(keys: list[str]) -> str:
 
 
 def base_weights(model: Module) -> dict[str, Any]:
-    """Return the weights of the base by PEFT's keys. A tied head has the weight of the embedding."""
+    """Return a dictionary of the base's weights with PEFT's keys. A tied head has the weight of the embedding."""
     base = {n.replace(".base_layer", ""): p.value for n, p in model.named_parameters() if ".lora_" not in n}
     if (head := getattr(model, "linear_head", None)) is not None:
         base.setdefault("lm_head.weight", head.weight.value)

@@ -3,7 +3,7 @@
     y = l ∘ (x Wᵀ),   ΔW = Λ_l W − W        l (out, 1): the layers of the attention
     y = (l ∘ x) Wᵀ,   ΔW = W Λ_l − W        l (1, in): feed-forward layers; their input is the inner activations
 
-l starts at 1, so ΔW starts at 0. Names, shapes and files are those of PEFT.
+The vector l starts at 1, so ΔW starts at 0. Names, shapes and files are the same as in PEFT.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class IA3Config(TargetedConfig):
     feedforward_modules : str or collection of str, default ("down_proj",)
         Target layers whose input is rescaled. In all other target layers, the output is rescaled.
     init_ia3_weights : bool, default True
-        True: l = 1, so ΔW = 0 at the start. False: l is random, from a normal distribution (for tests).
+        True: l = 1, so ΔW = 0 at the start. False (for tests): l is random, from a normal distribution.
     base_model_name_or_path : str, path or None, default None
         Name of the base model. The name is saved with the adapter and has no other effect.
 
@@ -156,9 +156,9 @@ class IA3Cost(AdapterCost):
         return [in_ if self.scales_input else out]
 
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
-        """Return the FLOPs of the base layer's dx, if only dl needs this dx.
+        """Return the FLOPs of the base layer's dx if only dl needs this dx, otherwise 0.
 
-        Only dl needs dx if l is trained and rescales the input, and if no layer below is trained.
+        Only dl needs dx if l is trained, l rescales the input, and no layer below is trained.
         """
         needed = self.trained and self.scales_input and not need_dx
         return Products(0, linear_products(N, out, in_, True, False).dx * needed, 0)

@@ -159,8 +159,8 @@ class AdapterManager(AdapterHost):
         Raises
         ------
         ValueError
-            If an adapter does not exist, if `selected_adapters` is empty, or if a folder to write is an existing file.
-            Also if a number of an adapter is complex, NaN or infinite, because no adapter can then be loaded from the
+            If an adapter does not exist, if `selected_adapters` is empty, or if the path of a folder is an existing
+            file. Also if a number of an adapter is complex, NaN or infinite, because `load_adapter` refuses such a
             file.
         RuntimeError
             If the base changed after PiSSA initialisation, for example because the base was quantised. After any of
@@ -168,9 +168,9 @@ class AdapterManager(AdapterHost):
 
         Notes
         -----
-        The folder contains the adapter and not the base. To get the same outputs again, load the adapter over a base in
-        the same state. If `quantize_model` changed the base of this model, call `quantize_model` with the same settings
-        before `PeftModel.from_pretrained`.
+        The folder contains the adapter and not the base. To get the same outputs again, load the adapter into a model
+        with the same base weights. If `quantize_model` changed the base of this model, call `quantize_model` with the
+        same settings before `PeftModel.from_pretrained`.
         """
         if adapter_name is not None:
             folders = {adapter_name: Path(save_directory)}
@@ -226,8 +226,8 @@ class AdapterManager(AdapterHost):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter.
 
-        As in PEFT, if the deleted adapter was active, the first remaining adapter in alphabetical order becomes active,
-        and a warning names the new active adapter.
+        If the deleted adapter was active, the first remaining adapter in alphabetical order becomes active, as in PEFT.
+        A warning names the new active adapter.
 
         Parameters
         ----------
@@ -255,7 +255,7 @@ class AdapterManager(AdapterHost):
                 )
 
     def adapter_parameters(self, adapter_name: str | None = None) -> Iterator[Parameter]:
-        """Yield the parameters of adapters, frozen parameters included.
+        """Yield the parameters of the adapters, including frozen parameters.
 
         Parameters
         ----------
@@ -265,7 +265,7 @@ class AdapterManager(AdapterHost):
         Yields
         ------
         Parameter
-            Parameters of the adapters, each parameter once per adapter.
+            The next parameter. Each parameter of an adapter is yielded only once.
         """
         for name in self.peft_config if adapter_name is None else [adapter_name]:
             yield from method_of(self.peft_config[name]).parameters(self, name)
@@ -349,7 +349,7 @@ class AdapterManager(AdapterHost):
     def _pissa_started(self) -> bool:
         """True if an adapter was initialised by PiSSA in this model.
 
-        Such an adapter is the only adapter of the model.
+        The model can then have no other adapter.
         """
         return any(getattr(config, "init_lora_weights", None) == "pissa" for config in self.peft_config.values())
 

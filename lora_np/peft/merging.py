@@ -38,7 +38,10 @@ class MergeableModel(AdapterManager):
 
     @property
     def mergeable(self) -> bool:
-        """True if the active adapter is a change of weights, which `merge_adapter` can merge."""
+        """True if `merge_adapter` can merge the active adapter.
+
+        This requires that the adapter can be written as changes ΔW of weights.
+        """
         return self.active_adapter is not None and method_of(self.peft_config[self.active_adapter]).mergeable
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
@@ -60,8 +63,8 @@ class MergeableModel(AdapterManager):
         Raises
         ------
         ValueError
-            If an adapter does not exist, or if an adapter is not a change of weights. With `safe_merge`, also if a
-            merged weight would not be finite.
+            If an adapter does not exist, or if an adapter cannot be written as changes ΔW of weights. With
+            `safe_merge`, also if a merged weight would not be finite.
         RuntimeError
             If other adapters are already merged, if the adapters are disabled, if no adapter is active, or if the base
             is quantised. After any of these errors, the weights are unchanged.
@@ -80,8 +83,8 @@ class MergeableModel(AdapterManager):
     def unmerge_adapter(self) -> None:
         """Reverse a merge: W ← W − Σ ΔW.
 
-        After a merge of LoRA or VeRA, W is restored up to rounding errors (about 1e-7 in float32). After a merge of
-        DoRA or IA³, W is restored exactly, from a copy.
+        After merging LoRA or VeRA, W is restored up to rounding errors (about 1e-7 in float32). After merging DoRA or
+        IA³, W is restored exactly, from a copy.
         """
         for layer in adapted_layers(self.model).values():
             layer.unmerge()
@@ -102,7 +105,7 @@ class MergeableModel(AdapterManager):
         Raises
         ------
         RuntimeError
-            If an adapter is merged. W + ΔW would be rounded, and `unmerge_adapter` could not restore the rounded W.
+            If an adapter is merged. The conversion would round W + ΔW, and `unmerge_adapter` could then not restore W.
         """
         if self.merged:
             raise RuntimeError("an adapter is merged into the weights; call unmerge_adapter() before astype()")
@@ -192,10 +195,10 @@ class MergeableModel(AdapterManager):
         density : float, optional
             For ties, dare and magnitude_prune types: fraction of the elements that are kept.
         majority_sign_method : {"total", "frequency"}
-            For ties types: rule for the sign of each element. "total" chooses the sign of the sum, "frequency" chooses
-            the more frequent sign.
+            For ties types: rule for the sign of each element. "total" chooses the sign of the sum, and "frequency"
+            chooses the more frequent sign.
         seed : int
-            For dare types: seed that selects the random elements to keep.
+            For dare types: seed of the random choice of the kept elements.
 
         Returns
         -------

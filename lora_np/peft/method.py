@@ -1,4 +1,4 @@
-"""The interface of adapter methods. A method is one file and one line in registry.py.
+"""The interface of adapter methods. Each method has its own file and one line in registry.py.
 
 `Method` is the interface, with operations that add, restore and delete an adapter. `LayerMethod` implements
 this interface for methods with an Adapter object in each linear layer (adapter.py). `AdapterHost` is the part of
@@ -61,8 +61,8 @@ class Method:
     `config_type`: the class of the method's configurations.
     `peft_type`: the name of the method in adapter_config.json.
     `recorded_fields`: fields of the configuration that change the meaning of the tensors. The weights file contains a
-    copy of these fields, so that loading detects two files from different saves.
-    `mergeable`: True if the method's adapters are changes ΔW of weights.
+    copy of these fields. Loading can then detect that the two files of an adapter come from different saves.
+    `mergeable`: True if the method's adapters can be written as changes ΔW of weights.
     `extra_fields`: fields of the configuration that PEFT does not have. The weights file contains these fields.
     """
 
@@ -97,15 +97,15 @@ class Method:
         raise NotImplementedError
 
     def parameters(self, host: AdapterHost, name: str) -> Iterator[Parameter]:
-        """Yield the parameters of an adapter, frozen parameters included."""
+        """Yield the parameters of an adapter, including frozen parameters."""
         raise NotImplementedError
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the tensors for the adapter's file by their keys, as arrays in host memory."""
+        """Return the tensors for the adapter's file, as a dictionary from keys to arrays in host memory."""
         raise NotImplementedError
 
     def set_trainable(self, host: AdapterHost, name: str, trainable: bool) -> None:
-        """Make the parameters of the adapter `name` trainable, or freeze them and delete their gradients."""
+        """Unfreeze the adapter `name`; if `trainable` is False, freeze the adapter and delete its gradients."""
         for p in self.parameters(host, name):
             p.trainable = trainable
             if not trainable:
@@ -134,7 +134,9 @@ class Method:
     def convert(
         self, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Transformer
     ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
-        """Return the settings and tensors of a file in the forms that `config` and `restore` expect; by default unchanged.
+        """Return the settings and tensors of a file in the forms that `config` and `restore` expect.
+
+        By default, the settings and tensors are returned unchanged.
 
         Raises ValueError if the file needs something that is not in the file.
         """
@@ -150,7 +152,7 @@ class Method:
         return self.config_type(**{key: settings[key] for key in known if settings.get(key) is not None})
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name.
+        """Return a dictionary of the costs of all layers' adapters, with layer names as keys.
 
         `shapes` maps the name of each linear layer to the shape (out, in) of its weight.
         """
@@ -195,7 +197,7 @@ class LayerMethod(Method):
     def shapes(self, config: Any, out: int, in_: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one layer's tensors, in the order in which `build` expects the tensors.
 
-        The keys are the last parts of the keys in the file.
+        A key of the dictionary is the last part of the tensor's key in the file.
         """
         raise NotImplementedError
 
@@ -216,7 +218,7 @@ class LayerMethod(Method):
         return self.cost(adapter.config, adapter.trainable, any(p.value.itemsize == 2 for p in parameters))
 
     def costs(self, config: Any, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name."""
+        """Return a dictionary of the costs of all layers' adapters, with layer names as keys."""
         return {name: self.cost(self.for_layer(config, name)) for name in self.targets(config, list(shapes))}
 
     def add(self, host: AdapterHost, name: str, config: Any, seed: int) -> None:
@@ -247,7 +249,7 @@ class LayerMethod(Method):
         self.insert(host, name, self.build_all(config, layers, arrays, host.adapter_dtype))
 
     def expected_shapes(self, config: Any, layers: Mapping[str, Linear]) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor in the file by its key."""
+        """Return a dictionary of the shapes of all tensors, with the keys of the file."""
         found: dict[str, tuple[int, ...]] = {}
         for layer, base in layers.items():
             found |= self.with_file_keys(
@@ -289,7 +291,10 @@ class LayerMethod(Method):
         return adapted_layers(host.model, name)
 
     def parameters(self, host: AdapterHost, name: str) -> Iterator[Parameter]:
-        """Yield the parameters of the adapter in all layers. A parameter that layers share is yielded once."""
+        """Yield the parameters of the adapter in all layers.
+
+        A parameter that several layers share is yielded only once.
+        """
         seen: set[int] = set()
         for layer in self.layers(host, name).values():
             for _, p in layer.adapters[name].named_parameters():
@@ -298,12 +303,12 @@ class LayerMethod(Method):
                     yield p
 
     def set_trainable(self, host: AdapterHost, name: str, trainable: bool) -> None:
-        """Make all parameters of the adapter except those in `frozen` trainable, or freeze all parameters."""
+        """Unfreeze the adapter, except the parameters in `frozen`; if `trainable` is False, freeze all parameters."""
         for layer in self.layers(host, name).values():
             layer.adapters[name].set_trainable(trainable)
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
-        """Return the tensors of all layers by PEFT's keys, as arrays in host memory."""
+        """Return the tensors of all layers, as a dictionary from PEFT's keys to arrays in host memory."""
         found: dict[str, np.ndarray] = {}
         for layer_name, layer in self.layers(host, name).items():
             found |= self.with_file_keys(layer_name, layer.adapters[name].tensors())

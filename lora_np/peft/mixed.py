@@ -2,11 +2,12 @@
 
     y[i] = x[i] Wᵀ + s·(x[i] A[idx[i]]ᵀ) B[idx[i]]ᵀ          for a row of the base, x[i] Wᵀ alone
 
-Punica's SGMV uses the same method (Chen et al. 2023, arXiv 2310.18547). The rows of one adapter are a segment. Segments
-with many tokens are computed one after another. If each row has one token, as in decoding, one batched product computes
-all small segments of equal rank.
+The GPU kernel SGMV of Punica uses the same method (Chen et al. 2023, arXiv 2310.18547). The rows of a batch that use
+the same adapter form a segment. Segments with many tokens are computed one after another. If each row has one token, as
+in decoding, one batched product computes all small segments of equal rank.
 
-Adapters of other kinds, such as DoRA and VeRA, are computed one after another, from the output of the base for their rows.
+Adapters other than LoRA, such as DoRA and VeRA, are computed one after another. Each adapter starts from the output of
+the base for its rows.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ class Group:
     scaling: Array
 
     def gather(self, x: Array) -> Array:
-        """Return the rows of x (b, …, f), ordered by segment and zero-padded, as an array of shape (g, n·…, f)."""
+        """Return the rows of x (b, …, f), ordered by segment, as an array with one entry per segment.
+
+        Segments with fewer than n rows are padded with zeros. The shape is (g, n·…, f): n rows of shape (…, f) per
+        segment.
+        """
         rows = x[self.rows]
         if self.padded_index is not None:
             padded = array_module(x).zeros((len(self.adapters) * self.n, *x.shape[1:]), x.dtype)
@@ -58,7 +63,7 @@ class Group:
         return rows.reshape(len(self.adapters), -1, x.shape[-1])
 
     def scatter_add(self, delta: Array, y: Array) -> None:
-        """Add δ to the rows of y: y[rows] += δ, the reverse of `gather`.
+        """Add δ, an array in the form that `gather` returns, to the rows of y: y[rows] += δ.
 
         Each row has only one adapter, so each index occurs only once.
         """
@@ -98,7 +103,7 @@ class AdapterRows(Rows):
     def next_call(self, names: Sequence[str]) -> AdapterRows:
         """Return the AdapterRows of the next call.
 
-        The new object reuses the stacks, so adapters that are in both calls are not copied again.
+        The new object reuses the stacks, so the factors of adapters that are in both calls are not copied again.
 
         Parameters
         ----------
@@ -123,7 +128,7 @@ class AdapterRows(Rows):
         Returns
         -------
         MixedRows or None
-            An Adapter object that applies to each row the adapter of this row. None if all rows apply only the base layer.
+            An Adapter object that applies the right adapter to each row; None if all rows apply only the base layer.
 
         Raises
         ------
@@ -144,8 +149,8 @@ class AdapterRows(Rows):
 class MixedRows(Adapter):
     """The adapters of all rows in one layer.
 
-    LoRA adapters are computed in groups, all other adapters one by one. If PiSSA changed the base, rows without an adapter
-    add the part that PiSSA removed.
+    LoRA adapters are computed in groups, and all other adapters are computed one by one. If PiSSA changed the base, the
+    part that PiSSA removed is added for rows without an adapter.
     """
 
     def __init__(
@@ -289,7 +294,10 @@ class Stack:
 
 
 class StackCache:
-    """The stacks of all layers in one call, and the prepared values of other adapters. The next call can use both again."""
+    """The stacks of all layers in one call, and the prepared values of adapters other than LoRA.
+
+    The next call can reuse the stacks and the values.
+    """
 
     def __init__(self, previous: StackCache | None = None) -> None:
         self.previous: dict[tuple[AdaptedLinear, int], Stack] = {} if previous is None else previous.stacks

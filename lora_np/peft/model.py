@@ -87,9 +87,9 @@ def get_peft_model(
 class PeftModel(MergeableModel):
     """A frozen base model with adapters. `get_peft_model` and `PeftModel.from_pretrained` create a PeftModel.
 
-    A PeftModel has the methods of a Transformer: forward, loss, backward, named_parameters. `peft_config` maps adapter
-    names to configurations, and `active_adapter` is the name of the adapter that calls use. The adapters of one model
-    can differ in method, size and layers.
+    A PeftModel has the methods of a Transformer: `forward`, `loss`, `backward` and `named_parameters`. `peft_config`
+    maps adapter names to configurations, and `active_adapter` is the name of the adapter that calls use. The adapters
+    of one model can differ in method, size and layers.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class PeftModel(MergeableModel):
         Raises
         ------
         FileNotFoundError, ValueError, TypeError
-            As in `get_peft_model` and `load_adapter`. After an error, the model is unchanged.
+            In the same cases as in `get_peft_model` and `load_adapter`. After an error, the model is unchanged.
         """
         peft_model = cls(model, adapter_dtype)
         peft_model.load_adapter(model_id, adapter_name)
@@ -227,7 +227,7 @@ class PeftModel(MergeableModel):
         Raises
         ------
         ValueError
-            If `past_key_values` starts with another prefix, or if `adapter_rows` raises ValueError.
+            If `past_key_values` and this call use different prefixes, or if `adapter_rows` raises ValueError.
         """
         adapter = self.adapter_rows(adapter_names, len(tokens))
         past, prefix_call = self._start_prefix(past_key_values, len(tokens), adapter)
@@ -364,7 +364,7 @@ class PeftModel(MergeableModel):
     def _start_prefix(
         self, past: KeyValueCache | None, rows: int, adapter: str | AdapterRows | None
     ) -> tuple[KeyValueCache | None, PrefixCall | None]:
-        """Start an empty `past` with the adapter's prefix.
+        """Insert the adapter's prefix into `past`, if `past` is empty.
 
         Return `past` and the values that `_backward_prefix` needs. Raises the same errors as `check_prefix_of_past`.
         """
@@ -380,7 +380,7 @@ class PeftModel(MergeableModel):
         return past, (encoder, encoder_cache, past)
 
     def _backward_prefix(self, prefix_call: PrefixCall | None) -> None:
-        """Take the gradient of the prefix from the key/value cache, and propagate it through the encoder."""
+        """Take the gradient of the prefix from the key/value cache, and propagate this gradient through the encoder."""
         if prefix_call is not None:
             encoder, encoder_cache, past = prefix_call
             if encoder.trainable:

@@ -29,7 +29,7 @@ def adaptable_layers(model: Module) -> dict[str, Linear]:
 
 
 def is_tied(model: Module, name: str) -> bool:
-    """Return True if the embedding and the head of the model share one weight, and `name` is one of them."""
+    """Return True if `name` is the embedding or the head of the model, and these two share one weight."""
     return (
         name in (OUTPUT_HEAD, embedding_name(model))
         and isinstance(model, Transformer)
@@ -49,8 +49,9 @@ def adapted_layers(model: Module, adapter_name: str | None = None) -> dict[str, 
 def adapt(model: Module, names: Iterable[str]) -> Iterator[tuple[str, AdaptedLinear]]:
     """Yield the name and the AdaptedLinear of each named layer. A layer without adapters is wrapped first.
 
-    The layer is a Linear or, for a TrainedCopy, also an Embedding or an RMSNorm. If the embedding is wrapped and the head
-    shares its weight, the head becomes a module with the same Parameter, so that a merge does not change the head.
+    The layer is a Linear or, for a TrainedCopy, also an Embedding or an RMSNorm. If the embedding is wrapped and the
+    head shares the weight of the embedding, the head becomes a module of its own with the same Parameter. A merge then
+    does not change the head.
     """
     modules = dict(model.named_modules())
     for name in names:
@@ -86,7 +87,10 @@ def remove(model: Module, adapter_name: str | None = None) -> None:
 
 
 def tie_or_untie(model: Transformer) -> None:
-    """Delete a head that shares the weight of the embedding. After a merge into one of the two, both keep their weights."""
+    """Delete the head if it still has the weight of the embedding; otherwise, mark the two weights as not tied.
+
+    The weights differ if an adapter was merged into the head or into the embedding.
+    """
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del model.lm_head
     else:

@@ -174,7 +174,7 @@ class PrefixEncoder(Module):
         return P.reshape(-1, *self.heads), (cache_0, a, cache_2)
 
     def backward(self, dP: Array, cache: PrefixEncoderCache | None) -> None:
-        """Add the gradients of the encoder's parameters.
+        """Add the gradients of the encoder's parameters to their `grad`.
 
         In the forward pass a = tanh(h), so dh = da ∘ (1 − a²). Each row of E is one virtual token. E is the input of
         the first layer, without a lookup, so dE is the gradient of this input.
@@ -272,8 +272,8 @@ class PrefixMethod(Method):
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
         """Return the prefix P as one array. The MLP is not saved.
 
-        Without an MLP, P is E in its storage dtype. The P of an MLP is saved in the base's dtype, because rounding P to
-        16 bits would change the model's outputs.
+        Without an MLP, P is E in its storage dtype. If an MLP computes P, P is saved in the base's dtype, because
+        rounding P to 16 bits would change the model's outputs.
         """
         encoder = host.prompt_encoder[name]
         stored = encoder.embedding.weight.value
@@ -319,7 +319,7 @@ def prefix_widths(model: Transformer) -> tuple[int, int]:
 
 
 def peft_sizes(model: Transformer) -> dict[str, int]:
-    """Return the sizes of the base that PEFT writes into the file."""
+    """Return the sizes of the base, as PEFT writes them into the file."""
     both, g, d = prefix_layout(model)
     return dict(zip(SIZES, (both // 2, g, g * d), strict=True))
 
@@ -337,7 +337,7 @@ def check_peft_sizes(config: PrefixTuningConfig, model: Transformer) -> None:
 
 
 def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEncoder] | None) -> None:
-    """Raise ValueError if a filled key/value cache starts with another prefix than the prefix of this call."""
+    """Raise ValueError if a filled key/value cache and this call use different prefixes."""
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
         now = f"another prefix called {named[0]!r}" if named and was == now else now

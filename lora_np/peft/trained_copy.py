@@ -1,4 +1,7 @@
-"""TrainedCopy: a copy of a whole module that an adapter trains in full. PEFT's name for this is `modules_to_save`."""
+"""TrainedCopy: a copy of a whole module that an adapter trains in full.
+
+In PEFT, the field `modules_to_save` selects these modules.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ NORMS = (
 class TrainedCopy(Adapter):
     """A trained copy of a Linear, an Embedding or an RMSNorm. The output is the output of the copy, with weight W'.
 
-    ΔW = W' − W. The file contains W' under the name of the module, as PEFT writes it.
+    ΔW = W' − W. As in PEFT, the file contains W' under the name of the module.
     """
 
     mergeable = True
@@ -57,9 +60,10 @@ def embedding_name(model: Module) -> str:
 
 
 def modules_to_copy(model: Module, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the modules whose names end with one of `names`, as in PEFT, by name and without adapters.
+    """Return a dictionary of the modules whose names end with one of `names`, as in PEFT.
 
-    A tied head is a module too. Raises ValueError if a module cannot be trained as a copy.
+    The modules are returned without their adapters. A tied head is a module too. Raises ValueError if a module cannot
+    be trained as a copy.
     """
     modules: dict[str, Any] = {}
     for path, module in model.named_modules():

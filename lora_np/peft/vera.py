@@ -2,12 +2,13 @@
 
     y = base(x) + b ∘ ((d ∘ (x̃ Aᵀ)) Bᵀ),   ΔW = Λ_b B Λ_d A        x̃ = drop(x) while training
 
-A (r, in_max) and B (out_max, r) are as large as the largest layer requires. Each layer uses the first `in` columns of A
-and the first `out` rows of B. The trained parameters are d (r,) and b (out,): r + out numbers per layer. LoRA trains
-r·(in + out) numbers. The vector b starts at 0, so ΔW starts at 0.
+The matrices A (r, in_max) and B (out_max, r) are large enough for all layers: in_max and out_max are the largest input
+and output sizes. Each layer uses the first `in` columns of A and the first `out` rows of B. The trained parameters are
+d (r,) and b (out,): r + out numbers per layer. LoRA trains r·(in + out) numbers. The vector b starts at 0, so ΔW starts
+at 0.
 
-PEFT draws A and B from `projection_prng_key` with PyTorch's generator. lora_np does not have this generator, so lora_np
-writes A and B into the file.
+PEFT draws A and B with PyTorch's generator from the seed `projection_prng_key`. lora_np does not have this generator,
+so lora_np writes A and B into the file.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class VeraConfig(TargetedConfig):
     d_initial : float, default 0.1
         Initial value of every element of d.
     init_weights : bool, default True
-        True: b = 0, so ΔW = 0 at the start. False: d is random, from a normal distribution, and b = 1 (for tests).
+        True: b = 0, so ΔW = 0 at the start. False (for tests): d is random, from a normal distribution, and b = 1.
     projection_prng_key : int, default 0
         Seed of the shared matrices A and B.
     base_model_name_or_path : str, path or None, default None

@@ -26,7 +26,7 @@ def code_book(quant_type: str) -> tuple[float, ...]:
     Returns
     -------
     tuple of float
-        16 float32 numbers. All values are in [−1, 1] except −8/7 of int4, which is not used.
+        16 float32 numbers. All values are in [−1, 1], except the value −8/7 of int4, which is not used.
 
     Raises
     ------
@@ -35,15 +35,15 @@ def code_book(quant_type: str) -> tuple[float, ...]:
 
     Notes
     -----
-    nf4: if the weights are normally distributed, each value is used about equally often. The values are quantiles of
-    N(0, 1), divided by the largest quantile. Eight values are above zero and seven below. On each side, the
-    probabilities are evenly spaced from ½ to 1 − ½(1/30 + 1/32) = 0.9677083. Zero is also a value, so that a weight of
-    0 stays 0.
+    nf4: if the weights are normally distributed, each of the 16 values is used about equally often. The values are
+    quantiles of N(0, 1), divided by the largest quantile. Eight values are above zero and seven below. On each side,
+    the probabilities of the quantiles are evenly spaced from ½ to 1 − ½(1/30 + 1/32) = 0.9677083. Zero is also a value,
+    so that a weight of 0 stays 0.
 
     fp4: the four bits are one sign bit, two exponent bits and one mantissa bit. All values are divided by the largest
     value, 12.
 
-    int4: the values (q − 8)/7 are evenly spaced. q = 0 is not used, so the used values are symmetric around 0.
+    int4: the values (q − 8)/7 are evenly spaced. The code q = 0 is not used, so the used values are symmetric around 0.
 
     References
     ----------
@@ -83,9 +83,9 @@ def dynamic_map() -> tuple[float, ...]:
 
     Notes
     -----
-    A value is a sign, a power of ten from 10⁻⁶ to 10⁰, and a fraction between 0.1 and 1. Each smaller power of ten
-    leaves one bit less for the fraction. So for each sign there are 64 fractions for 10⁰, 32 for 10⁻¹, and so on, down
-    to 1 for 10⁻⁶.
+    Each value except 0 and 1 is the product of a sign, a power of ten from 10⁻⁶ to 10⁰, and a fraction between 0.1 and
+    1. Each smaller power of ten leaves one bit less for the fraction. So for each sign there are 64 fractions for 10⁰,
+    32 for 10⁻¹, and so on, down to 1 for 10⁻⁶.
 
     References
     ----------

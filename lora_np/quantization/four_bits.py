@@ -1,7 +1,7 @@
 """Four bits per weight: NF4, two simpler codes for comparison, and double quantisation (QLoRA, arXiv 2305.14314).
 
-For each block of consecutive weights w, the stored numbers are the largest magnitude, absmax = max |w|, and a four-bit
-code q per weight. The code q is the index of the value c_q nearest to w/absmax:
+Each block of consecutive weights w is stored as its largest magnitude, absmax = max |w|, and one four-bit code q per
+weight. The code q is the index of the value c_q nearest to w/absmax:
 
     q = argmin_q |w/absmax − c_q|,        ŵ = c_q · absmax
 

@@ -65,8 +65,8 @@ class QuantizedLinear(Linear):
     """A frozen linear layer with four bits per weight, y = x Ŵᵀ + b with the dequantised weight Ŵ.
 
     The layer stores the four-bit codes and the largest magnitude of each block (absmax). The layer computes Ŵ in the
-    forward pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread has one
-    dequantised matrix at a time, for any number of layers. The product has the dtype of x.
+    forward pass, and again in the backward pass for dx. Ŵ is freed after each product. So each thread stores only one
+    dequantised matrix at a time, even if the model has many layers. The product has the dtype of x.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class QuantizedLinear(Linear):
         y : ndarray, shape (…, out)
             The output.
         cache : QuantizedLinearCache
-            The second argument of `backward`. The cache contains neither x nor Ŵ.
+            Values that `backward` needs. The cache contains neither x nor Ŵ.
         """
         bias = self.bias.value if hasattr(self, "bias") else None
         y, _ = ops.linear_forward(x, dequantize_4bit(self.weight.value, x.dtype), bias)
@@ -193,8 +193,8 @@ def quantize_model(
     double_quant : bool
         If True, the largest magnitude of each block (absmax) is stored in 8 bits.
     skip_modules : collection of str
-        The layers that are not quantised. A layer is not quantised if its name equals an entry or ends in "." + an
-        entry. The default is the output head.
+        Names of the layers that are not quantised. An entry matches a layer if the layer's name equals the entry or
+        ends in "." and the entry. The default is the output head.
 
     Returns
     -------

@@ -53,7 +53,7 @@ def run_settings(
 
 
 def digests(model: Trainable, batches: Any) -> dict[str, str]:
-    """Return a dict with a hash of the frozen weights and, if `batches` has an attribute `digest`, this attribute.
+    """Return a dict with a hash of the frozen weights, and with `batches.digest` if this attribute exists.
 
     A checkpoint contains the dict instead of the frozen weights and the data. The hash covers the name, dtype and shape
     of each frozen weight, and about a thousand evenly spaced values. For a quantised weight, the hash covers the
@@ -74,7 +74,10 @@ def digests(model: Trainable, batches: Any) -> dict[str, str]:
 
 
 def _digest(values: list[float]) -> str:
-    """Return a hash of the values of a schedule. Unlike the address of a function, this hash is equal in every process."""
+    """Return a hash of the values of a schedule.
+
+    This hash is equal in every process, whereas the address of the schedule function is not.
+    """
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
@@ -90,7 +93,7 @@ class Checkpoint:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training with this file, and remove temporary files of a killed process."""
+        """Lock the file, so that no other process trains with it, and remove temporary files of a killed process."""
         if self.path is None:
             yield
             return
@@ -159,7 +162,7 @@ class Checkpoint:
         return step, rows
 
     def stopped(self, step: int, found: str) -> FloatingPointError:
-        """Restore the state in the file, if the file exists, and return the error for a number that is not finite."""
+        """Return the error for a number that is not finite. If the file exists, first restore the state in the file."""
         if self.path is not None and Path(self.path).exists():
             kept = f"the model was reset to step {self.load()[0]}, the last good state, from {self.path}"
         else:

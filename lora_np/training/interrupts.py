@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM during training: the state after the last complete update is saved before the program stops.
 
 Python can raise KeyboardInterrupt between any two instructions, even when an optimizer has updated only a part of the
-parameters. This file lets an update finish first.
+parameters. This module delays the exception until the update is complete.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Interrupts:
     """A `with` block in which Ctrl-C raises KeyboardInterrupt once, but never inside a block `with interrupts.held()`.
 
     After the first Ctrl-C, another Ctrl-C has no effect until the end of the block. Therefore the second Ctrl-C cannot
-    stop the program while the program saves. SIGTERM is handled in the same way if its handler raises KeyboardInterrupt.
-    A handler that the caller has installed stays. Python runs handlers only in the main thread, so in other threads the
-    block does nothing.
+    stop the program while the program saves. SIGTERM is handled in the same way if its handler raises
+    KeyboardInterrupt. If the caller has installed a handler, this handler is not replaced. Python runs handlers only in
+    the main thread, so in other threads the block does nothing.
     """
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class Interrupts:
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, with which schedulers and containers stop a program, raise KeyboardInterrupt in a `with` block."""
+    """Make SIGTERM raise KeyboardInterrupt in a `with` block. Schedulers and containers stop programs with SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -46,10 +46,10 @@ class Batches(Protocol):
 class History:
     """The record of a training run, one row per step.
 
-    The row of an update contains step, loss, lr, grad_norm, seconds and tokens. A row with an evaluation also contains
-    the column `heldout` or, for several held-out texts, one column per text with the name of the text. `loss` and
-    `heldout` are in nats per token. `seconds` is the training time so far, without evaluation. `tokens` is the number
-    of tokens so far, with padding.
+    The row of an update contains step, loss, lr, grad_norm, seconds and tokens. After an evaluation, the row also
+    contains the column `heldout`. If there are several held-out texts, the row contains one column per text instead,
+    with the name of the text. `loss` and `heldout` are in nats per token. `seconds` is the training time so far,
+    without evaluation. `tokens` is the number of tokens so far, including padding.
 
     Parameters
     ----------
@@ -134,7 +134,8 @@ def train(
     schedule : callable
         The learning rate at each step is optimizer.lr · schedule(step), for example `WarmupCosine`.
     max_grad_norm : float, optional
-        If the norm of the gradient is larger than this value, scale the gradient to this norm. None means no clipping.
+        If the norm of the gradient is larger than `max_grad_norm`, the gradient is scaled to this norm. None means no
+        clipping.
     accumulate : int
         Number of batches per update. The loss is the mean over all counted tokens of these batches.
     heldout : list of (ndarray, ndarray), or dict of str to such lists, optional
@@ -155,7 +156,7 @@ def train(
         Number of threads among which the rows of each batch are divided.
     gradient_checkpointing : bool
         True saves memory: each block keeps only its input, and runs its forward pass again in the backward pass. The
-        gradients are bitwise equal.
+        gradients are bitwise equal to the gradients without checkpointing.
     label : str
         Text in front of the progress bar.
     progress : bool or "lines"
@@ -172,7 +173,7 @@ def train(
     ------
     ValueError
         If nothing is trainable, if an argument is out of range, or if the checkpoint belongs to another run. Two runs
-        are different if their settings, their frozen weights or their `batches.digest` differ.
+        count as different if their settings, their frozen weights or their `batches.digest` differ.
     FileExistsError
         If the checkpoint exists and `resume` is False.
     BlockingIOError
@@ -238,7 +239,10 @@ def train(
             return values
 
         def evaluate_if_due(step: int) -> None:
-            """Add the held-out losses to the last row. After Ctrl-C in an evaluation, the resumed run evaluates again."""
+            """Add the held-out losses to the last row.
+
+            If Ctrl-C stops an evaluation, the resumed run repeats the evaluation.
+            """
             due = step == steps or (eval_every and step % eval_every == 0)
             if due and not unseen.keys() <= history.rows[-1].keys():
                 history.rows[-1] |= heldout_losses(step)
@@ -348,7 +352,10 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
 def _gradients(
     model: Trainable, batches: Batches, step: int, accumulate: int, seed: int, workers: int
 ) -> tuple[Array, int]:
-    """Compute the gradients of one update. Return the loss and the number of tokens in its batches, with padding."""
+    """Compute the gradients of one update.
+
+    Return the loss and the number of tokens in the update's batches, including padding.
+    """
     model.zero_grad()
     numbers = range(step * accumulate, (step + 1) * accumulate)
     together = [batches[i % len(batches)] if isinstance(batches, Sequence) else batches[i] for i in numbers]
@@ -362,7 +369,10 @@ def _gradients(
 
 @contextmanager
 def _checkpointing(model: Any, on: bool) -> Iterator[None]:
-    """Turn gradient checkpointing on while the context is open. If it was on before, it stays on."""
+    """Turn gradient checkpointing on while the context is open.
+
+    If gradient checkpointing was on before, it stays on afterwards.
+    """
     before = getattr(model, "gradient_checkpointing", False)
     if on:
         model.gradient_checkpointing_enable()

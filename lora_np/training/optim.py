@@ -27,8 +27,9 @@ class Optimizer:
     lr : float
         The learning rate.
     lr_ratio : dict of str to float
-        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
-        {"lora_B": 16} is LoRA+ (Hayou et al. 2024, arXiv 2402.12354). If several keys match, the first key applies.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name. For
+        example, {"lora_B": 16} gives LoRA+ (Hayou et al. 2024, arXiv 2402.12354). If several keys match, the first key
+        applies.
     state : dict
         The arrays of the optimizer, such as m and v, as {parameter name: {array name: array}}.
 
@@ -63,7 +64,7 @@ class Optimizer:
         Parameters
         ----------
         parameters : iterable of (str, Parameter)
-            Names and parameters: `model.named_parameters()`.
+            Pairs of name and parameter, as in `model.named_parameters()`.
         lr : float, optional
             The learning rate of this update; the default is the optimizer's `lr`.
         t : int, optional
@@ -88,7 +89,7 @@ class Optimizer:
         Parameters
         ----------
         parameters : iterable of (str, Parameter)
-            Names and parameters: `model.named_parameters()`.
+            Pairs of name and parameter, as in `model.named_parameters()`.
         """
         for _, p in parameters:
             p.grad = None
@@ -166,10 +167,10 @@ class Optimizer:
 
 
 def _full(p: Parameter, name: str, state: dict[str, dict[str, Array]]) -> Array:
-    """Return the array to update: the value of p, or, if this value has 16 bits, the float32 copy in the optimizer state.
+    """Return the array that the optimizer updates: the value of p, or a float32 copy if the value has 16 bits.
 
-    In 16 bits, an update that is much smaller than the weight is lost by rounding. In the float32 copy, such updates add up
-    (arXiv 1710.03740, section 3.1).
+    The copy is in the optimizer state. In 16 bits, an update that is much smaller than the weight is lost by rounding.
+    In the float32 copy, such updates add up (arXiv 1710.03740, section 3.1).
     """
     if p.value.dtype == p.compute_dtype:
         return p.value
@@ -190,9 +191,9 @@ class SGD(Optimizer):
     lr : float
         The learning rate η.
     momentum : float
-        μ.
+        The momentum factor μ.
     weight_decay : float
-        λ.
+        The weight decay λ.
     lr_ratio : dict of str to float
         Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name.
     state : dict
@@ -245,14 +246,14 @@ class AdamW(Optimizer):
     lr : float
         The learning rate η.
     betas : tuple of (float, float)
-        β₁ and β₂.
+        The factors β₁ and β₂ of the moving averages m and v.
     eps : float
-        ε.
+        The small number ε in the denominator.
     weight_decay : float
-        λ; the default is the same as in PyTorch.
+        The weight decay λ; the default is the same as in PyTorch.
     lr_ratio : dict of str to float
-        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name:
-        {"lora_B": 16} is LoRA+.
+        Factors that multiply the learning rate of some parameters. A key is a component of a parameter's name. For
+        example, {"lora_B": 16} gives LoRA+.
     state : dict
         The arrays m and v of each parameter.
 
@@ -374,7 +375,7 @@ def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
     Parameters
     ----------
     parameters : iterable of (str, Parameter)
-        Names and parameters: `model.named_parameters()`.
+        Pairs of name and parameter, as in `model.named_parameters()`.
     max_norm : float
         The largest norm, above 0.
 

@@ -3,7 +3,7 @@
 The threads of BLAS speed up only large matrix products. Without replicas, all other operations would run on one core:
 softmax, norms, activations and the thin products with A and B. These other operations take about half the time of a
 LoRA step. With replicas, all operations run in parallel, because NumPy releases Python's global lock inside its loops.
-Parallel calls are safe, because a call stores no state in the layer but returns a cache, and each replica has its own
+Parallel calls are safe: a call returns a cache and stores no state in the layer, and each replica has its own
 gradients.
 """
 
@@ -41,11 +41,11 @@ def loss_and_gradients(
 
         L = Σ_k (N_k/N) L_k,
 
-    and the gradients are summed with the same weights N_k/N, in the order of the rows. The result equals the result of
-    one worker and one piece up to rounding, also with dropout, because each piece draws its rows of the masks of the
-    whole batch. For a fixed number of workers, the result is exactly reproducible. Each worker has its own gradients.
-    The gradients of an adapter need little memory. In full fine-tuning, the gradients of each worker need as much
-    memory as all weights. Raises ValueError in the same cases as `loss`.
+    and the gradients are summed with the same weights N_k/N, in the order of the rows. Up to rounding, the result
+    equals the result of one worker and one piece. This is also true with dropout, because each piece uses its own rows
+    of the dropout masks of the whole batch. For a fixed number of workers, the result is exactly reproducible. Each
+    worker has its own gradients. The gradients of an adapter need little memory. In full fine-tuning, the gradients of
+    each worker need as much memory as all weights. Raises ValueError in the same cases as `loss`.
     """
     at_once = tokens_at_once(model)
     if workers == 1 and (at_once is None or tokens.size <= at_once):  # one piece: nothing to divide

@@ -1,8 +1,9 @@
 """A batch in pieces: which rows a worker computes at a time, and the dropout masks of these rows.
 
-A piece needs less memory than the whole batch, and more of its activations stay in the processor's caches. But each piece
-costs some milliseconds of Python, in which the other workers wait. The best size depends on the processor: 512 tokens with
-a second-level cache of 0.5 MB; with 2 MB, pieces of 512 tokens take 1.1 times as long as the whole batch.
+A piece needs less memory than the whole batch, and more of its activations stay in the processor's caches. But the
+Python code of each piece takes some milliseconds, and the other workers wait during this time. The best size depends on
+the processor. With a second-level cache of 0.5 MB, pieces of 512 tokens are best. With 2 MB, pieces of 512 tokens take
+1.1 times as long as the whole batch.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from ..nn import Trainable
 
 
 def pieces(rows: int, seq_len: int, workers: int, tokens_at_once: int | None) -> list[list[slice]]:
-    """Return for each worker the rows of its pieces, in order. A piece has at most `tokens_at_once` tokens, or one row.
+    """Return for each worker the rows of its pieces, in order.
 
-    If `tokens_at_once` is None, each worker has one piece. Workers without rows are left out.
+    A piece has at most `tokens_at_once` tokens; if one row has more tokens, the piece is this row. If `tokens_at_once`
+    is None, each worker has one piece. Workers without rows are left out.
     """
     shards = [shard for shard in np.array_split(np.arange(rows), workers) if shard.size]
     at_once = rows if tokens_at_once is None else max(1, tokens_at_once // seq_len)
@@ -30,14 +32,15 @@ def pieces(rows: int, seq_len: int, workers: int, tokens_at_once: int | None) ->
 def tokens_at_once(model: Trainable) -> int | None:
     """Return how many tokens of a batch the model should compute at a time; None stands for the whole batch.
 
-    A GPU needs large pieces. A model of another class may have a fixed cost per call, so it gets the whole batch.
+    A GPU needs large pieces. A model without the attribute `tokens_at_once` may have a fixed cost per call, so this
+    model gets the whole batch.
     """
     on_cpu = any(isinstance(p.value, np.ndarray) for _, p in model.named_parameters())
     return getattr(model, "tokens_at_once", None) if on_cpu else None
 
 
 class RowsOfMasks(np.random.Generator):
-    """Draws dropout masks for some rows of a batch: exactly these rows of the masks that the whole batch would draw.
+    """Draws dropout masks for some rows of a batch. These masks equal the same rows of the masks of the whole batch.
 
     The result of a step then depends neither on the size of the pieces nor on the number of workers.
 
@@ -61,7 +64,7 @@ class RowsOfMasks(np.random.Generator):
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
         """Return the numbers that `rng.random` would return for these rows: shape (rows, t, …) or (counted tokens, d).
 
-        A single number is the same for all rows.
+        If `size` is not a tuple, the result is the same for all rows.
         """
         if not isinstance(size, tuple):
             return super().random(size, dtype)

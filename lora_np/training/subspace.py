@@ -4,7 +4,7 @@
     z (d,)   trained, starts at 0                    θ (D,)    the weights of the model
 
 The intrinsic dimension of a task is the smallest d that is enough to learn the task. The columns of P are orthonormal,
-so a step of length ε in z is a step of length ε in θ for every d. P has the dtype of the model. The module runs
+so a step of length ε in z changes θ by a vector of length ε, for every d. P has the dtype of the model. The module runs
 on the CPU.
 """
 
@@ -23,7 +23,8 @@ from ..nn import Cache, Module, Parameter, Trainable
 class DenseProjection:
     """A dense P: the Q factor of a random normal matrix. The columns of P span a uniformly random subspace.
 
-    P has D·d numbers, and a product with P takes D·d multiplications, so D must be small. Raises ValueError unless 1 ≤ d ≤ D.
+    P has D·d numbers, and a product with P takes D·d multiplications, so D must be small. Raises ValueError if d is
+    below 1 or above D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -50,9 +51,9 @@ class SparseProjection:
 
     The columns are exactly orthonormal, because two columns share no row, and Σᵢ Pᵢⱼ² = nⱼ/nⱼ = 1. At d = D the
     subspace is the whole space. P stores 2·D numbers, and a product takes D multiplications. Fastfood (Le et al. 2013),
-    which Li et al. use for large models, takes D·log d operations. The subspace is random but not uniformly random, so
-    studies use `DenseProjection` as a control. The same kind of projection is used in hashing (Chen et al. 2015, arXiv
-    1504.04788) and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises ValueError unless 1 ≤ d ≤ D.
+    which Li et al. use for large models, takes D·log d operations. Not all subspaces of dimension d are equally likely,
+    so studies use `DenseProjection` as a control. The same kind of projection is used in hashing (Chen et al. 2015,
+    arXiv 1504.04788) and in Uni-LoRA (Li et al. 2025, arXiv 2506.00799). Raises ValueError if d is below 1 or above D.
     """
 
     def __init__(self, D: int, d: int, seed: int = 0, dtype: DTypeLike = np.float64) -> None:
@@ -91,10 +92,10 @@ class SubspaceModel(Module):
     Parameters
     ----------
     model : Transformer or PeftModel
-        The model. θ₀ contains the values of the trainable parameters, in the model's order. Each call of `loss` gives
-        these parameters new arrays with the values θ, so that the caches of earlier calls stay valid.
+        The model. The vector θ₀ contains the values of the trainable parameters, in the model's order. Each call of
+        `loss` gives these parameters new arrays with the values θ, so that the caches of earlier calls stay valid.
     projection : DenseProjection or SparseProjection
-        P, with D equal to the number of trainable weights.
+        The projection P; its D must equal the number of trainable weights.
 
     Raises
     ------

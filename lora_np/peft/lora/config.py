@@ -31,16 +31,18 @@ class LoraConfig(TargetedConfig):
     fan_in_fan_out : bool, default False
         Must be False: weights have shape (out, in).
     modules_to_save : collection of str or None, default None
-        Modules that are trained in full and saved with the adapter: "lm_head", "embed_tokens", norms or linear layers. A
-        name selects all modules whose names end with it, as in PEFT. The base keeps its own weights.
+        Modules that are trained in full and saved with the adapter: "lm_head", "embed_tokens", norms or linear layers.
+        As in PEFT, an entry selects all modules whose names end with this entry. Training does not change the weights
+        of the base.
     exclude_modules : str, collection of str or None, default None
-        Layers that get no adapter, although `target_modules` selects them. The value has the same forms as
+        Layers that get no adapter, even if `target_modules` selects them. The value has the same forms as
         `target_modules`.
     layers_to_transform : int, collection of int or None, default None
-        Indices of the blocks to adapt; 0 is the first block. None adapts all blocks. As in PEFT, a full name in
-        `target_modules` selects its layer in any block.
+        Indices of the blocks to adapt; 0 is the first block. None: all blocks are adapted. As in PEFT, a layer whose
+        full name is in `target_modules` is adapted even if its block is not in this list.
     layers_pattern : str, collection of str or None, default None
-        Names of the list of blocks, for models whose list is not called "layers" or "h". Used with `layers_to_transform`.
+        Possible names of the list of blocks in the model; not needed if the list is called "layers" or "h". Used with
+        `layers_to_transform`.
     r : int, default 8
         Rank of ΔW, at least 1.
     lora_alpha : float, default 8
@@ -56,7 +58,7 @@ class LoraConfig(TargetedConfig):
     init_lora_weights : bool, "gaussian" or "pissa", default True
         True: A is uniform in ±1/√in (Kaiming with a = √5), and B = 0. "gaussian": A is normal with standard deviation
         1/r, and B = 0. "pissa": s·B A is the principal part of W, and this part is subtracted from the base (see
-        pissa.py). False: A is drawn as for True, and B is uniform in ±1/√r, so that ΔW ≠ 0 at the start (for tests).
+        pissa.py). False (for tests): A is drawn as for True, and B is uniform in ±1/√r, so that ΔW ≠ 0 at the start.
     rank_pattern, alpha_pattern : dict of str to number, default {}
         Different values of r or α for some layers, for example {"down_proj": 16}. A key is a regular expression for the
         last dot-separated components of a layer's name. The first matching key is used.
@@ -126,7 +128,7 @@ class LoraConfig(TargetedConfig):
         check_choice("init_lora_weights", self.init_lora_weights, True, False, "gaussian", "pissa")
 
     def check_selection(self) -> None:
-        """Store the fields that select layers as strings, tuples or None, and check these fields."""
+        """Check the fields that select layers, and store them as strings, tuples or None."""
         for name in ("exclude_modules", "layers_pattern", "modules_to_save"):
             given: Any = getattr(self, name)
             given = [given] if name != "exclude_modules" and isinstance(given, str) else given
@@ -152,7 +154,7 @@ class LoraConfig(TargetedConfig):
         Returns
         -------
         bool
-            True if `target_modules` selects the layer and no other setting leaves it out.
+            True if `target_modules` selects the layer and no other setting excludes the layer.
         """
         targets = self.target_modules
         if self.exclude_modules is not None and is_target(name, self.exclude_modules):
@@ -179,7 +181,7 @@ class LoraConfig(TargetedConfig):
         Returns
         -------
         bool
-            True if `modules_to_save` contains the end of the name.
+            True if the name ends with an entry of `modules_to_save`.
         """
         return name.endswith(tuple(self.modules_to_save or ()))
 

@@ -48,7 +48,7 @@ class DoraAdapter(LoraAdapter):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> DoraAdapter:
-        """Return an adapter with the arrays A, B and m, which are in host memory.
+        """Return an adapter with the given arrays A, B and m (in host memory).
 
         If m is not given, m is set to the row lengths of W + s·B A.
         """
@@ -84,7 +84,10 @@ class DoraAdapter(LoraAdapter):
         return dx
 
     def prepare(self, base: Linear, dtype: DTypeLike) -> tuple[Array, Array, Array, NormCache | None]:
-        """Return A, B, the row lengths n (out,) of W + s·B A, and the cache for their gradient if `dora_norm` is "true"."""
+        """Return A, B, the row lengths n (out,) of W + s·B A, and the cache for the gradient of n.
+
+        The cache is None if `dora_norm` is "detached".
+        """
         norm_cache: NormCache | None
         A, B = self.factors(dtype)
         n, norm_cache = row_norm(base, A, B, self.config.scaling)
@@ -166,7 +169,7 @@ def row_norm_backward(base: Linear, dn: Array, cache: NormCache, need_dA: bool) 
 
 @dataclass(frozen=True)
 class DoraCost(LoraCost):
-    """The cost of LoRA, plus the cost of m, of the row lengths n, and of z.
+    """The cost of LoRA plus the cost of three arrays: the trained m, the row lengths n, and z.
 
     The array z (N, out) is the output before the multiplication by g = m/n.
     """
@@ -182,8 +185,8 @@ class DoraCost(LoraCost):
     def products(self, N: int, out: int, in_: int, need_dx: bool) -> Products:
         """Return the FLOPs of LoRA's products and of the products that compute n.
 
-        To compute n, DoRA needs C = W Aᵀ, A Aᵀ and B (A Aᵀ), and their gradients if n has a gradient. These FLOPs do
-        not depend on the number N of tokens. With dropout, the base layer also computes x̃ Wᵀ.
+        To compute n, DoRA needs the products W Aᵀ, A Aᵀ and B (A Aᵀ), and also their gradients if n has a gradient.
+        These FLOPs do not depend on the number N of tokens. With dropout, the base layer also computes x̃ Wᵀ.
         """
         norm = 2 * self.r * (out * in_ + self.r * (in_ + out))
         found = super().products(N, out, in_, need_dx) + Products(norm, 0, norm * (self.true_norm and self.A_trained))
@@ -192,8 +195,8 @@ class DoraCost(LoraCost):
     def saved_for_backward(self, N: int, out: int, in_: int) -> int:
         """Return the number of saved floats.
 
-        The saved arrays are the arrays that LoRA saves, z (N, out) and n (out,). If n has a gradient, P = (W + s·B A)
-        Aᵀ (out, r) is saved too.
+        DoRA saves the same arrays as LoRA, and also z (N, out) and n (out,). If n has a gradient, P = (W + s·B A) Aᵀ
+        (out, r) is saved too.
         """
         return super().saved_for_backward(N, out, in_) + N * out + out + self.true_norm * out * self.r
 

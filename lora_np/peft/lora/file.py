@@ -13,10 +13,10 @@ from .config import LoraConfig, T, first_match
 
 
 def portable_selection(config: LoraConfig, model: Module) -> dict[str, Any]:
-    """Return the settings that select layers in a form that selects the same layers in PEFT.
+    """Return the settings that select layers, in a form with which PEFT selects the same layers.
 
-    PEFT does not combine `layers_to_transform` with a string in `target_modules`. A string is therefore replaced by the
-    names of the selected layers, if another setting selects layers too.
+    PEFT does not combine `layers_to_transform` with a string in `target_modules`. If another setting selects layers
+    too, a string is therefore replaced by the names of the selected layers.
     """
     excluded = config.exclude_modules and portable_targets(config.exclude_modules, model)
     others = {

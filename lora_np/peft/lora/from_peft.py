@@ -1,6 +1,6 @@
-"""Convert LoRA files of PEFT to the form of this library: initialisations, trained tokens, keys with the adapter's name.
+"""Convert LoRA files of PEFT to the form of this library.
 
-Each line has a form of PEFT and the form of this library:
+Each line of the table shows a form of PEFT and the corresponding form of this library:
 
     file of PEFT                                        here
     base_model.model.….lora_A.poet.weight               the same key without the adapter's name
@@ -47,7 +47,7 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 def convert(
     settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the settings and the tensors of a file in the forms that this library has.
+    """Return the settings and the tensors of a file in the forms that this library uses.
 
     Raises ValueError if the file needs a base that is not in the file.
     """
@@ -79,9 +79,10 @@ def convert(
 
 
 def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with keys that do not contain the name of the adapter, if all keys contain the same name.
+    """Return the arrays without the adapter's name in their keys, if all keys contain the same name.
 
-    A state_dict of PEFT has such keys. A state_dict also has the unchanged weights of modules_to_save, which are left out.
+    The keys of a state_dict of PEFT contain this name. A state_dict also contains the unchanged weights of the modules
+    in `modules_to_save`; these weights are left out.
     """
     named = (NAMED_FACTOR, NAMED_MAGNITUDE, NAMED_MODULE)
     short = [key for key in arrays if len(key) < LONGEST_KEY]  # the regular expression is slow for a long key
@@ -99,8 +100,9 @@ def without_adapter_name(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 def with_trained_rows(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], indices: Any, model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Replace the trained rows of an embedding by the whole embedding. As in PEFT, a tied head without its own rows gets
-    the same rows.
+    """Replace the trained rows of an embedding by the whole embedding.
+
+    As in PEFT, a tied head without its own trained rows gets the rows of the embedding.
     """
     embedding = embedding_name(model)
     rows_of = indices if isinstance(indices, dict) else {embedding: indices}
@@ -154,7 +156,7 @@ def copied_modules(settings: Mapping[str, Any]) -> list[str]:
 
 
 def plain_config(settings: Mapping[str, Any]) -> LoraConfig:
-    """Return a LoraConfig with the settings of a file that are fields of LoraConfig, without modules_to_save."""
+    """Return a LoraConfig with all settings of a file that are fields of LoraConfig, except `modules_to_save`."""
     known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if settings.get(key) is not None}
     return LoraConfig(
         **{**known, "inference_mode": False, "fan_in_fan_out": False, "modules_to_save": None, "task_type": None}
@@ -166,7 +168,7 @@ def with_tied_copies(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Copy the trained embedding to a tied head, or the trained head to the embedding: `ensure_weight_tying` of PEFT.
 
-    PEFT recognises an embedding by the name embed_tokens, so it does not copy a trained wte to the head of GPT-2.
+    PEFT recognises an embedding by the name `embed_tokens`, so PEFT does not copy a trained `wte` to the head of GPT-2.
     """
     tied = embedding_name(model), "lm_head"
     keys = [f"{PREFIX}{name}.weight" for name in tied]
@@ -186,10 +188,10 @@ def with_tied_copies(
 def with_initial_factors(
     settings: dict[str, Any], arrays: dict[str, np.ndarray], init: str, model: Transformer
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the LoRA of rank 2r that has the same effect on the original base.
+    """Return a LoRA of rank 2r for the original base, with the same outputs as the file's adapter in PEFT.
 
-    PEFT subtracts s·B₀A₀ from each weight when it loads the file: the principal part of W for PiSSA, and Q_r R_r of the QR
-    decomposition W = Q R for OLoRA. So ΔW = s·(B A − B₀A₀) = s·[B, −B₀] [A; A₀].
+    When PEFT loads the file, it subtracts s·B₀A₀ from each weight W. For PiSSA, this product is the principal part of
+    W. For OLoRA, this product is Q_r R_r of the QR decomposition W = Q R. So ΔW = s·(B A − B₀A₀) = s·[B, −B₀] [A; A₀].
     """
     config, found = plain_config(settings), dict(arrays)
     for name, base in adaptable_layers(model).items():
@@ -216,8 +218,9 @@ def with_initial_factors(
 def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
     """Return A₀ (r, in) and B₀ (out, r) whose product s·B₀A₀ is the principal part of W (out, in), as in PiSSA.
 
-    The singular vectors of one side are the eigenvectors of W Wᵀ or Wᵀ W. Computing the eigenvectors takes less time than
-    an SVD. With U_r from W Wᵀ, the principal part is U_r U_rᵀ W; with V_r from Wᵀ W, it is W V_r V_rᵀ.
+    The left singular vectors of W are the eigenvectors of W Wᵀ, and the right singular vectors are the eigenvectors of
+    Wᵀ W. Computing the eigenvectors takes less time than an SVD. With U_r from W Wᵀ, the principal part is U_r U_rᵀ W;
+    with V_r from Wᵀ W, it is W V_r V_rᵀ.
     """
     wide = W.shape[0] <= W.shape[1]
     _, vectors = np.linalg.eigh(W @ W.T if wide else W.T @ W)  # in ascending order
@@ -229,7 +232,7 @@ def principal_factors(W: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray
 def first_factors(W: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     """Return R_r (r, in) and Q_r (out, r) of the QR decomposition W = Q R, as in OLoRA.
 
-    Q_r is the Q of the first r columns of W, and R_r = Q_rᵀ W.
+    Q_r is the factor Q of the first r columns of W, and R_r = Q_rᵀ W.
     """
     Q, _ = np.linalg.qr(W[:, :r])
     return Q.T @ W, Q

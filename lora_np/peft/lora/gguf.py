@@ -3,8 +3,8 @@
     blk.3.attn_q.weight.lora_a    A (r, in)        adapter.lora.alpha    α; llama.cpp multiplies B A by α/r, or by 1 if α = 0
     blk.3.attn_q.weight.lora_b    B (out, r)
 
-As in GGUF files of models, the rows of q and k have another order (see pretrained/llama_gguf.py). The rows of ΔW = s·B A
-are the rows of B, so B gets the order of Hugging Face.
+As in GGUF files of models, the rows of q and k are not in the order of Hugging Face (see pretrained/llama_gguf.py).
+Each row of ΔW = s·B A depends on the same row of B, so the rows of B are put into the order of Hugging Face.
 
 Source: llama.cpp, convert_lora_to_gguf.py and llama_adapter_lora_weight::get_scale.
 """
@@ -31,6 +31,7 @@ def read_gguf(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """Return the settings and the tensors of a GGUF adapter in PEFT's form, and an empty dictionary.
 
+    The dictionary is empty because a GGUF file contains only fields that PEFT has.
     Raises ValueError if the file is not a LoRA of the Llama family.
     """
     arrays: dict[str, np.ndarray] = {}

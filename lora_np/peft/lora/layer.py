@@ -38,7 +38,7 @@ class LoraAdapter(Bypass):
     def build(
         cls, config: LoraConfig, base: Linear, factors: Collection[np.ndarray], dtype: np.dtype | None = None
     ) -> LoraAdapter:
-        """Return an adapter with the arrays A (r, in) and B (out, r), which are in host memory.
+        """Return an adapter with the given arrays A (r, in) and B (out, r) (in host memory).
 
         The parameters of the adapter are on the base's device and have `dtype`, by default the base's dtype.
         """

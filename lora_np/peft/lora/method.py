@@ -97,7 +97,7 @@ class LoraMethod(LayerMethod):
     def check(self, host: AdapterHost, config: LoraConfig, layers: Mapping[str, Linear]) -> None:
         """Raise ValueError if PiSSA or DoRA cannot be used in a layer.
 
-        Raises RuntimeError if PiSSA is not the first adapter.
+        Raises RuntimeError if the model already has adapters and the new adapter uses PiSSA.
         """
         if config.init_lora_weights == "pissa" and host.peft_config:
             raise RuntimeError(
@@ -149,13 +149,16 @@ class LoraMethod(LayerMethod):
     ) -> Mapping[str, np.ndarray]:
         """Return all arrays except weights of the base.
 
-        PEFT saves a weight of the base if an adapter adapts lm_head.
+        If an adapter adapts lm_head, PEFT's file also contains the weight of the base.
         """
         base = base_weights(model)
         return {key: x for key, x in arrays.items() if key in expected or not is_base_weight(key, x, base)}
 
     def costs(self, config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, AdapterCost]:
-        """Return the cost of each layer's adapter by layer name. Raises ValueError if the adapter trains whole modules."""
+        """Return a dictionary of the costs of all layers' adapters, with layer names as keys.
+
+        Raises ValueError if the adapter trains whole modules.
+        """
         check_cost_of_copies(bool(config.modules_to_save))
         return super().costs(config, shapes)
 
@@ -206,7 +209,7 @@ class LoraMethod(LayerMethod):
         super().delete(host, name)
 
     def check_mixable(self, name: str, config: LoraConfig) -> None:
-        """Raise ValueError for modules_to_save. Rows of LoRA, DoRA and PiSSA can share a batch."""
+        """Raise ValueError if the adapter has `modules_to_save`. Rows of LoRA, DoRA and PiSSA can share a batch."""
         if config.modules_to_save:
             raise ValueError(
                 f"{name!r} has its own {', '.join(config.modules_to_save)}; rows of this adapter cannot be in a mixed batch"
@@ -246,7 +249,7 @@ class LoraMethod(LayerMethod):
     def convert(
         self, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], model: Transformer
     ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
-        """Convert PEFT's file to the forms that this library has."""
+        """Convert the settings and tensors of PEFT's file to the forms that this library uses."""
         return from_peft.convert(settings, arrays, model)
 
 
@@ -276,6 +279,6 @@ def check_selection(config: LoraConfig, names: list[str]) -> None:
 
 
 def check_some_left(config: LoraConfig, names: list[str]) -> None:
-    """Raise ValueError if `target_modules` selects a layer, but the other settings leave none."""
+    """Raise ValueError if `target_modules` selects layers, but the other settings exclude all of them."""
     if any(is_target(name, config.target_modules) for name in names) and not any(map(config.selects, names)):
         raise ValueError("exclude_modules, layers_to_transform and modules_to_save leave no layer to adapt")

@@ -5,9 +5,10 @@
 The sum of base and bypass is W, so the output is unchanged at the start. The trained bypass contains the large singular
 values of W. The frozen base, which is quantised in QPiSSA, contains the small singular values. PiSSA changes the base.
 Saving therefore converts the adapter to a LoRA of rank 2r for the original base: ΔW = s·(B A − B₀A₀) = s·[B, −B₀][A;
-A₀]. Both lora_np and PEFT can load this LoRA. If the base changed again after PiSSA, for example because
-`quantize_model` rounded the base, the original base with this LoRA would give other outputs than this model. Saving then
-raises an error, also after `dequantize_model`, which does not undo the rounding.
+A₀]. Both lora_np and PEFT can load this LoRA. Suppose that the base changed again after PiSSA, for example because
+`quantize_model` rounded the base. Then the original base with this LoRA would give other outputs than this model, so
+saving raises an error. Saving also raises an error after `dequantize_model`, because `dequantize_model` does not undo
+the rounding.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ TOLERANCE = 1e-5  # above the rounding errors of merging in float32 (1e-7), belo
 
 
 class PissaCorrection(Bypass):
-    """A bypass s·(x A₀ᵀ) B₀ᵀ. Its factors are the part of W that PiSSA subtracted from the base.
+    """A bypass s·(x A₀ᵀ) B₀ᵀ, where s·B₀A₀ is the part of W that PiSSA subtracted from the base.
 
     A call that does not use the adapter adds the output of this bypass. The arrays A₀ (r, in) and B₀ (out, r) are in
     host memory. To detect later changes of the base, the bypass also keeps R v (out,), the product of the changed base
-    R (out, in) and a random vector v (in,). A change of R by ΔR changes the product by ΔR v, which is not 0 for almost
-    all v.
+    R (out, in) and a random vector v (in,). A change of R by ΔR changes the product by ΔR v, and ΔR v is nonzero for
+    almost every v.
     """
 
     def __init__(self, adapter: LoraAdapter, R: Array) -> None:
@@ -46,7 +47,10 @@ class PissaCorrection(Bypass):
         self.product = product_with_random_vector(R)
 
     def fits(self, R: Array) -> bool:
-        """Return True if R equals the base that PiSSA left, up to rounding errors relative to W = R + s·B₀A₀."""
+        """Return True if R is still the base that PiSSA computed.
+
+        Rounding errors that are small relative to W = R + s·B₀A₀ are ignored.
+        """
         removed = product_with_random_vector(self.scaling * (self.B.astype("float64") @ self.A.astype("float64")))
         change = product_with_random_vector(R) - self.product
         return bool(np.linalg.norm(change) <= TOLERANCE * np.linalg.norm(self.product + removed))
@@ -76,7 +80,7 @@ class PissaCorrection(Bypass):
 
 
 def product_with_random_vector(W: Array) -> np.ndarray:
-    """Return W v (out,) for W (out, in), in host memory. The vector v is random and always the same."""
+    """Return W v (out,) for W (out, in), in host memory. The vector v is random, but the same in every call."""
     dtype = np.dtype("float32") if W.itemsize == 2 else W.dtype
     v = np.random.default_rng(0).standard_normal(W.shape[1:]).astype(dtype)
     return to_host(W.astype(dtype, copy=False) @ move(v, W))
