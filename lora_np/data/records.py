@@ -161,8 +161,7 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
 
 
 def _plain(prompt: Any, completion: Any, tokenizer: Tokenizer) -> Example:
-    """Encode a prompt and its completion. Add the tokens that begin and end a text, if the tokenizer has such
-    tokens."""
+    """Encode a prompt and its completion. Add the tokens that begin and end a text, if the tokenizer has such tokens."""
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, str):
             raise ValueError(

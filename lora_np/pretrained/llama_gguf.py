@@ -1,4 +1,4 @@
-r"""Convert the metadata of a GGUF file to a TransformerConfig, and its arrays to the names and order of Hugging Face.
+r"""Convert the metadata of a GGUF file to a TransformerConfig, and its arrays to the format of Hugging Face.
 
 GGUF and Hugging Face files store equal weights, with two exceptions. In GGUF, the norms of Gemma contain 1 + w instead
 of w. In GGUF files of the architecture "llama" (Llama and Mistral), the rows of q_proj and k_proj have another order.
