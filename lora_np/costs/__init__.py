@@ -5,8 +5,8 @@
     memory(model, config, batch=…, seq=…)      the bytes of one training step: weights, gradients, optimizer state, activations
 
 `model` is a name in MODELS or PUBLISHED, the path of a config.json, an Architecture or a model in memory. `config` is a
-configuration for `get_peft_model`; without one, all parameters are trained. The file of each adapter method defines the
-cost that its adapters add (see peft/cost.py).
+configuration for `get_peft_model`; without a configuration, all parameters are trained. The file of each adapter method
+defines the cost that its adapters add (see peft/cost.py).
 
 Reading order: architecture, structure, precision, live, planned, published, resolve, parameters, report, flops, activations,
 temporaries, memory.

@@ -1,7 +1,8 @@
 """The number of floats that the forward pass of this library saves for the backward pass.
 
-The letters: N = batch·seq tokens; d, the width of the residual stream; q = heads·head_dim query features; kv =
-kv_heads·head_dim key features; f, the width of the MLP; V tokens in the vocabulary.
+N = batch·seq is the number of tokens. d is the width of the residual stream, and f is the width of the MLP. A token has
+q = heads·head_dim query features and kv = kv_heads·head_dim key features. V is the number of tokens in the vocabulary.
+A norm multiplies each token by a factor ρ. e is the exponential of an attention score.
 
     each sublayer            x and ρ of its norm                  N·(d + 1)
                              outputs of its input layers          N·(q + 2·kv), or N·2f
@@ -85,7 +86,7 @@ class TrainingStep:
     def saved_by_head(self) -> int:
         """Return the number of floats that the final norm, the output head and the loss save.
 
-        The logits are among the floats that the loss saves, unless they are computed in blocks.
+        The logits are included, unless the loss is computed in blocks of rows.
         """
         N, d = self.tokens, self.structure.hidden
         if self.rows_of_logits < N:

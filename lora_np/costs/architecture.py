@@ -38,7 +38,7 @@ class LinearShape:
 
     @property
     def parameters(self) -> int:
-        """The number of parameters: out·in, plus out for a bias."""
+        """The number of parameters: out·in, plus `out` if the layer has a bias."""
         return self.out * self.in_ + (self.out if self.bias else 0)
 
 
@@ -57,11 +57,11 @@ class Architecture:
     hidden : int
         Width d of the residual stream.
     heads, kv_heads : int
-        Number of query heads, and of key/value heads; kv_heads < heads in grouped-query attention.
+        Number of query heads, and number of key/value heads. In grouped-query attention, kv_heads < heads.
     vocabulary : int
         Number of tokens in the vocabulary.
     block : str
-        Name of a block, with {} for its index: "model.layers.{}".
+        Name of a block, with {} in place of its index: "model.layers.{}".
     linears : tuple of LinearShape
         The linear layers of one block. Within the attention and within the MLP, the output layer comes last.
     norm_vectors : int
@@ -71,9 +71,9 @@ class Architecture:
     tied : bool
         True if the output head shares the matrix of the token embedding. The matrix is then counted once.
     config : TransformerConfig or None
-        The configuration of a model that this library can load, if it is known: see `architecture_from_config`.
+        The configuration from which `architecture_from_config` made this architecture; None for other architectures.
     block_norms : int or None
-        Number of parameters of all norms of a block; None means two norms of `norm_vectors` vectors.
+        Number of parameters of all norms in one block; None means two norms with `norm_vectors` vectors each.
 
     Examples
     --------
@@ -140,7 +140,7 @@ class Architecture:
 
     @property
     def block_linear_parameters(self) -> int:
-        """The number of parameters, biases included, of all linear layers that "all-linear" selects."""
+        """The number of parameters (including biases) of all linear layers that "all-linear" selects."""
         return self.layers * sum(linear.parameters for linear in self.linears)
 
     @property
@@ -165,8 +165,8 @@ def llama(
 ) -> Architecture:
     """Return the architecture of a Llama-like model (Llama, Mistral, SmolLM2).
 
-    These models have no biases, RMSNorm, rotary position embeddings and a gated MLP. The layers have the names of
-    transformers' LlamaForCausalLM.
+    These models have RMSNorm, rotary position embeddings and a gated MLP. They have no biases. The layers have the
+    names of transformers' LlamaForCausalLM.
 
     Parameters
     ----------
@@ -221,9 +221,9 @@ def gpt(name: str, layers: int, hidden: int, heads: int, positions: int, fused: 
     positions : int
         Number of rows of the learned position embedding.
     fused : bool
-        True: one matrix c_attn (3d, d) computes queries, keys and values. The layers have the names of transformers'
-        GPT2LMHeadModel. False: the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d). The code of GPT-3
-        is not public, but the LoRA paper counts adapters of these four matrices.
+        If True, one matrix c_attn (3d, d) computes queries, keys and values, and the layers have the names of
+        transformers' GPT2LMHeadModel. If False, the attention has q_proj, k_proj, v_proj and o_proj of shape (d, d).
+        The LoRA paper counts adapters of these four matrices for GPT-3, whose code is not public.
 
     Returns
     -------

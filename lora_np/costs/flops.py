@@ -2,16 +2,16 @@
 
 One multiplication and one addition are two FLOPs.
 
-The matrix products for N tokens, a weight W (out, in) and an adapter with A (r, in) and B (out, r):
+These are the matrix products for N tokens, a weight W (out, in) and an adapter with A (r, in) and B (out, r):
 
     forward        x Wᵀ            2·N·out·in        h = x Aᵀ, h Bᵀ           2·N·r·(in + out)
     backward, dx   dy W            2·N·out·in        dh = dy B, dh A          2·N·r·(in + out)
     backward, dW   dyᵀ x           2·N·out·in        dB = dyᵀ h, dA = dhᵀ x   2·N·r·(in + out)
 
-Full fine-tuning computes the left column. LoRA computes the right column, and the left column except dyᵀ x.
-For a square W (n, n), LoRA needs 2n² + 6nr multiply-adds per token, and full fine-tuning needs 3n² (Schulman 2025,
-"LoRA Without Regret"). Norms, softmax, activations and the optimizer are not counted, because they use each number once.
-A matrix product uses each number about a thousand times.
+Full fine-tuning computes the three products on the left. LoRA computes all products except dyᵀ x. For a square W
+(n, n), LoRA needs 2n² + 6nr multiply-adds per token, and full fine-tuning needs 3n² (Schulman 2025, "LoRA Without
+Regret"). Norms, softmax, activations and the optimizer are not counted, because they use each number once. A matrix
+product uses each number about a thousand times.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def flops(
     quantize : {"nf4", "fp4", "int4"} or None
         As in `memory`.
     attention_block : int
-        Number of queries in a block. Each query of a block is multiplied with all keys up to the last query of the
-        block. With 1, the seq·(seq + 1)/2 scores that causal attention needs are counted. With `ops.attention.BLOCK`,
-        the scores that this library computes are counted. With `seq`, all seq² scores are counted.
+        Number of queries in a block. Each query is multiplied with all keys up to the last position of its block. The
+        value 1 counts the seq·(seq + 1)/2 scores that causal attention needs, `ops.attention.BLOCK` counts the scores
+        that this library computes, and `seq` counts all seq² scores.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def flops(
     Raises
     ------
     ValueError
-        If `batch`, `seq` or `attention_block` is below 1, or if `memory` would raise ValueError.
+        If `batch`, `seq` or `attention_block` is below 1, or if `memory` raises ValueError for these arguments.
     TypeError
         As in `memory`.
 
@@ -156,10 +156,10 @@ def adapter_products(layer: Layer, tokens: int, need_dx: bool) -> Products:
 
 
 def causal_scores(seq: int, block: int = 1, prefix: int = 0, window: int | None = None) -> int:
-    """Return the number of attention scores of one head and one sequence. The keys of a prefix come first.
+    """Return the number of attention scores of one head and one sequence. The prefix's keys come before all other keys.
 
-    For each query of a block, the scores of all keys up to the last query of the block are counted. With a sliding
-    window, the keys before the window of the block's first query are not counted.
+    For each query, the scores of all keys up to the last position of its block are counted. With a sliding window, the
+    keys before the window of the block's first query are not counted.
     """
     total = 0
     for start in range(0, seq, block):

@@ -157,10 +157,10 @@ class LiveModel:
 
 @singledispatch
 def stored_bytes(module: Module) -> int:
-    """Return the bytes of those weights of a module that are not stored as Parameters.
+    """Return the bytes that a module uses for weights that are not Parameters.
 
-    A layer class with its own storage format registers a function, as in the example. `costs` then assumes that a
-    training step decodes these weights for each product.
+    A layer class with its own storage format can register a function for its weights, as in the example. `costs` then
+    assumes that a training step decodes these weights for each product.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def adapter_parameters(model: Module | Trainable) -> list[Parameter]:
     Returns
     -------
     list of Parameter
-        Each parameter once.
+        The list contains each parameter once.
 
     Examples
     --------

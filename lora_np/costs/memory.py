@@ -22,7 +22,7 @@ from .temporaries import peak_candidates, update_peak
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one training step, in bytes, at its peak.
+    """The peak memory of one training step, in bytes.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Memory:
     optimizer : int
         The optimizer's state.
     master : int
-        The high-precision copy of the trained weights, to which updates are added; 0 without such a copy.
+        The high-precision copy of the trained weights, which the optimizer updates; 0 if there is no copy.
     activations : int
         The arrays that the forward pass saves for the backward pass, logits included.
     temporaries : int
@@ -100,12 +100,12 @@ def memory(
 ) -> Memory:
     """Compute the peak memory of one training step, with the optimizer state allocated.
 
-    For a model in memory, the weights, gradients and optimizer state take the bytes of the model's arrays in one worker.
-    Inactive adapters are included. The activations are for one call of `loss` on the whole batch; `train` divides a
-    batch of more than 1,024 tokens into several calls, and needs less memory. With 32 tokens or fewer, the products copy
-    their results, so a step can need up to twice the computed temporary memory. For a planned model (a name or an
-    Architecture), the activations are the arrays that this library would save, in the format of `precision`. Other
-    frameworks can save more arrays. With fused attention, other frameworks save no attention scores.
+    For a model in memory, the bytes of the weights, gradients and optimizer state follow from the model's arrays in one
+    worker. Inactive adapters are included. The activations are for one call of `loss` on the whole batch; `train`
+    divides a batch of more than 1,024 tokens into several calls, and needs less memory. With 32 tokens or fewer, the
+    products copy their results, so a step can need up to twice the computed temporary memory. For a planned model (a
+    name or an Architecture), the activations are the arrays that this library would save, in the format of `precision`.
+    Other frameworks can save more arrays. With fused attention, other frameworks save no attention scores.
 
     Parameters
     ----------

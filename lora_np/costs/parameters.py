@@ -1,4 +1,4 @@
-"""The exact numbers of parameters and of trained parameters of a model.
+"""The exact number of parameters of a model, and of its trained parameters.
 
 A LoRA adapter of rank r for W (out, in) consists of A (r, in) and B (out, r). LoRA trains r·(in + out) parameters. Full
 fine-tuning trains out·in parameters.

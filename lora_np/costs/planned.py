@@ -136,7 +136,7 @@ class PlannedModel:
     def weights(self, each: int, double_quant: bool = True) -> int:
         """Return the bytes of the base model's weights.
 
-        `each`: bytes per element of a matrix that is not quantised.
+        `each` is the number of bytes per element of an array that is not quantised.
         """
         model = self.architecture
         if self.quantize is None:

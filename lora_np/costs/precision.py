@@ -1,4 +1,4 @@
-"""Bytes per number: the number formats of mixed-precision training, and the exact size of NF4 weights."""
+"""The number formats of mixed-precision training with their sizes in bytes, and the exact size of NF4 weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Precision:
     optimizer : str
         Format of the optimizer's state (AdamW's m and v).
     master : str or None
-        Format of the copy of the trained weights, to which updates are added; None for no copy.
+        Format of the copy of the trained weights that the optimizer updates; None if there is no copy.
     activations : str
         Format of activations and temporaries.
 

@@ -1,7 +1,7 @@
-"""Architectures from any config.json, and the published sizes of the families by name.
+"""The architecture that a config.json describes, and the architectures of published models by name.
 
-The shapes come from `Transformer.empty`, which builds a model without memory for its matrices. So the counts on paper equal
-the counts of a model in memory.
+The shapes come from `Transformer.empty`, which builds a model without memory for its matrices. So the counts for an
+architecture equal the counts for a model in memory.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def architecture_from_config(
     config : TransformerConfig, str or PathLike
         A configuration, the path of a config.json, or the path of a folder with a config.json.
     name : str, optional
-        Name of the architecture. By default the name is the path or the `model_type`.
+        Name of the architecture. The default is the path if `config` is a path, and otherwise the `model_type`.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def architecture_from_config(
 
 
 def architecture_named(name: str) -> Architecture:
-    """Return the architecture of a name in MODELS or in PUBLISHED, or of the path of a config.json or of its folder.
+    """Return an architecture, given a name in MODELS or PUBLISHED, or the path of a config.json or of its folder.
 
     Raises ValueError if the name is unknown and no such file exists.
     """

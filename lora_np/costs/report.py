@@ -15,8 +15,8 @@ from .resolve import resolve_model, with_usage_in_errors
 def report(model: str | Architecture, config: PeftConfig | None = None, *, quantize: str | None = None) -> str:
     """Return a table of the trained parameters by module, their sum, and the size of the adapter file.
 
-    The size of the file is the size of its tensors, in MB of 10⁶ bytes; the header adds some kilobytes. A PiSSA adapter
-    is saved as a LoRA adapter of twice the rank.
+    The table gives the size of the file's tensors in MB (10⁶ bytes). The file's header adds some kilobytes. A PiSSA
+    adapter is saved as a LoRA adapter of twice the rank.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def _titles(paper: PlannedModel) -> tuple[str, str]:
 
 
 def _rows(paper: PlannedModel) -> Counter[tuple[str, str, int]]:
-    """Count the layers: for each module name, shape and number of trained parameters, return the number of layers."""
+    """Return the number of layers for each combination of module name, shape and number of trained parameters."""
     if prefix := paper.prefix:
         v, kv, m = prefix.v, prefix.kv, prefix.hidden
         if not m:

@@ -44,10 +44,10 @@ def with_usage_in_errors(function: Callable[P, T]) -> Callable[P, T]:
 def resolve_model(
     model: Model, config: PeftConfig | None = None, quantize: str | None = None
 ) -> PlannedModel | LiveModel:
-    """Return the PlannedModel or the LiveModel of the arguments.
+    """Return the PlannedModel or the LiveModel that the arguments describe.
 
-    Raises ValueError for an unknown name, and for a model in memory with `config` or `quantize`. Raises TypeError for any
-    other object.
+    Raises ValueError if the name is unknown, or if `config` or `quantize` is given for a model in memory. Raises
+    TypeError if `model` has another type.
     """
     if isinstance(model, str):
         model = architecture_named(model)
@@ -68,7 +68,7 @@ LIVE_MODEL_ERROR = (
 
 @with_usage_in_errors
 def model_structure(model: Model, config: PeftConfig | None = None, *, quantize: str | None = None) -> ModelStructure:
-    """Return the structure of a model that determines the FLOPs and the memory of a training step.
+    """Return the structure of a model, which determines the FLOPs and the memory of a training step.
 
     Parameters
     ----------

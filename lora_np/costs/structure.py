@@ -87,8 +87,8 @@ class Sublayer:
     softcapped : bool
         True if the attention scores have a soft cap.
     saved_per_token : int
-        Number of floats per token that only some families save: for norms of q and k, for a norm of the output, for an MLP
-        without a gate.
+        Number of floats per token that only some model families save: for norms of q and k, for a norm of the output,
+        and for an MLP without a gate.
     head_norms_trained, output_norm_trained : bool
         True if the norms of q and k, or the norm of the sublayer's output, are trained.
 
@@ -157,11 +157,12 @@ class ModelStructure:
     capped_logits : bool
         True if the logits have a soft cap.
     saved_once : int
-        Number of saved floats that does not depend on the number of tokens: 1 + w of each norm in Gemma.
+        Number of floats that are saved once per step, for any number of tokens: the vectors 1 + w of all norms in
+        Gemma.
     learned_positions : bool
-        True if the model has an embedding of positions, whose indices are saved.
+        True if the model has a position embedding; the forward pass then saves the positions.
     head_in_blocks : bool
-        True if the output head and the loss are computed in blocks of rows, when there are many logits.
+        True if the output head and the loss are computed in blocks of rows as soon as there are many logits.
 
     Examples
     --------
@@ -194,7 +195,8 @@ class ModelStructure:
         return self.prefix.v if self.prefix else 0
 
     def with_arrays_of(self, model: ModelStructure) -> ModelStructure:
-        """Return this structure with the windows, and with the arrays that only some families save, of another model.
+        """Return a copy of this structure that takes two things from another model: the sliding windows, and the arrays
+        that only some model families save.
 
         Parameters
         ----------

@@ -3,8 +3,8 @@
 All arrays are temporary except the weights, the gradients, the optimizer state and the saved activations.
 
 Two arrays of N·d floats exist during the whole backward pass. The first array is the gradient that the output head
-returned; with logits in blocks, the loss has saved it. The second array is the gradient that each block passes down to
-the block below. The other temporary arrays are:
+returned; if the loss is computed in blocks of rows, this gradient counts as a saved activation instead. The second
+array is the gradient that each block passes down to the block below. The other temporary arrays are:
 
     the MLP            dh of N·f, which is freed before two dx of N·d are computed and added
     attention          dx of the MLP and of its norm, 2·N·d; do, dq, dk, dv; and the largest of
@@ -111,8 +111,8 @@ def attention_peak(step: TrainingStep, sublayer: Sublayer, need_dx: bool) -> int
 def scores_peak(step: TrainingStep, sublayer: Sublayer) -> int:
     """Return the largest number of temporary floats in `attention_backward`, over its blocks of queries.
 
-    Besides dz of the current block, one of two arrays is in memory: dz of the previous block, or the current block's
-    part of dk.
+    dz is the gradient of a block's scores. Besides dz of the current block, one of two arrays is in memory: dz of the
+    previous block, or the current block's part of dk.
     """
     structure, largest, previous = step.structure, 0, 0
     for start in range(0, step.seq, BLOCK):

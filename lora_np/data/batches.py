@@ -63,9 +63,9 @@ def decode(tokens: np.ndarray) -> str:
 class Batches:
     """An endless sequence of batches of random windows from a corpus.
 
-    `batches[i]` returns the arrays `tokens` and `targets`, both of shape (batch_size, seq_len) and dtype int64. The
-    targets `targets[:, t]` are the tokens after `tokens[:, t]`. Batch i depends only on `seed` and i, so a resumed run
-    draws the same batches as an uninterrupted run. `len(batches)` and `for` loops raise TypeError.
+    `batches[i]` returns the arrays `tokens` and `targets`, both of shape (batch_size, seq_len) and dtype int64.
+    `targets[:, t]` contains the tokens that follow the tokens in `tokens[:, t]`. Batch i depends only on `seed` and i,
+    so a resumed run draws the same batches as an uninterrupted run. `len(batches)` and `for` loops raise TypeError.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def heldout_batches(
     seq_len : int
         Number of tokens per window.
     windows : int or None
-        Number of windows. If `windows` is None or too large, the corpus is cut into the largest possible number.
+        Number of windows. If `windows` is None or too large, the corpus is cut into as many windows as fit.
 
     Returns
     -------

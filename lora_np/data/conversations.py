@@ -1,8 +1,8 @@
 """Conversations as training data: read a file of records, and make batches. Only the answers count in the loss.
 
-The formats of a file are described in formats.py, the tokens that count in the loss in records.py. A batch is padded on the
-right. A padded batch needs no attention mask, because a token attends only to tokens on its left, and padding is never
-on the left of a token. Predictions at padded positions are not counted in the loss.
+The module formats.py describes the formats of a file, and records.py describes the tokens that count in the loss. A
+batch is padded on the right. A padded batch needs no attention mask, because a token attends only to tokens on its
+left, and padding is never on the left of a token. Predictions at padded positions are not counted in the loss.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def dataset(name: str | Path, split: Literal["train", "heldout"] = "train") -> P
     name : str or Path
         A data set in the package ("lighthouse"), or the path of a file of records.
     split : {"train", "heldout"}
-        The part of a data set in the package. The split is ignored if `name` is a path.
+        Whether to use the training records or the held-out records of a data set in the package. The split is ignored
+        if `name` is a path.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def first_questions(name: str | Path, split: Literal["train", "heldout"] = "trai
     name : str or Path
         A data set, as in `dataset`; all records of the data set must contain "messages".
     split : {"train", "heldout"}
-        The part of a data set in the package.
+        Whether to use the training records or the held-out records of a data set in the package.
 
     Returns
     -------
@@ -141,7 +142,7 @@ def read(
         Longer records are cut to their first `max_length` tokens. A record is left out if no token of an answer remains.
         One warning reports how many records were cut, and how many were left out.
     split : {"train", "heldout"}
-        The part of a data set in the package.
+        Whether to use the training records or the held-out records of a data set in the package.
 
     Returns
     -------
@@ -218,8 +219,8 @@ class ConversationBatches:
     seed : int
         Seed of the random order.
     group_by_length : bool
-        If True, examples of similar length share a batch, so there is little padding. The examples of 16 successive batches
-        are sorted by length and divided into 16 batches again. The order of these 16 batches is random.
+        If True, examples of similar length share a batch, so there is little padding. The examples of 16 successive
+        batches are sorted by length and divided into 16 new batches. The order of these 16 new batches is random.
 
     Raises
     ------

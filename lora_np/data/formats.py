@@ -5,8 +5,8 @@
     {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}        ShareGPT
     {"instruction": "…", "input": "…", "output": "…"}                                          Alpaca
 
-`standard` turns the last two forms into the first form. Other keys are ignored, except keys that change what must be
-learned.
+`standard` turns the last two forms into the first form. A key that changes what must be learned raises an error. All
+other keys are ignored.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, "1")  # in CSV all values are t
 
 
 def records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the position and the content of each record: ("line 3", {…}) of JSONL, ("row 3", {…}) of CSV, ("record 3", {…})
-    of a file that is one JSON array.
+    """Yield the position and the content of each record, for example ("line 3", {…}) for JSONL, ("row 3", {…}) for CSV,
+    and ("record 3", {…}) for a JSON array.
 
     Blank lines of JSONL are skipped. Raises ValueError with the path and the position if the file is damaged.
     """
@@ -56,10 +56,10 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def standard(record: Any) -> tuple[dict[str, Any], str, list[str]]:
-    """Return a record in the form "messages" or "prompt"/"completion", the note about its form, and its ignored keys.
+    """Return a record in the form "messages" or "prompt"/"completion", a note about its form, and its ignored keys.
 
-    The second value is "" for a record that has one of these two forms already. Raises ValueError if the record has no known
-    form, or a key that changes what must be learned.
+    The note is "" if the given record already has one of these two forms. Raises ValueError if the record has no known
+    form, or if it has a key that changes what must be learned.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"got a {type(record).__name__}; expected {MESSAGES} or {PROMPT}")
@@ -123,7 +123,7 @@ def _refuse(record: Mapping[str, Any], keys: list[str], what: str) -> None:
 
 
 def _first_character(file: Any) -> str:
-    """Return the first character of a file that is not a space, and go back to the beginning of the file."""
+    """Return the first character that is not white space, and go back to the beginning of the file."""
     while (character := file.read(1)).isspace():
         pass
     file.seek(0)
@@ -143,7 +143,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _rows(file: Any, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a CSV file; the first row has the names of the columns."""
+    """Yield the rows of a CSV file; the first row contains the names of the columns."""
     try:
         reader = csv.DictReader(file, strict=True)
         if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if name and count > 1]:

@@ -7,10 +7,11 @@ A record has one of two forms (formats.py turns ShareGPT's and Alpaca's records 
 
 The first form is a conversation, which the model's chat template turns into text. The turns of the assistant and the
 token that ends each of these turns count in the loss, so the model learns to stop. A turn ends with one of
-`tokenizer.stop_token_ids`; the tokenizer of "tiny" has no token that ends a turn. If the template marks the answers
-({% generation %}), exactly the marked text counts, as in transformers. The turns of the system and of the user do not
-count. The second form is plain text without a template, as in TRL. The completion and the end-of-text token after the
-completion count in the loss. The end-of-text token is `tokenizer.eos_token_id`, if the tokenizer has this token.
+`tokenizer.stop_token_ids`. An exception is the model "tiny": its tokenizer has no token that ends a turn. If the
+template marks the answers ({% generation %}), exactly the marked text counts, as in transformers. The turns of the
+system and of the user do not count. The second form is plain text without a template, as in TRL. The completion and the
+end-of-text token after the completion count in the loss. The end-of-text token is `tokenizer.eos_token_id`, if the
+tokenizer has this token.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def example(record: Any, tokenizer: Tokenizer) -> Example:
     ----------
     record : dict
         {"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "completion": …}, or a record of ShareGPT or Alpaca.
-        Other keys are ignored, except keys that change what must be learned, such as "tools".
+        A key that changes what must be learned, such as "tools", raises ValueError. All other keys are ignored.
     tokenizer : Tokenizer
         The tokenizer of the model.
 
@@ -117,7 +118,7 @@ def _chat(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Example:
 
 
 def _answers(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    """Yield the text up to the beginning of each answer, and the text up to the end of its turn."""
+    """For each answer, yield the text before the answer, and the text up to the end of the answer's turn."""
     text = ""
     for i, message in enumerate(messages):
         if message["role"] != "assistant":

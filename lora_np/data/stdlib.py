@@ -5,14 +5,15 @@ There are two domains, and each is split into train and held-out text:
     prose    English about Python: the language reference (pydoc_data.topics) and the docstrings of the library
     code     Python: the sources of the library without docstrings
 
-A base model is trained on prose, and an adapter is trained on code. Base model and adapter are evaluated on held-out
-text. About a tenth of the text is held out. Each document is either in the train split or in the held-out split. The
-split depends only on the SHA-256 of the name of the document's family. So documents with the same name are in the same
-split in every version of Python and on every platform. A model trained on one machine can therefore be evaluated on
-another machine.
+A base model is trained on prose, and an adapter is trained on code. The base model and the adapter are evaluated on
+held-out text. About a tenth of the text is held out. Each document is either in the train split or in the held-out
+split. The split depends only on the SHA-256 of the name of the document's family. So documents with the same name are
+in the same split in every version of Python and on every platform. A model trained on one machine can therefore be
+evaluated on another machine.
 
 A token is a byte, 0 to 255. A zero byte follows each document. The zero byte marks the end of one document and the
-start of the next document. A prompt can consist of this zero byte alone. Sources are parsed, never imported.
+start of the next document. A prompt can consist of this zero byte alone. The source files are parsed, but they are
+never imported.
 """
 
 import ast
@@ -89,16 +90,16 @@ FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in name
 
 
 def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) -> dict[str, str]:
-    r"""Return the documents of one domain and split.
+    r"""Return the documents of one domain and one split.
 
     The first call reads the whole library, which takes a few seconds. The result is kept in memory for later calls.
 
     Parameters
     ----------
     domain : {"prose", "code"}
-        The kind of text.
+        "prose" is English about Python, and "code" is Python source code.
     split : {"train", "heldout"}
-        The part of the text.
+        Whether to return the text for training or the held-out text.
     stdlib : str or Path, optional
         The folder with the sources of a standard library; the default is the library of the running Python.
 
@@ -106,7 +107,7 @@ def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) ->
     -------
     dict of str to str
         The text of each document, sorted by name. The keys are names like "topics/assignment" and
-        "docstrings/asyncio/base_events.py" for prose, "code/asyncio/base_events.py" for code.
+        "docstrings/asyncio/base_events.py" for prose, and like "code/asyncio/base_events.py" for code.
 
     Raises
     ------
@@ -133,14 +134,14 @@ def documents(domain: Domain, split: Split, stdlib: str | Path | None = None) ->
 
 
 def corpus(domain: Domain, split: Split, stdlib: str | Path | None = None) -> np.ndarray:
-    r"""Return the documents of one domain and split as one array of bytes.
+    r"""Return the documents of one domain and one split, joined to one array of bytes.
 
     Parameters
     ----------
     domain : {"prose", "code"}
-        The kind of text.
+        "prose" is English about Python, and "code" is Python source code.
     split : {"train", "heldout"}
-        The part of the text.
+        Whether to return the text for training or the held-out text.
     stdlib : str or Path, optional
         The folder with the sources of a standard library; the default is the library of the running Python.
 
@@ -321,8 +322,8 @@ def _split_docstrings(path: Path) -> tuple[list[str], str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[list[ast.stmt], ast.Expr, str]]:
-    """For each docstring, yield the list of statements that begins with the docstring, the docstring's statement, and
-    the docstring's text."""
+    """For each docstring, yield three values: the list of statements that begins with the docstring, the docstring as a
+    statement, and the docstring's text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             match node.body[0]:

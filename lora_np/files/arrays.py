@@ -1,7 +1,7 @@
 """Named arrays in safetensors files.
 
-Files are written completely or not at all (durable.py). Equal arrays and equal metadata give equal bytes. A file is
-checked when it is read. Pickles are never read, because a pickle can run code.
+Files are written completely or not at all (durable.py). Equal arrays and equal metadata give files with equal bytes. A
+file is checked when it is read. Pickles are never read, because a pickle can run code.
 
 A safetensors file has three parts: 8 bytes with the length of the header, the header in JSON, and the bytes of the arrays.
 """
@@ -131,7 +131,8 @@ def save_arrays(
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file. The function save_file of safetensors writes the metadata in a random order."""
+    """Write a safetensors file. `save_file` of safetensors is not used, because it writes the metadata in random
+    order."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # this order aligns every array
     end = 0
@@ -254,7 +255,7 @@ def _open(path: Path) -> Iterator[StoredArrays]:
 
 
 def _begin_of_data(raw: BinaryIO) -> dict[str, int]:
-    """Return the first byte of each array. safe_open has checked the header."""
+    """Return the position of each array's first byte. The caller has already checked the header with `safe_open`."""
     size = int.from_bytes(raw.read(8), "little")
     header = json.loads(raw.read(size))
     return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
@@ -263,8 +264,8 @@ def _begin_of_data(raw: BinaryIO) -> dict[str, int]:
 def _read_direct(raw: BinaryIO, begin: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Read one array of floats from the file. bfloat16 and 8-bit numbers become float32, without loss.
 
-    safetensors maps the whole file into memory and copies each array twice; this function needs memory for the array only.
-    safetensors does not read 8-bit floats into NumPy arrays.
+    The package safetensors maps the whole file into memory and copies each array twice, but this function needs memory
+    only for the array. The package cannot read 8-bit floats into NumPy arrays.
     """
     x = np.empty(prod(shape), DIRECT[dtype])
     raw.seek(begin)

@@ -55,9 +55,9 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: An
 def render_with_answers(
     template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a conversation, and the begin and the end of each part that the template marks as an answer.
+    """Return the text of a conversation, and the start and end of each part that the template marks as an answer.
 
-    The parts are sorted and do not overlap. The arguments and the errors are those of `render`.
+    The parts are sorted and do not overlap. `render` has the same arguments and raises the same errors.
     """
     if len(template) > LONGEST:
         raise ValueError(f"the chat template has {len(template)} characters; at most {LONGEST} are supported")
@@ -79,7 +79,8 @@ def render_with_answers(
 
 
 def _united(spans: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
-    """Unite spans that overlap or touch. Macros and blocks may mark text that is written later, or not at all."""
+    """Unite spans that overlap or touch. Spans can overlap, because macros and blocks may mark text that is written
+    later, or not at all."""
     found: list[tuple[int, int]] = []
     for first, last in sorted(spans):
         if found and first <= found[-1][1]:
@@ -101,12 +102,12 @@ def _environment() -> Environment:
 
 
 def raise_exception(message: str) -> None:
-    """The function `raise_exception` in a template."""
+    """The function `raise_exception` that a template can call: raise ValueError with `message`."""
     raise ValueError(message)
 
 
 def strftime_now(form: str) -> str:
-    """The function `strftime_now` in a template: the local date and time, as `datetime.strftime` writes it."""
+    """The function `strftime_now` that a template can call: return the local date and time in the format `form`."""
     spend(256 * len(form))  # the largest length of a result in CPython
     return datetime.now().strftime(form)
 
@@ -119,7 +120,7 @@ def to_json(
 
 
 class AnswerMarks(Extension):
-    """The tags `{% generation %}` and `{% endgeneration %}`: write the text between them, and mark it as an answer."""
+    """The tags `{% generation %}` and `{% endgeneration %}`, which mark the text between them as an answer."""
 
     tags = {"generation"}  # noqa: RUF012, Jinja's attribute
 
@@ -139,7 +140,7 @@ class AnswerMarks(Extension):
 
 
 def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that pays for its result."""
+    """Return a copy of a filter; each call of the copy spends work units."""
     first = int(hasattr(function, "jinja_pass_arg"))  # the position of the operand; the context comes before it
 
     @wraps(function)
@@ -187,8 +188,8 @@ class Counted:
 
 
 class OpaqueNamespace(Namespace):
-    """Jinja's `namespace()`, without the attributes in its text. The text of two attributes that contain each other
-    never ends."""
+    """Jinja's `namespace()`, but its text does not contain its attributes. If two namespaces contained each other, a
+    text with the attributes would never end."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
@@ -241,7 +242,7 @@ class Generator(CodeGenerator):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with a price for each operation."""
+    """Jinja's sandbox, in which each operation spends work units."""
 
     code_generator_class = Generator
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
@@ -274,13 +275,13 @@ class Environment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def made(value: Any) -> Any:
-        """Pay for a new string or container."""
+        """Spend work units for a new string or container, and return it."""
         spend(STEP + size_of(value))
         return value
 
     @staticmethod
     def stepped(value: Any) -> Any:
-        """Pay for a comparison, a test or an element."""
+        """Spend one work unit for a comparison, a test or an element, and return its value."""
         spend(1)
         return value
 

@@ -36,7 +36,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     path : str or PathLike
         The file to write. The folder of the file is created if needed.
     write : callable
-        A function that writes the file. The call is write(temporary), with the Path of a temporary file in a temporary
+        A function that writes the file. The call is write(temporary); `temporary` is the Path of a file in a temporary
         folder beside `path`. If `write` raises an error, the file at `path` is unchanged.
 
     Raises
@@ -83,7 +83,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    r"""Write a UTF-8 file with "\n" at the end of each line. The file is written as by `write_atomically`.
+    r"""Write a UTF-8 file with "\n" at the end of each line. The file is written with `write_atomically`.
 
     Parameters
     ----------
@@ -116,9 +116,10 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary folders that a killed process left: those of the file `name`, or of all files.
+    """Remove the temporary folders that a killed process left: the folders of all files, or only those of the file
+    `name`.
 
-    Another process must not write these files now.
+    No other process may write these files at the same time.
     """
     for path in folder.glob("*.tmp"):
         found = UNFINISHED.fullmatch(path.name)
@@ -128,7 +129,8 @@ def remove_unfinished(folder: Path, name: str | None = None) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk. On Windows, do nothing: NTFS logs each rename, and no such call exists."""
+    """Write the names in a folder to the disk. On Windows, do nothing, because NTFS logs each rename and Windows has no
+    such call."""
     if sys.platform == "win32":
         return
     try:

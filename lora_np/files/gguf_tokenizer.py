@@ -1,10 +1,10 @@
 """The two kinds of tokenizer in GGUF files: byte-level BPE (GPT-2, Llama 3, Qwen), and SentencePiece (Llama 2, Mistral, Phi-3,
 Gemma).
 
-Byte-level BPE splits a text into words, writes bytes as characters, and merges pairs of tokens. The merges keep the order
-in which the file lists them. SentencePiece merges characters; a space is written as "▁", and a character that is not in the
-vocabulary becomes its bytes. A file with a SentencePiece vocabulary lists no merges, but a score for each token. The
-pair whose merged token has the highest score is merged first.
+Byte-level BPE splits a text into words, writes bytes as characters, and merges pairs of tokens. A merge that comes
+earlier in the file is applied first. SentencePiece merges characters; a space is written as "▁", and a character that
+is not in the vocabulary becomes its bytes. A file with a SentencePiece vocabulary contains no merges, but it contains a
+score for each token. The pair whose merged token has the highest score is merged first.
 
 Source: llama.cpp, src/llama-vocab.cpp; transformers, integrations/gguf/gguf_tokenizer_mapping.py.
 """

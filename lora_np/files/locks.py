@@ -17,7 +17,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
-        """Lock a byte behind the text of the file, because on Windows no other process can read a locked byte."""
+        """Lock a byte after the end of the file's text, because on Windows no other process can read a locked byte."""
         os.lseek(descriptor, 2**20, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -34,11 +34,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of network f
 
 @contextmanager
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a lock in a `with` statement. The file of the lock contains the number of the process.
+    """Hold a lock in a `with` statement. The file of the lock contains the id of the process.
 
-    The lock ends with the process, even if the process is killed. A killed process leaves its file, and the next
-    process uses this file. At the end of the `with` statement, the file is removed. Folders that were created for the
-    file are also removed if they are empty.
+    The lock ends with the process, even if the process is killed. A killed process leaves the file of the lock, and the
+    next process uses this file. At the end of the `with` statement, the file is removed. Folders that were created for
+    the file are also removed if they are empty.
 
     Parameters
     ----------

@@ -1,13 +1,13 @@
 """Read a .bin file of PyTorch without running any code of the file.
 
-A .bin file is a ZIP archive, in which nothing is compressed:
+A .bin file is a ZIP archive without compression:
 
     archive/data.pkl    a pickle: a dictionary from names to calls of `_rebuild_tensor_v2`
     archive/data/0      the numbers of the first tensor, archive/data/1 the numbers of the second tensor, …
 
-A pickle is a program that can call any function it names. The unpickler here knows the few names that a dictionary of
-tensors needs, and calls functions of this module instead. Any other name raises an error. PyTorch calls this
-`weights_only=True`.
+A pickle is a program that can call any function it names. The unpickler in this module accepts only the few names that
+a dictionary of tensors needs, and calls functions of this module instead of PyTorch's functions. Any other name raises
+an error. PyTorch offers the same protection with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STORAGES = {  # PyTorch's storages → dtype
 
 
 class Storage(NamedTuple):
-    """The name of the entry that contains the numbers of a tensor, the dtype, and the number of elements."""
+    """The numbers of a tensor: the name of their entry in the archive, their dtype, and the number of elements."""
 
     entry: str
     dtype: str
@@ -73,7 +73,8 @@ def read_pickled(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not such an archive, if it is damaged, or if it contains anything but tensors.
+        If the file is not an uncompressed archive of PyTorch, if it is damaged, or if it contains objects other than
+        tensors.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def _array(archive: zipfile.ZipFile, folder: str, tensor: Tensor) -> np.ndarray:
-    """Return a copy of a tensor. Raises ValueError if the tensor reaches past its storage."""
+    """Return a copy of a tensor. Raises ValueError if the tensor reaches past the end of its storage."""
     storage, offset, shape, strides = tensor
     for numbers in ((storage.size, offset), shape, strides):
         if not all(type(n) is int and n >= 0 for n in numbers):

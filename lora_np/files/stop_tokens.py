@@ -1,4 +1,5 @@
-"""The tokens that end a text, in addition to the tokenizer's eos token. Many models end an answer with another token.
+"""The tokens that end a text, in addition to the tokenizer's eos token. Many models end an answer with a token other
+than eos.
 
     Hugging Face folder    eos_token_id in generation_config.json and in config.json: a token id, a list of ids, or null
     GGUF file              tokenizer.ggml.eot_token_id (end of a turn) and tokenizer.ggml.eom_token_id (end of a message)
@@ -21,10 +22,11 @@ END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", 
 
 
 def stop_tokens_from_folder(folder: Path, vocab_size: int) -> tuple[int, ...]:
-    """Return the values of eos_token_id in generation_config.json and config.json. Missing files have no value.
+    """Return the values of eos_token_id in generation_config.json and config.json. Missing files are skipped.
 
-    An id that is neither in the tokenizer's vocabulary nor below the model's vocab_size is left out with a warning, because no
-    text can end with it. Raises ValueError with the path of the file if a value is not a token id, a list of token ids, or null.
+    An id that is too large for the tokenizer's vocabulary and for the model's vocab_size is left out with a warning,
+    because no text can end with this id. Raises ValueError with the path of the file if a value is not a token id, a
+    list of token ids, or null.
     """
     found: list[int] = []
     size = vocab_size
@@ -49,9 +51,9 @@ def stop_tokens_from_folder(folder: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def stop_tokens_from_gguf(metadata: Mapping[str, Any], tokens: list[str]) -> tuple[int, ...]:
-    """Return the ids of the tokens that end a turn or a message. Raises ValueError if an id is not a token id.
+    """Return the ids of the tokens that end a turn or a message. Raises ValueError if an id is invalid.
 
-    If the file does not name the token that ends a turn, it is found by its text.
+    If the metadata does not name the token that ends a turn, the token is found by its text.
     """
     found = []
     for which in ("eot", "eom"):

@@ -7,10 +7,10 @@ Each step of a template costs work units from a budget:
     a new list, tuple or dictionary      STEP units per element, and 1/16 unit per character of its strings; an
                                          object that occurs twice counts twice
 
-If the result of an operation can be much larger than its operands (`*`, `replace`, `join`, widths of formats), the
-result is paid before the operation runs. So the budget also limits memory, and no single operation takes long. Each
-payment compares the processor time of this thread with the time limit. Processor time does not depend on the load of
-the machine, and it is available in every thread.
+If the result of an operation can be much larger than its operands (`*`, `replace`, `join`, widths of formats), the work
+units for the result are spent before the operation runs. So the budget also limits memory, and no single operation
+takes long. Whenever work units are spent, the processor time of this thread is compared with the time limit. Processor
+time does not depend on the load of the machine, and it is available in every thread.
 
 A template runs in Python, so it holds Python's lock (GIL) and delays all other threads, such as the server's engine. Outside
 the main thread, a rendering therefore sleeps for a short time after each millisecond of processor time.
@@ -71,10 +71,10 @@ def spend(units: int) -> None:
 
 
 def size_of(value: Any, share: int = STEP, limit: int | None = -1) -> int:
-    """Return the cost of a value. A character of a string in a container costs 1/share.
+    """Return the cost of a value. A character of a string in a container costs 1/share work units.
 
-    Raises LimitExceeded as soon as the cost is above `limit` (by default, the units that are left), so a value with many
-    references to one list does not take long.
+    Raises LimitExceeded as soon as the cost is above `limit` (by default, the units that are left). So the count ends
+    early for a value with many references to one list.
     """
     if isinstance(value, str):
         return len(value)
@@ -93,7 +93,8 @@ def size_of(value: Any, share: int = STEP, limit: int | None = -1) -> int:
 
 
 def as_text(value: Any) -> str:
-    """Return str(value). If the value is a container, its work units are paid before its text is made."""
+    """Return str(value). If the value is not a string, the work units for its text are spent before the text is
+    made."""
     if not isinstance(value, str):
         spend(size_of(value, share=1))
     return str(value)

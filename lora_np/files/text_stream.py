@@ -1,4 +1,4 @@
-"""The text of tokens, piece by piece, while a model generates the tokens."""
+"""Turn tokens into text piece by piece, while a model generates the tokens."""
 
 from __future__ import annotations
 

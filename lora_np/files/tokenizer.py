@@ -63,7 +63,7 @@ class Tokenizer:
         Returns
         -------
         tuple of int
-            The ids, the eos token first, if the tokenizer has an eos token.
+            The ids. If the tokenizer has an eos token, its id comes first.
         """
         eos = () if self.eos_token_id is None else (self.eos_token_id,)
         return tuple(dict.fromkeys((*eos, *self.more_stop_token_ids)))
@@ -76,7 +76,7 @@ class Tokenizer:
         text : str
             The text. A special token in the text, such as "<|im_end|>", becomes one token.
         add_special_tokens : bool
-            If True, add the tokens that begin and end a text, if the tokenizer has such tokens.
+            If True, add the tokens that begin and end a text. Some tokenizers never add tokens.
 
         Returns
         -------
@@ -153,7 +153,8 @@ class Tokenizer:
         messages : list of dict
             [{"role": "user", "content": "…"}, …]; roles are "system", "user" and "assistant".
         add_generation_prompt : bool
-            If True, the conversation ends with the tokens that begin an answer. The default in transformers is False.
+            If True, the conversation ends with the tokens that begin an answer. The default is True here, but False in
+            transformers.
         tokenize : bool
             If True, return token ids; if False, return the text.
 
@@ -183,8 +184,8 @@ class Tokenizer:
         text : str
             The conversation, as `apply_chat_template` returns it without a generation prompt.
         answers : list of (int, int)
-            The index of the first character of each part, and the index after its last character. Empty if the template
-            has no marks.
+            For each part, the index of its first character and the index after its last character. The list is empty if
+            the template has no marks.
 
         Raises
         ------
@@ -198,8 +199,8 @@ class Tokenizer:
     ) -> tuple[str, list[tuple[int, int]]]:
         """Run the template, as transformers does, with limits on work, memory and time, because a template can be hostile.
 
-        As in transformers, the template does not see the keys of a message whose value is None, nor the special tokens
-        that the tokenizer does not have.
+        As in transformers, keys with the value None are removed from each message, and the template gets only the
+        special tokens that the tokenizer has.
         """
         if self.chat_template is None:
             raise ValueError(
@@ -279,8 +280,8 @@ class VocabularyTokenizer(Tokenizer):
     backend : tokenizers.Tokenizer
         The vocabulary, with the rules that split a text into tokens.
     special : dict of str to int
-        Ids of the special tokens "bos", "eos" and "pad". If a key is missing or its id is None, the tokenizer has no
-        such token.
+        Ids of the special tokens "bos", "eos" and "pad". If a key is missing or its id is None, the tokenizer does not
+        have this token.
     chat_template : str or None
         A Jinja template that turns messages into text.
 
@@ -318,8 +319,8 @@ class VocabularyTokenizer(Tokenizer):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer of transformers can load.
 
-        If texts end with other tokens than the eos token, generation_config.json lists all stop tokens. The other
-        settings in this file do not change.
+        If the tokenizer has other stop tokens besides the eos token, all stop tokens are written to
+        generation_config.json. The other settings in generation_config.json do not change.
 
         Parameters
         ----------

@@ -108,7 +108,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> VocabularyTokenizer:
     Parameters
     ----------
     metadata : dict
-        The metadata of a GGUF file, as `open_gguf` returns them.
+        The metadata of a GGUF file that `open_gguf` has opened.
 
     Returns
     -------
@@ -180,7 +180,8 @@ def _add_special_tokens(
 
 
 def _entry(metadata: Mapping[str, Any], key: str, kind: type, default: Any = ...) -> Any:
-    """Return one entry and check its type. If the entry is missing, return `default`; without a default raise ValueError."""
+    """Check the type of one entry and return the entry. If it is missing, return `default`; if there is no default,
+    raise ValueError."""
     value = metadata.get(key, default)
     if value is ...:
         raise ValueError(f"{key} is missing from the metadata")

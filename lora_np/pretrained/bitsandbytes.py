@@ -85,8 +85,8 @@ def to_arrays(name: str, weight: Quantized4bit) -> dict[str, np.ndarray]:
 def take_quantized(stored: StoredArrays) -> tuple[StoredArrays, dict[str, Quantized4bit]]:
     """Split the arrays of a file. Return the arrays of the unquantised weights, and a dict of the quantised weights by name.
 
-    Raises ValueError if an array of a quantised weight is missing or damaged, or if a weight has another code table. The
-    message names the weight.
+    Raises ValueError if an array of a quantised weight is missing or damaged, or if the weight's code table differs
+    from lora_np's code table. The message names the weight.
     """
     states = {key.split(STATE)[0]: key for key in stored.shapes if STATE in key}
     weights, parts = {}, set()
@@ -130,7 +130,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], packed_state: np.ndarray) -> Qua
 
 
 def _check_map(name: str, stored: np.ndarray, ours: tuple[float, ...]) -> None:
-    """Raise ValueError if the code table in the file differs from the code table of lora_np by more than rounding."""
+    """Raise ValueError if the file's code table differs from lora_np's code table by more than a rounding error."""
     if stored.shape != (len(ours),) or not np.allclose(stored, ours, rtol=1e-6, atol=1e-7):
         raise ValueError(
             f"its array {name} differs from the code values of its type; other code values are not supported"

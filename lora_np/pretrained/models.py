@@ -59,11 +59,12 @@ def load_model(
     dtype : dtype
         Type of the weights, such as float32 (the default) or float64.
     device : {"auto", "numpy", "cupy"}
-        "numpy" selects the CPU, "cupy" the GPU. "auto" follows the environment variable LORA_NP_DEVICE if it is set; otherwise
-        it selects a GPU if one is available.
+        "numpy" selects the CPU, and "cupy" selects the GPU. "auto" follows the environment variable LORA_NP_DEVICE if
+        it is set. If not, "auto" selects a GPU if a GPU is available, and otherwise the CPU.
     quantize : {"nf4", "fp4", "int4"}, optional
-        Quantise each weight matrix to 4 bits while it is loaded, as `quantize_model` does with its default settings. The
-        memory never contains more than the stored model and one matrix. None does not quantise.
+        Quantise each weight matrix to 4 bits while it is loaded, as `quantize_model` does with its default settings.
+        The memory never contains more than the quantised model and one unquantised matrix. None means that `load_model`
+        quantises no weight.
 
     Returns
     -------
@@ -131,7 +132,8 @@ def save_model(model: Transformer, folder: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If the model contains adapters. Call merge_and_unload() first. Also if the dtype of a weight cannot be loaded.
+        If the model contains adapters (call merge_and_unload() first), or if `load_model` cannot load the dtype of a
+        weight.
     ValueError
         If a weight contains NaN or infinity. After any of these errors, no file has been written.
 
@@ -260,8 +262,8 @@ def _open_weights(path: Path) -> Iterator[StoredArrays]:
 
 
 def _files(path: Path) -> str:
-    """Return the names of the files that describe the weights, for a message. If two files disagree, either may be
-    wrong."""
+    """Return the names of the files that describe the weights, for an error message. If two files disagree, both are
+    named, because either file may be wrong."""
     weights = WEIGHTS if (path / WEIGHTS).is_file() else INDEX
     return str(path) if path.is_file() else f"{path / weights} (with config.json)"
 
