@@ -95,7 +95,7 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
 
 
 def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Sequence[float]]) -> Finding:
-    """Return how much full fine-tuning's loss on prose differs between the best learning rate and the next lower rate.
+    """Return full fine-tuning's loss on prose at the best learning rate, minus its loss at the next lower rate.
 
     If the best rate is the lowest, it is compared with the next higher rate. `method` has, for each loss, the
     differences between LoRA and full fine-tuning, one per seed. The text of the finding compares two effects on each

@@ -71,7 +71,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def codes(table: Table) -> list[Claim]:
-    """Return the claims about the codes: the code with the smallest error, and the error that double quantisation adds."""
+    """Return the claims about codes: which code has the smallest error, and how much error double quantisation adds."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     kinds, bits = list(table.settings["double_quant"]), 32 / 64 - 8 / 64 - 32 / (64 * 256)
     grown = {kind: mean / found[kind, 64, "nf4"] - 1 for kind, mean in table.settings["double_quant"].items()}

@@ -63,12 +63,11 @@ def on_tiny(
 ) -> Table:
     """Train QLoRA on the model "tiny".
 
-    Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`.
-
-    The columns are `quant_type`, `seed`, `lr`, `r`, `steps`, `heldout` and `final`. `quant_type` is None for LoRA.
-    With NF4 there is one QLoRA run per seed (all seeds, or only `seeds`). With each other type there is one QLoRA run,
-    with the first seed. The settings have the losses before training in nats per byte: "base_loss" of the base, and
-    "quantized_loss" of each quantised base.
+    Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`. The columns are
+    `quant_type`, `seed`, `lr`, `r`, `steps`, `heldout` and `final`. `quant_type` is None for LoRA. With NF4 there is
+    one QLoRA run per seed (all seeds, or only `seeds`). With each other type there is one QLoRA run, with the first
+    seed. The settings have the losses before training in nats per byte: "base_loss" of the base, and "quantized_loss"
+    of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]

@@ -38,10 +38,8 @@ def with_palette(png: bytes) -> bytes:
 def darkened(png: bytes) -> bytes:
     """Recolour a PNG for a dark page: white becomes nearly black, and black becomes nearly white.
 
-    The PNG must have a palette.
-
-    The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020). Strong colours keep their hue, and
-    stay light enough to be visible on the dark page.
+    The PNG must have a palette. The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020).
+    Strong colours keep their hue, and stay light enough to be visible on the dark page.
     """
     with extra("course", "a picture"):
         from PIL import Image
