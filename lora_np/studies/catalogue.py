@@ -1,7 +1,7 @@
 """The list of studies for `python -m lora_np study NAME`: the question, the function that makes the table, the quick settings.
 
-A new study is a folder beside this file with a function `f(setting=FULL, workers=2, folder=None) -> Table`, and one line here.
-A study that needs the table of another study is listed after it.
+A new study needs a folder beside this file with a function `f(setting=FULL, workers=2, folder=None) -> Table`, and one
+line in this list. A study that needs the table of another study is listed after it.
 """
 
 from __future__ import annotations

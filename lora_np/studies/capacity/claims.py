@@ -90,7 +90,7 @@ def name_of(method: str, r: int | None) -> str:
 
 
 def bits(table: Table, method: str, r: int | None = None) -> Finding:
-    """Return the bits per trained parameter that one method holds: mean and range over the seeds."""
+    """Return how many bits one method holds per trained parameter: mean and range over the seeds."""
     rows = of(table, method, r)
     found = [row["memorised"] / row["trained"] for row in rows]
     who = name_of(method, r)
@@ -114,9 +114,10 @@ def of_offered(table: Table, method: str, r: int | None = None) -> float:
 
 
 def free_bits(table: Table, r: int) -> Finding:
-    """Return the bits per free parameter of LoRA.
+    """Return how many bits LoRA holds per free parameter.
 
-    Each pair B, A has r² parameters that are not free, because BA = (BR)(R⁻¹A) for every invertible R (r, r).
+    Each pair B, A has r² parameters that are not free, because BA = (BR)(R⁻¹A) for every invertible matrix R of shape
+    (r, r).
     """
     numbers = trained(table, "lora", r)
     found = bits(table, "lora", r).value * numbers / (numbers - matrices() * r**2)
@@ -138,7 +139,7 @@ def lowest_middle_highest(table: Table) -> tuple[int, int, int]:
 def exponent(table: Table, low: int, high: int) -> Finding:
     """Return the exponent b of bits = a·rᵇ, computed from two ranks.
 
-    The exponent is 1 if twice the rank holds twice the bits.
+    The exponent is 1 if an adapter of twice the rank holds twice the bits.
     """
     held = [bits(table, "lora", r).value * r for r in (low, high)]
     b = math.log(held[1] / held[0], high / low)
@@ -149,8 +150,9 @@ def exponent(table: Table, low: int, high: int) -> Finding:
 def exponents(table: Table, low: int, high: int) -> tuple[float, float]:
     """Return the lowest and the highest exponent that two ranks could have if their runs were longer.
 
-    The function assumes that a longer run gains at most as many bits as the second half of its measured steps added.
-    More bits at the higher rank raise the exponent, more bits at the lower rank lower the exponent.
+    The function assumes that the additional steps of a longer run add at most as many bits as the second half of the
+    measured steps. More bits at the higher rank increase the exponent; more bits at the lower rank decrease the
+    exponent.
     """
     b = exponent(table, low, high).value
     down, up = (math.log(1 + lost_at_half(table, "lora", r), high / low) for r in (low, high))
@@ -158,7 +160,7 @@ def exponents(table: Table, low: int, high: int) -> tuple[float, float]:
 
 
 def near_one(lowest: float, most: float) -> bool | None:
-    """Return whether a range of exponents is inside 1 ± NEAR; None if the range is partly inside."""
+    """Return whether a range of exponents is inside 1 ± NEAR; None if only a part of the range is inside."""
     if max(abs(lowest - 1), abs(most - 1)) <= NEAR:
         return True
     return False if most < 1 - NEAR or lowest > 1 + NEAR else None
@@ -191,7 +193,7 @@ def lost_at_half(table: Table, method: str, r: int | None = None) -> float:
 
 
 def offers(table: Table) -> tuple[Finding, Finding, bool]:
-    """Return the share of the offered bits that one rank holds, with the fewest and with the most strings.
+    """Return two shares of the offered bits that one rank holds: with the fewest strings, and with the most strings.
 
     The third returned value says whether the runs with the most strings hold the most bits.
     """

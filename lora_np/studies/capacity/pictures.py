@@ -17,7 +17,7 @@ COLUMNS = "phase method r seed strings trained offered memorised"
 
 
 def _dots(table: Table) -> str:
-    """Return the first statement of a subtitle: what the dots and the line are."""
+    """Return the first part of a subtitle, which explains the dots and the line."""
     seeds = len({row["seed"] for row in table.where(phase="seeds")})
     return f"dots and line: {seeds} seeds and their mean"
 
@@ -80,7 +80,7 @@ def capacity_chart(table: Table) -> Figure:
 
 
 def _offered_more(table: Table) -> list[tuple[float, float]]:
-    """Return the trained parameters and the mean bits of each rank that was also offered more strings than usual."""
+    """Return the number of trained parameters and the mean bits, for each rank that was also offered more strings."""
     found = []
     for r, offers in groups(table.where(phase="offered"), "r").items():
         largest, runs = list(groups(offers, "offered").items())[-1]

@@ -1,8 +1,8 @@
 """How much fits into a rank? The bits of random strings that LoRA memorises, against the parameters that it trains.
 
 A random string has no structure, so a model can continue it only from memory. A string begins with a name of KEY
-symbols. The model is given the name, so the name is not counted. After the name follow `length` symbols. Each symbol is
-drawn uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after
+symbols. The model is given the name, so the name is not counted. The name is followed by `length` symbols. Each symbol
+is drawn uniformly from 64 symbols, so a symbol carries log₂ 64 = 6 bits. If L is the mean loss in nats per symbol after
 training on the strings, then
 
     memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
@@ -71,7 +71,7 @@ class CapacityRun:
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of the study."""
+    """The settings of the study: ranks, numbers of strings, learning rates and seeds."""
 
     run: CapacityRun = CapacityRun("lora", 0.0)
     ranks: Sequence[int] = (1, 2, 4, 8, 16)
@@ -168,7 +168,7 @@ class RepeatedStrings:
 
 
 def base_model(steps: int, length: int) -> Transformer:
-    """Return a copy of the base: SMALL, trained once per process to repeat a random string of `length` symbols."""
+    """Return a copy of the base: `SMALL`, trained once per process to repeat random strings of `length` symbols."""
     model = Transformer.empty(SMALL)
     weights = _base(steps, length)
     for name, p in model.named_parameters():
@@ -257,10 +257,10 @@ def better_of_two_rates(
 def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | None = None) -> Table:
     """Measure the bits that each rank and full fine-tuning hold, each at its own best learning rate.
 
-    The phase "sweep" has the first seed at every learning rate. The phase "seeds" has every seed at the best rate;
-    these runs are offered more than 2 bits per trained parameter. The phase "half" has the first seed at the best rate
-    with half the steps, to show how many bits the second half adds. The phase "offered" has every seed of rank `knee`
-    with fewer or more strings. The phase "rejected" has the worse rates of `better_of_two_rates`.
+    The phase "sweep" runs the first seed at every learning rate. The phase "seeds" runs every seed at the best rate;
+    these runs are offered more than 2 bits per trained parameter. The phase "half" runs the first seed at the best rate
+    with half the steps, to show how many bits the second half adds. The phase "offered" runs every seed of rank `knee`
+    with fewer or more strings. The phase "rejected" contains the runs at the worse rates of `better_of_two_rates`.
     """
     first, seeds = setting.seeds[:1], setting.seeds
     given, factor = shared(setting.run), 2.0 if setting.bracket else None

@@ -115,7 +115,7 @@ def _lora(rows: Rows, target: str) -> Rows:
 
 
 def _groups(rows: Rows, target: str) -> dict[str, tuple[str, Rows]]:
-    """Return by label the colour and the runs of full fine-tuning, and of LoRA at each rank."""
+    """Return a mapping from a label to a colour and runs: full fine-tuning, and LoRA at each rank."""
     shades = rank_shades([row["r"] for row in rows if row["method"] == "lora"])
     full = [row for row in rows if row["method"] == "full"]
     lora = {f"r = {r}": (shades[r], runs) for r, runs in groups(_lora(rows, target), "r").items()}

@@ -54,9 +54,9 @@ def convergence(setting: Setting = FULL, workers: Workers = 2, folder: str | Pat
     """Train each method at several learning rates with the first seed, then at the best rate with all seeds.
 
     The column `phase` is "sweep" (first seed, all learning rates) or "seeds" (best rate, all seeds). The rows of
-    "seeds" also have the column `recovered`. The setting "base_loss" is the base model's loss on the text of the
-    comparison. The setting "base_validation" is the base model's loss on the text by which rates are chosen. Finished
-    runs are stored in `folder`, so that an interrupted study can resume.
+    "seeds" also have the column `recovered`. The setting "base_loss" is the base model's loss on the text that is used
+    to compare the methods. The setting "base_validation" is the base model's loss on the text that is used to choose
+    the learning rates. Finished runs are stored in `folder`, so that an interrupted study can resume.
     """
     given, factor = shared(setting.base), 2.0 if setting.bracket else None
     found = at_their_best(measure, setting.methods(), setting.seeds, workers, folder, given, factor)
@@ -74,7 +74,7 @@ def _shares(rows: Sequence[Row], base_loss: float) -> Iterator[tuple[Row, float]
 
 
 def shortfall(table: Table, r: int = 16, workers: Workers = 2, folder: str | Path | None = None) -> Table:
-    """Measure why LoRA does not reach the loss of full fine-tuning: low rank, or frozen embedding and norms.
+    """Measure why LoRA does not reach full fine-tuning's loss: the low rank, or the frozen embedding and norms.
 
     The method "linear" is full fine-tuning of the linear layers only, without a low rank. The method "lora+rest" trains
     LoRA of rank r, the embedding and the norms. `table` is the result of `convergence`. The columns are `method`, `r`,

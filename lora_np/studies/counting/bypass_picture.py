@@ -79,7 +79,10 @@ def _frozen_matrix(ax: Axes, left: float, right: float) -> None:
 
 
 def _trapezoid(ax: Axes, left: float, right: float, left_edge: float, right_edge: float, name: str, size: str) -> None:
-    """Draw A or B as a trapezoid: the left edge is as tall as the input vector, the right edge as the output vector."""
+    """Draw A or B as a trapezoid.
+
+    Its left edge is as tall as the input vector, and its right edge is as tall as the output vector.
+    """
     before, after = left_edge / 2, right_edge / 2
     corners = [(left, LOWER - before), (left, LOWER + before), (right, LOWER + after), (right, LOWER - after)]
     ax.add_patch(Polygon(corners, closed=True, fc=CYAN_WASH, ec=LORA, lw=1.8, joinstyle="round"))

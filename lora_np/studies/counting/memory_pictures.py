@@ -82,7 +82,7 @@ def memory_bill(table: Table) -> Figure:
 
 
 def _message(groups: Groups) -> str:
-    """Return the title: the memory for full fine-tuning of the smallest model and for an adapter on the largest."""
+    """Return the title: the memory to fine-tune the smallest model fully, and the largest model with an adapter."""
     least, most = groups["full"][0], next(reversed(groups.values()))[-1]
     adapter = f"{METHODS[most['method']]} of a {_size(most)} model needs {_gb(most['total'])} GB"
     return f"Full fine-tuning of a {_size(least)} model needs {_gb(least['total'])} GB; {adapter}"

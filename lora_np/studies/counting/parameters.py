@@ -1,4 +1,4 @@
-"""How many parameters does LoRA train? The study counts them for one matrix and for whole models."""
+"""How many parameters does LoRA train? The study counts LoRA's parameters for one matrix and for whole models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def one_matrix(size: int = 4096, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 
 
 def whole_models(query_value_r: int = 8, all_linear_r: int = 16) -> Table:
-    """Count LoRA's parameters in all models of `costs.MODELS`, on queries and values only and on all linear layers.
+    """Count LoRA's parameters in each model of `costs.MODELS`: on queries and values only, and on all linear layers.
 
     The columns are `model`, `total`, `targets`, `r`, `trainable` and `share`. `total` is the number of parameters
     without the adapter. `share` is trainable / (total + trainable), as in PEFT.

@@ -1,4 +1,4 @@
-"""Pictures of how few parameters LoRA trains: for one matrix, to scale, and for published models."""
+"""Pictures of how few parameters LoRA trains, for one matrix (drawn to scale) and for published models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _bars(ax: Axes, rows: list[dict[str, Any]], full: int) -> None:
 
 
 def _range(factors: list[float]) -> str:
-    """Return the smallest and the largest factor: "32 to 2,048"."""
+    """Return the smallest and the largest factor as text, for example "32 to 2,048"."""
     return " to ".join(f"{factor:,.0f}" for factor in sorted({min(factors), max(factors)}))
 
 

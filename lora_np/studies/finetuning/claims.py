@@ -95,11 +95,11 @@ def compared(runs: Mapping[str, Sequence[dict[str, Any]]], before: float, key: s
 
 
 def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Sequence[float]]) -> Finding:
-    """Return how much the loss of full fine-tuning on prose changes from the next lower learning rate to the best rate.
+    """Return full fine-tuning's loss on prose at the best learning rate, minus its loss at the next lower rate.
 
-    If the best rate is the lowest, the next higher rate is compared. `method` has, for each loss, the differences
-    between LoRA and full fine-tuning, one per seed. The finding's sentence says, for each loss, whether the change of
-    the rate has a larger effect than the choice of the method has with any seed.
+    If the best rate is the lowest, it is compared with the next higher rate. `method` has, for each loss, the
+    differences between LoRA and full fine-tuning, one per seed. The text of the finding compares two effects on each
+    loss: the effect of this change of the learning rate, and the largest of the differences in `method`.
     """
     swept = {row["lr"]: row for row in table.where(phase="sweep", method="full") if row["lr"] != full["lr"]}
     other = swept[max((lr for lr in swept if lr < full["lr"]), default=min(swept))]

@@ -71,7 +71,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def codes(table: Table) -> list[Claim]:
-    """Return the claims on the codes: which has the smallest error, and how much error double quantisation adds."""
+    """Return the claims about codes: which code has the smallest error, and how much error double quantisation adds."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     kinds, bits = list(table.settings["double_quant"]), 32 / 64 - 8 / 64 - 32 / (64 * 256)
     grown = {kind: mean / found[kind, 64, "nf4"] - 1 for kind, mean in table.settings["double_quant"].items()}
@@ -138,7 +138,7 @@ def losses(name: str, table: Table) -> list[Finding]:
 
 
 def rounding_share(tables: Mapping[str, Table]) -> Finding:
-    """Return the share of QLoRA's higher loss on SmolLM2, compared with LoRA, that the rounded base causes."""
+    """Return the share of the difference between QLoRA's and LoRA's loss on SmolLM2 that the rounded base causes."""
     end, unrounded = (
         means(tables["qlora_smollm2"]),
         tables["merge_routes_smollm2"].where(route="original")[0]["heldout"],

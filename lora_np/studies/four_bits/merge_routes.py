@@ -1,4 +1,4 @@
-"""What remains of an adapter that was trained over four bits when it is merged? Three routes are compared.
+"""What remains of an adapter that was trained over four bits when it is merged? The study compares three routes.
 
 Each line has the name of a route, its code and its result:
 

@@ -188,7 +188,7 @@ def quantization_error(table: Table) -> Figure:
 
 
 def _verdict(table: Table) -> str:
-    """Return the title: whether NF4 always has the smallest error, and in which blocks FP4 is better than int4."""
+    """Return the title: whether NF4 always has the smallest error, and at which block sizes FP4 is better than int4."""
     found = {(r["weights"], r["block_size"], r["quant_type"]): r["mean"] for r in table.rows}
     places = list(dict.fromkeys((w, b) for w, b, _ in found))
     best = all(found[(*p, "nf4")] < min(found[(*p, "fp4")], found[(*p, "int4")]) for p in places)
@@ -257,7 +257,8 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     Returns
     -------
     Figure
-        Lines are means over the seeds, and bands are the ranges of the seeds. Grey lines are the bases before training.
+        Lines are means over the seeds, and bands are the ranges of the seeds. Grey lines are the losses of the bases
+        before training.
 
     Examples
     --------

@@ -2,9 +2,9 @@
 
 The study compares the losses of LoRA and QLoRA, which differ only in the base.
 
-QLoRA repeats the LoRA runs of two other studies with the same seeds, over a base in NF4 with double quantisation. In
-these runs "tiny" learns code (harness/tiny_task.py), and SmolLM2-135M learns a style (harness/voice_task.py). LoRA and
-QLoRA use the same learning rate, which is the best rate of LoRA.
+The study repeats the LoRA runs of two other studies as QLoRA runs: with the same seeds, but over a base in NF4 with
+double quantisation. In these runs "tiny" learns code (harness/tiny_task.py), and SmolLM2-135M learns a style
+(harness/voice_task.py). LoRA and QLoRA use the same learning rate, which is the best rate of LoRA.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ def on_tiny(
     workers: Workers = 2,
     folder: str | Path | None = None,
 ) -> Table:
-    """Train QLoRA on tiny. Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`.
+    """Train QLoRA on the model "tiny".
 
-    The columns are `quant_type`, `seed`, `lr`, `r`, `steps`, `heldout` and `final`. `quant_type` is None for LoRA.
-    QLoRA with NF4 has one run per seed (of all seeds, or of `seeds`); with another type, QLoRA has one run with the
-    first seed. The settings have the losses before training in nats per byte: "base_loss" of the base, and
-    "quantized_loss" of each quantised base.
+    Return a table of the QLoRA runs and of the LoRA runs of rank r in the table `convergence`. The columns are
+    `quant_type`, `seed`, `lr`, `r`, `steps`, `heldout` and `final`. `quant_type` is None for LoRA. With NF4 there is
+    one QLoRA run per seed (all seeds, or only `seeds`). With each other type there is one QLoRA run, with the first
+    seed. The settings have the losses before training in nats per byte: "base_loss" of the base, and "quantized_loss"
+    of each quantised base.
     """
     lora = measured.where(phase="seeds", method="lora", r=r, target_modules="all-linear")
     lora = [row for row in lora if seeds is None or row["seed"] in seeds]
@@ -80,9 +81,9 @@ def on_tiny(
 
 
 def on_smollm2(measured: Table, folder: str | Path | None = None) -> Table:
-    """Return a table like the table of `on_tiny` for SmolLM2-135M; the LoRA runs come from the table `finetuning`.
+    """Return a table for SmolLM2-135M, like the table of `on_tiny`; the LoRA runs come from the table `finetuning`.
 
-    The rows also have `prose` and `habit`.
+    The table also has the columns `prose` and `habit`, as in `voice_task.judge`.
     """
     lora = measured.where(phase="seeds", method="lora")
     runs = [over_four_bits(QuantizedFineTuning, row, "nf4") for row in lora]

@@ -116,11 +116,11 @@ def gradients(
     seq_len: int = 128,
     seed: int = 0,
 ) -> Table:
-    """Compare dA and dB through a quantised base with dA and dB through float32.
+    """Compare the gradients dA and dB through a quantised base with dA and dB through the float32 base.
 
     The columns are `base`, `layer`, `factor`, `cosine` and `error`. The two compared gradients use the same batch and
-    the same adapter, which was trained over float32 for some steps. `base` is a quant_type, or "another batch" for the
-    float32 base with other text. The rows of "another batch" show how much the choice of the batch changes the
+    the same adapter, which was trained over the float32 base for some steps. `base` is a quant_type, or "another batch"
+    for the float32 base with other text. The rows of "another batch" show how much the choice of the batch changes the
     gradient. `error` is ‖g − g₀‖/‖g₀‖.
     """
     started, rows = time.perf_counter(), []

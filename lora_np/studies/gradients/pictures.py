@@ -34,8 +34,8 @@ def gradient_shadows(dW: np.ndarray, dA: np.ndarray, dB: np.ndarray, name: str =
     Returns
     -------
     matplotlib.figure.Figure
-        The matrix dW is coral; dA below dW and dB beside dW are cyan. One cell per number, darker for a larger absolute
-        value; each matrix has its own colour scale.
+        The matrix dW is coral; dA below dW and dB beside dW are cyan. Each number is one cell; a larger absolute value
+        is darker. Each matrix has its own colour scale.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def block_diagram() -> Figure:
 
 
 def _stack(ax: Axes, middle: float, row: float, *names: str) -> list[float]:
-    """Draw linear layers above one another, centred at `row`, with arrows from RMSNorm; return the layers' heights."""
+    """Draw linear layers above one another, centred at `row`, with arrows from RMSNorm; return the y of each layer."""
     heights = [row + 0.6 * ((len(names) - 1) / 2 - i) for i in range(len(names))]
     for name, height in zip(names, heights, strict=True):
         _layer(ax, (middle, height), name, lora=True)
@@ -217,8 +217,8 @@ def step_sizes(h: Sequence[float] | np.ndarray, errors: Mapping[str, Sequence[fl
     Returns
     -------
     matplotlib.figure.Figure
-        Two logarithmic axes, one line per method. An error below half the spacing of float64 at 1 is drawn at half this
-        spacing.
+        Two logarithmic axes, one line per method. Errors below 2⁻⁵³, which is half the spacing of float64 numbers at 1,
+        are drawn at 2⁻⁵³.
 
     Examples
     --------
@@ -269,8 +269,8 @@ def relative_errors(
     Parameters
     ----------
     errors : mapping
-        For each row, a mapping from the names of series to one relative error or several relative errors. The series
-        "derived" and "mistake" have their own markers.
+        For each row, a mapping from the name of a series to its relative error, or to several relative errors. The
+        series "derived" and "mistake" have their own markers.
     tolerance : float
         Errors below this value count as rounding errors.
     title : str

@@ -32,8 +32,8 @@ def example(
 ) -> tuple[PeftModel, np.ndarray, np.ndarray]:
     """Return a model with LoRA on every linear layer, and tokens and targets of Python code.
 
-    The model computes in float64 for exact comparisons. B is random instead of zero, as it would be after some
-    training.
+    The model computes in float64 for exact comparisons. B is random instead of zero, because B is not zero after some
+    training steps.
     """
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(load_model(base).astype("float64"), config)

@@ -2,8 +2,8 @@
 
     {"study": …, "rows": […], "sha256": the digest of all other entries}
 
-A digest is not a signature. It detects accidents, but not a person who also writes a new digest. If you edited a file
-on purpose, write its new digest:
+A digest is not a signature. It detects accidental changes; it does not detect a change by a person who also writes a
+new digest. If you edited a file on purpose, write its new digest:
 
     python -m lora_np.studies.harness.digests FILE…
 """

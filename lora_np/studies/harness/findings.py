@@ -78,7 +78,7 @@ class Claim:
     check : str
         The test, the study or the notebook that measured the number.
     findings : tuple of Finding
-        The results behind the verdict.
+        The results that decide the verdict.
     note : str
         The text that qualifies the verdict, printed below the table. If `note` is empty, the sentences of the findings
         are used instead.

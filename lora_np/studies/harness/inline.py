@@ -1,4 +1,4 @@
-"""Pictures in Jupyter: sharp on every screen (two pixels per CSS pixel), in small files (a palette of colours)."""
+"""Make pictures in Jupyter sharp on every screen (two pixels per CSS pixel) and their files small (a palette)."""
 
 from __future__ import annotations
 

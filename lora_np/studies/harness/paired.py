@@ -1,7 +1,7 @@
 """Compare two groups of runs seed by seed. Runs with the same seed train on the text in the same order.
 
-Three seeds with differences of the same sign are weak evidence, because three throws of a fair coin agree one time in
-four. Differences with mixed signs are no evidence.
+Three seeds with differences of the same sign are weak evidence, because three throws of a fair coin all show the same
+side in one of four cases. Differences with mixed signs are no evidence.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _size(x: float) -> str:
 
 
 def forgotten_when(learned: np.ndarray, forgotten: np.ndarray, reached: float) -> float | None:
-    """Return how much a run had forgotten when it had learned `reached` for the first time; None if it never had.
+    """Return how much a run had forgotten when it had first learned `reached`, or None if it never learned as much.
 
     `learned` and `forgotten` each have one number per evaluation of the run.
     """

@@ -36,10 +36,10 @@ def with_palette(png: bytes) -> bytes:
 
 
 def darkened(png: bytes) -> bytes:
-    """Recolour a PNG that has a palette for a dark page: white becomes nearly black, and black becomes nearly white.
+    """Recolour a PNG for a dark page: white becomes nearly black, and black becomes nearly white.
 
-    The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020). Strong colours keep their hue, and
-    stay light enough to be visible on the dark page.
+    The PNG must have a palette. The lightness of each colour of the palette is reversed in OKLab (Ottosson 2020).
+    Strong colours keep their hue, and stay light enough to be visible on the dark page.
     """
     with extra("course", "a picture"):
         from PIL import Image
@@ -85,7 +85,7 @@ def _reversed_lightness(rgb: np.ndarray) -> np.ndarray:
 
 
 def sharp_and_small(png: bytes) -> bytes:
-    """Give a notebook's picture a palette, and halve the width and the height if the file exceeds `SHARP_BYTES`.
+    """Give a notebook's picture a palette; if its file exceeds `SHARP_BYTES`, also halve its width and its height.
 
     A picture that already has a palette is returned unchanged.
     """

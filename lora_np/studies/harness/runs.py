@@ -1,7 +1,7 @@
 """Run the training runs of a study in parallel. Each finished run is written to a file, so a study can resume.
 
 A run is a dataclass with a field `lr`. The result of a run is a dictionary, called a row. In the row, `validation` is
-the loss by which learning rates are chosen, or None if the run diverged.
+the loss that is used to choose learning rates, or None if the run diverged.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ def run_all(
     """Measure all runs in parallel and return their rows: [measure(run) for run in runs].
 
     `workers` is a number of processes on this machine or the address of a Dask scheduler. If a `folder` is given, each
-    finished run is written there, and a run whose file exists is read instead of repeated. A file whose content does not
-    match its digest raises ValueError before any run starts. The file's name contains a
-    digest of the run's fields and of `given`. The string `given` is a digest of the data and the weights that all runs
-    share. If a run fails, the error is printed and the other runs continue; at the end StudyFailed is raised.
+    finished run is written there. If the file of a run exists, the row is read from the file, and the run is not
+    repeated. If the content of a file does not match its digest, ValueError is raised before any run starts. The file's
+    name contains a digest of the run's fields and of `given`. The string `given` is a digest of the data and the
+    weights that all runs share. If a run fails, the error is printed and the other runs continue; at the end
+    StudyFailed is raised.
     """
     paths = [None if folder is None else Path(folder) / _name(run, given) for run in runs]
     rows: list[Row | None] = [read_with_digest(p) if p and p.is_file() else None for p in paths]
@@ -89,10 +90,10 @@ def sweep(
 ) -> dict[Any, list[Row]]:
     """Try several learning rates for each method; return, for each method, one row per rate, sorted by rate.
 
-    `methods` maps each method to the learning rates to try first. If a method's best rate is the largest one tried,
-    that rate times `factor` is tried next. If the best rate is the smallest one tried, that rate divided by `factor` is
-    tried next. The search repeats until the best rate has a neighbour on each side. With `factor=None` only the given
-    rates are tried. If a run fails, no further rates of its method are tried, and the other methods continue.
+    `methods` maps each method to the learning rates to try first. If a method's best rate is the largest rate tried,
+    this rate times `factor` is tried next. If the best rate is the smallest rate tried, this rate divided by `factor`
+    is tried next. The search repeats until the best rate has a neighbour on each side. With `factor=None` only the
+    given rates are tried. If a run fails, no further rates of its method are tried, and the other methods continue.
     StudyFailed is then raised at the end.
     """
     label = "learning rates"
@@ -169,13 +170,15 @@ def beyond_the_edge(rows: list[Row], factor: float) -> list[float]:
 
 
 def validation(row: Row) -> float:
-    """Return the loss by which learning rates are compared: the row's `validation`, or infinity after divergence."""
+    """Return a row's loss for the comparison of learning rates: `validation`, or infinity if the run diverged."""
     return math.inf if row["validation"] is None else row["validation"]
 
 
 def finished(rows: list[Row]) -> list[Row]:
-    """Return `rows`. Raise FloatingPointError if a run diverged, because a method's best learning rate must not diverge
-    with any seed."""
+    """Return `rows`. Raise FloatingPointError if a run diverged.
+
+    At its best learning rate, a method must not diverge with any seed.
+    """
     for row in rows:
         if row["validation"] is None:
             who = {key: row[key] for key in ("method", "r", "lr", "seed") if key in row}

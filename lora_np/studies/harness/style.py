@@ -230,8 +230,8 @@ def with_range(
 def spread(wanted: np.ndarray, gap: float, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """Return positions that are at least `gap` apart and, in least squares, as near as possible to `wanted`.
 
-    For sorted positions pᵢ, the gaps are large enough if zᵢ = pᵢ − i·gap never decreases. The z nearest to wantedᵢ −
-    i·gap is an isotonic regression, computed by pooling adjacent violators.
+    For sorted positions pᵢ, the gaps are large enough if zᵢ = pᵢ − i·gap never decreases. The sequence z that is
+    nearest to wantedᵢ − i·gap is an isotonic regression. It is computed by pooling adjacent violators.
     """
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(order))

@@ -130,7 +130,9 @@ class Table:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a table from a JSON file and check its digest. Old names of columns and settings become the new names.
+        """Read a table from a JSON file and check its digest.
+
+        Old names of columns and settings are replaced by the new names.
 
         Parameters
         ----------

@@ -46,7 +46,7 @@ class Run:
         return data.corpus("code", "train")
 
     def model(self) -> Trainable:
-        """Return the base model, ready to train all parameters, only the linear layers' parameters, or an adapter.
+        """Return the base model, prepared to train all parameters, only those of the linear layers, or an adapter.
 
         "lora+rest" trains the adapter, the embedding (which is also the head) and the norms.
         """
@@ -68,7 +68,7 @@ class Run:
 def heldout_batches() -> list[Batch]:
     """Return the held-out code on which methods are compared.
 
-    This code is not used for training or to choose learning rates.
+    This code is used neither for training nor to choose learning rates.
     """
     return _unseen()[1::2]
 
@@ -106,8 +106,8 @@ def measure(run: Run) -> dict[str, Any]:
     """Train once and return the row of the run.
 
     `steps`, `seconds` and `heldout` have one value per evaluation: the step, the time and the held-out loss (nats per
-    byte). `final` is the last held-out loss. `validation` is the final loss on the text by which the learning rate is
-    chosen. `final` and `validation` are None if the run diverged.
+    byte). `final` is the last held-out loss. `validation` is the final loss on the other held-out text, which is used
+    to choose the learning rate. `final` and `validation` are None if the run diverged.
     """
     try:
         model, history = fine_tune(run)

@@ -27,5 +27,5 @@ def in_turns(
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median over the rounds of one competitor's seconds divided by another competitor's seconds."""
+    """Return the ratio of one competitor's seconds to another competitor's seconds: the median over the rounds."""
     return float(statistics.median(a / b for a, b in zip(seconds, others, strict=True)))

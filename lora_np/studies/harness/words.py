@@ -42,7 +42,8 @@ def semicolons(*parts: str) -> str:
 def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) -> str:
     """Return how much computing a table needed, such as "90 runs, 37 minutes", or "" if the table has no seconds.
 
-    The number of runs is settings["runs"], or else the number of different runs among `rows` (by default all rows).
+    The number of runs is `settings["runs"]`. If this setting is missing, it is the number of different runs among
+    `rows` (by default all rows).
     """
     if not table.seconds:
         return ""

@@ -84,7 +84,7 @@ def _here(measure: Callable[[Any], Row], runs: Sequence[Any], processes: int) ->
     """Measure the runs in processes on this machine.
 
     If the system kills a process, for example because memory runs out, joblib ends all processes. New processes then
-    continue with the unfinished runs. The run that ended the process is unknown. If no run has finished since the last
+    continue with the unfinished runs. It is unknown which run ended the process. If no run has finished since the last
     start, the first `processes` runs count as failures.
     """
     with extra("studies", "a study of several runs"):
@@ -115,7 +115,7 @@ def _numbered(measure: Callable[[Any], Row], i: int, run: Any) -> tuple[int, Row
 def _on_cluster(measure: Callable[[Any], Row], runs: Sequence[Any], address: str) -> Results:
     """Measure the runs on a Dask cluster; if a worker dies, the scheduler gives the worker's run to another worker.
 
-    Raises ConnectionError if the connection ends, or if no worker is left or all workers hang for SILENCE seconds.
+    Raises ConnectionError if the connection ends, if no worker is left, or if all workers hang for SILENCE seconds.
     """
     if not runs:
         return
@@ -290,9 +290,10 @@ def _ask(call: Callable[..., Any]) -> Any:
 
 
 async def _ask_workers(client: Any) -> dict[str, Any]:
-    """Return the fingerprint of each worker by its address: an exception if the call failed, None without an answer.
+    """Return a mapping from each worker's address to its fingerprint.
 
-    Each worker gets its own call, because one call to all workers returns only after the slowest answer.
+    The value is an exception if the call failed, and None if the worker did not answer. Each worker gets its own call,
+    because one call to all workers returns only after the slowest answer.
     """
 
     async def ask(name: str) -> Any:

@@ -41,7 +41,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
 
 
 def recipe(by_rank: Table) -> Claim:
-    """Check the share of full fine-tuning's gain that the recipe recovers, and compare it with other ranks."""
+    """Check the share of full fine-tuning's gain that the recipe recovers, and compare this share with other ranks."""
     s = by_rank.settings
     full, lora = seeds(by_rank, method="full"), seeds(by_rank, r=s["r"], rule="α/r")
     found = {r: recovered(by_rank, r) for r in s["ranks"]}
@@ -67,7 +67,10 @@ def recipe(by_rank: Table) -> Claim:
 
 
 def share_by_seed(by_rank: Table, r: int) -> tuple[float, float]:
-    """Return the lowest and the highest share of full fine-tuning's gain that a seed recovers, with the recipe's α."""
+    """Return two shares of full fine-tuning's gain that LoRA recovers at rank r: of the worst and of the best seed.
+
+    LoRA uses the recipe's α.
+    """
     base, pairs = by_rank.settings["base_loss"], of_both(seeds(by_rank, r=r, rule="α/r"), seeds(by_rank, method="full"))
     shares = [(base - lora) / (base - full) for lora, full in zip(*pairs, strict=True)]
     return min(shares), max(shares)
@@ -176,7 +179,7 @@ def alpha_and_rate(table: Table) -> Claim:
 
 
 def two_r(by_rank: Table, scaled: Table) -> Claim:
-    """Compare α = 2r with a fixed α, once at the best learning rate of each and once at one rate with a larger rank."""
+    """Compare α = 2r with a fixed α: each α at its best learning rate; at a larger rank, both at one learning rate."""
     s = by_rank.settings
     ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
     top = max(row["r"] for row in scaled.rows)
@@ -337,7 +340,8 @@ def compared(
 ) -> Finding:
     """Return the final loss of `rows` minus the final loss of `others`, seed by seed: mean and range.
 
-    The finding's sentence begins with `setting`, a whole sentence. `where` begins the comparison, for example "With r = 64, ".
+    The text of the finding begins with `setting`, which is a whole sentence. `where` begins the comparison, for example
+    "With r = 64, ".
     """
     rows, others = list(rows), list(others)
     differences = paired_differences(rows, others)
@@ -367,7 +371,7 @@ def width(by_value: Mapping[Any, Iterable[Mapping[str, Any]]]) -> float:
 
 
 def best_rate(by_rank: Table, r: int | None, rule: str = "α/r") -> float:
-    """Return the median over the seeds of the best learning rate (r = None: full fine-tuning)."""
+    """Return the best learning rate at rank r (None: full fine-tuning): the median over the seeds."""
     return statistics.median_low(row["lr"] for row in by_rank.where(r=r, rule=rule, own_best=True))
 
 

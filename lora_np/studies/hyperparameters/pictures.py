@@ -26,7 +26,10 @@ GROUP_COLOURS = {"attention": LORA_LIGHT, "MLP": LORA, "all-linear": LORA_DARK}
 
 
 def measured(table: Table, dots: bool = False) -> str:
-    """Return the end of a subtitle: what the points are (if `dots`, seeds), the number of runs and their time."""
+    """Return the end of a subtitle, which explains the points and gives the number of runs and their time.
+
+    If `dots` is true, the points are seeds; otherwise they are means over the seeds.
+    """
     seeds = len(table.settings["seeds"])
     means = f"points and bars: mean and range of {seeds} seeds" if seeds > 1 else ""
     return semicolons(f"dots: the {seeds} seeds" if dots else means, runs_and_time(table))
@@ -48,7 +51,7 @@ def octaves(low: float, high: float, step: int = 1) -> list[float]:
 
 @picture("target_modules trainable seed phase final", settings="runs seeds module_r base_loss")
 def target_modules_chart(table: Table) -> Figure:
-    """Draw the loss of an adapter in each kind of matrix alone and in groups of matrices, the lowest loss on top.
+    """Draw the loss of an adapter in each kind of matrix alone and in groups of matrices, with the lowest loss on top.
 
     Parameters
     ----------
@@ -58,8 +61,8 @@ def target_modules_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One kind of matrix is green; a group of matrices is blue. Dots are seeds, each setting at its own best learning
-        rate. The vertical line is the loss of the base.
+        One kind of matrix is green; a group of matrices is blue. Each dot is one seed. Each setting has its own best
+        learning rate. The vertical line is the loss of the base.
 
     Examples
     --------
@@ -107,7 +110,7 @@ def equal_parameters_chart(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        One group of rows per number of parameters. Dots are seeds, each setting at its own best learning rate.
+        One group of rows per number of parameters. Each dot is one seed. Each setting has its own best learning rate.
 
     Examples
     --------
@@ -203,7 +206,10 @@ def dropout_chart(table: Table) -> Figure:
 
 
 def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> str:
-    """Return the title: the gain of the best dropout over no dropout on little text, at one rate and at the best rates."""
+    """Return the title: how much the best dropout lowers the loss on little text, compared with no dropout.
+
+    The title gives this number at one learning rate and at the best rates.
+    """
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
     return (

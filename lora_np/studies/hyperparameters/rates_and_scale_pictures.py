@@ -104,7 +104,7 @@ def own_bests(table: Table, rule: str) -> dict[int | None, np.ndarray]:
 
 
 def _rate_title(table: Table) -> str:
-    """Return the title: the best rate of LoRA, divided by that of full fine-tuning, and the seeds that differ."""
+    """Return the title: LoRA's best rate divided by full fine-tuning's best rate, and how many seeds differ."""
     by_rank = own_bests(table, "α/r")
     full, rates = np.median(by_rank.pop(None)), by_rank.values()
     ratios = sorted(np.median(found) / full for found in rates)

@@ -23,9 +23,9 @@ RULES = ("α/r", "α/√r", "α = 2r")
 def learning_rates_by_rank(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Measure whether LoRA's best rate is ten times full fine-tuning's at every rank, as Schulman et al. (2025) found.
 
-    The rows with the rule "α/r" have full fine-tuning, and each rank with s = α/r and the recipe's α. These rows
-    have every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r" have
-    some of the ranks; s is the same at all of these ranks.
+    The rows with the rule "α/r" are runs of full fine-tuning, and of LoRA at each rank with s = α/r and the recipe's α.
+    They include every seed at the best learning rate and at the two neighbouring rates. The rows with the rule "α = 2r"
+    are runs at some of the ranks; s = 2 at all of these ranks.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     fixed = tuner.tune(setting.full(), *(replace(recipe, r=r) for r in setting.ranks), neighbours=True)
@@ -61,7 +61,7 @@ def scaling(setting: Setting = FULL, workers: int = 2, folder: Folder = None) ->
 
 
 def by_rule(setting: Setting, rule: str, r: int) -> HyperparameterRun:
-    """Return the recipe with rank r and with the scale s by one of RULES.
+    """Return the recipe with rank r and with the scale s that `rule`, one of RULES, gives.
 
     At the rank of the recipe all rules give the same s.
     """
@@ -93,8 +93,8 @@ def equal_parameters(setting: Setting = FULL, workers: int = 2, folder: Folder =
 def with_equal_parameters(setting: Setting, r: int, within: float = 0.02) -> list[HyperparameterRun]:
     """Return a run for the MLP with rank r, and runs for attention and all layers with about equally many parameters.
 
-    A group of layers has no run if, at every rank, its size differs from the MLP's size by more than the share
-    `within`.
+    A group of layers has no run if, at every rank, its number of parameters differs from the MLP's number by more than
+    the share `within`.
     """
     recipe = setting.recipe()
     wanted = trainable(replace(recipe, target_modules="MLP", r=r))
@@ -115,8 +115,8 @@ def trainable(run: HyperparameterRun) -> int:
 def dropout(setting: Setting = FULL, workers: int = 2, folder: Folder = None) -> Table:
     """Measure whether dropout helps, on little text that is read many times and on much text that is read only in part.
 
-    Phase "fixed" has both texts at the recipe's best learning rate. On the little text each probability also has its own best
-    learning rate.
+    The runs of the phase "fixed" use both texts and the recipe's best learning rate. On the little text, each
+    probability is also trained at its own best learning rate.
     """
     tuner, recipe = Tuner(setting, workers, folder), setting.recipe()
     lr = tuner.best_rate(recipe)

@@ -77,11 +77,11 @@ class HyperparameterRun:
 def measure(run: HyperparameterRun) -> Row:
     """Train once. Return the settings of the run and its results; losses are in nats per byte.
 
-    `final` is the loss on the held-out text by which settings are compared. `validation` is the loss on the held-out
-    text by which learning rates are chosen. `train` is the mean training loss of the last tenth of the steps. `heldout`
-    has the held-out loss after each number of steps in `steps`; `final` is the last loss in `heldout`. `losses` and
-    `grad_norms` have the loss and the gradient norm before clipping, one per step. `trainable` is the number of trained
-    parameters. If the run diverged, its losses are None.
+    `final` is the loss on one held-out text; settings are compared by this loss. `validation` is the loss on another
+    held-out text; learning rates are chosen by this loss. `train` is the mean training loss of the last tenth of the
+    steps. `heldout` has the held-out loss after each number of steps in `steps`; `final` is the last loss in `heldout`.
+    `losses` has the loss of each step, and `grad_norms` has the gradient norm of each step before clipping. `trainable`
+    is the number of trained parameters. If the run diverged, its losses are None.
     """
     began = time.perf_counter()
     try:
@@ -175,9 +175,9 @@ class Tuner:
     def tune(self, *runs: HyperparameterRun, neighbours: bool = False) -> list[Row]:
         """Find the best learning rate of each run, then repeat the run at this rate with every seed.
 
-        The phase "sweep" has the first seed at several learning rates. The phase "seeds" has every seed at the best
-        rate. If `neighbours` is true, the phase "near" has every seed at the two neighbouring rates. The column
-        `own_best` is true for the learning rate with the lowest validation loss for a run and seed.
+        The phase "sweep" runs the first seed at several learning rates. The phase "seeds" runs every seed at the best
+        rate. If `neighbours` is true, the phase "near" runs every seed at the two neighbouring rates. `with_own_bests`
+        adds the column `own_best`.
         """
         rates, factor = self.setting.rates(*runs), 2.0 if self.setting.bracket else None
         tried = sweep(measure, rates, self.workers, self.folder, self.given, factor)

@@ -174,7 +174,10 @@ def path(table: Table, base: str) -> str:
 
 
 def falls(table: Table, base: str, least: float = SAME) -> list[int]:
-    """Return each d that gains less than some smaller d: less with every seed, and on average `least` of the gain less."""
+    """Return each d whose share of the gain is lower than the share of some smaller d.
+
+    The share must be lower with every seed, and lower by at least `least` on average.
+    """
     by_d = groups(table.where(phase="seeds", base=base, projection="sparse"), "d")
     found = []
     for d, rows in by_d.items():
@@ -185,7 +188,7 @@ def falls(table: Table, base: str, least: float = SAME) -> list[int]:
 
 
 def falling(table: Table, base: str, what: str) -> Finding:
-    """Return the number of d that gain less than a smaller d, with the conclusion for d90."""
+    """Return how many values of d gain less than a smaller d, with the conclusion for d90."""
     dips = falls(table, base)
     where = ", ".join(f"{d:,}" for d in dips)
     seeds = {row["seed"] for row in table.where(phase="seeds", base=base, d=max(dips, default=table.settings["D"]))}
@@ -353,5 +356,5 @@ def amplification(table: Table, r: int, module: str | None) -> list[dict[str, An
 
 
 def as_in_the_paper(r: int, factor: float, inside: float) -> bool:
-    """Return whether `factor` is within a factor of two of the paper's amplification, and `inside` is at least 2."""
+    """Return whether `factor` is between half and twice the paper's amplification, and `inside` is at least 2."""
     return 0.5 <= factor / PAPER_AMPLIFICATION[r] <= 2 and inside >= 2

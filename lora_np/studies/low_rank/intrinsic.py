@@ -1,9 +1,10 @@
-"""How many numbers must be trained? The intrinsic dimension d90 of fine-tuning, and of learning from random weights.
+"""How many numbers must be trained?
 
-All weights move, but only within a random subspace of d dimensions (training/subspace.py). The dimension d90 is the
-smallest d that reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838;
-for fine-tuning Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English
-prose, or from random weights in the same architecture. From both starts the model learns Python code.
+The study measures the intrinsic dimension d90 of fine-tuning, and of learning from random weights. All weights move,
+but only within a random subspace of d dimensions (training/subspace.py). The dimension d90 is the smallest d that
+reaches 90 % of the gain of full training after equally many steps (Li et al. 2018, arXiv 1804.08838; for fine-tuning
+Aghajanyan et al. 2020, arXiv 2012.13255). Training starts from "tiny", which was trained on English prose, or from
+random weights in the same architecture. From both starts the model learns Python code.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def size(model: Trainable) -> int:
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of the study.
+    """The settings of the study: bases, numbers of dimensions, learning rates and seeds.
 
-    In a subspace the learning rates are multiplied by √(D/d). AdamW moves each zⱼ by about the learning rate, and so
-    each weight by about √(d/D) times the learning rate. With the factor √(D/d) the weights move as far as in full
+    In a subspace the learning rates are multiplied by √(D/d). AdamW moves each zⱼ by about the learning rate. Therefore
+    each weight moves by about √(d/D) times the learning rate. With the factor √(D/d) the weights move as far as in full
     training.
     """
 
@@ -199,14 +200,14 @@ def intrinsic_dimension(setting: Setting = FULL, workers: int = 2, folder: str |
     """Measure d90 of each start, and the gain against d.
 
     The columns are `phase`, `base`, `d`, `projection`, `seed`, `lr`, `start`, `final` and `validation`. The phase
-    "sweep" has the first seed at every learning rate of z. The phase "seeds" has the best learning rate and the column
-    `share`, the gain divided by the mean gain of full training. In the bases `repeated`, near d90, at D and at the
-    control this phase has every seed, at other d only the first seed. d = D is full training. `start` and `final` are the
-    losses before and after training in nats per byte. The settings have `D` and the number of runs. The setting
-    "d90" has d90 by base, or None if no d reached the goal. The setting "unigram" is the loss of a model that knows only
-    the byte frequencies. The setting "lora" has the number of LoRA's parameters in all linear layers, by rank. If
-    `control` is set, the first base is also trained in a dense and in a sparse subspace of this d. Finished runs are
-    saved in `folder`.
+    "sweep" runs the first seed at every learning rate of z. The rows of the phase "seeds" have the best learning rate
+    and the column `share`: the gain divided by the mean gain of full training. For the bases in `repeated`, this phase
+    runs every seed at each d. For other bases, it runs every seed near d90, at D and at the control, and only the first
+    seed at other d. d = D is full training. `start` and `final` are the losses before and after training in nats per
+    byte. The settings have `D` and the number of runs. The setting "d90" has d90 by base, or None if no d reached the
+    goal. The setting "unigram" is the loss of a model that knows only the byte frequencies. The setting "lora" has the
+    number of LoRA's parameters in all linear layers, by rank. If `control` is set, the first base is also trained in a
+    dense and in a sparse subspace of this d. Finished runs are saved in `folder`.
     """
     d90, learners, rows, rates = {}, [], [], dict(setting.lrs)
     for base in setting.bases:

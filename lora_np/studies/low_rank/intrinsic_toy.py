@@ -23,7 +23,7 @@ ZERO = 1e-10  # times Σ t²: rounding leaves about 1e-30; with one dimension le
 def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Return C, of shape (blocks, D), and t = 1, 2, …, of shape (blocks,), for the loss L(θ) = ‖C θ − t‖².
 
-    C is 1 where a weight is in a block and 0 elsewhere. Raises ValueError if D is not a multiple of `blocks`.
+    C[b, i] is 1 if weight i is in block b, and 0 otherwise. Raises ValueError if D is not a multiple of `blocks`.
     """
     if D % blocks:
         raise ValueError(f"D={D} weights cannot form {blocks} equal blocks; use a multiple of {blocks}")
@@ -31,10 +31,10 @@ def constraints(D: int = 1000, blocks: int = 10) -> tuple[np.ndarray, np.ndarray
 
 
 def best_loss(projection: Projection, blocks: int = 10) -> float:
-    """Return the smallest value of L(P z), divided by L(0); least squares with M = C P (blocks, d) finds the best z.
+    """Return the smallest value of L(P z), divided by L(0).
 
-    L is quadratic, so no learning rate is needed. Row b of M is Pᵀ c_b, where c_b is row b of C. The backward function
-    of the projection computes Pᵀ c_b.
+    Least squares with the matrix M = C P, of shape (blocks, d), finds the best z. L is quadratic, so no learning rate
+    is needed. Row b of M is Pᵀ c_b, where c_b is row b of C. The backward function of the projection computes Pᵀ c_b.
     """
     C, t = constraints(projection.D, blocks)
     M = np.stack([projection.backward(row) for row in C])  # (blocks, d)

@@ -1,4 +1,7 @@
-"""Which rank does fine-tuning need? The ΔW of a full fine-tuning, its singular values, and the loss after a cut to rank r."""
+"""Which rank does fine-tuning need?
+
+The study measures the singular values of the ΔW of full fine-tuning, and the loss after ΔW is cut to rank r.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ Deltas = dict[str, np.ndarray]  # name → ΔW = fine-tuned − base, for every 
 def learned_deltas(run: Run) -> Deltas:
     """Fine-tune all weights with the settings of `run`.
 
-    Return ΔW of every parameter by name: (out, in) for matrices and the embedding, (d,) for norms.
+    Return ΔW of every parameter by name, of shape (out, in) for matrices and the embedding, and (d,) for norms.
     """
     model, _ = fine_tune(run)
     base = load_model(run.base).state_dict()
@@ -40,9 +43,10 @@ def truncate(matrix: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
-    """Compute the singular values of each learned ΔW, and of a normal random matrix of the same shape and Frobenius norm.
+    """Compute the singular values of each learned ΔW, and of a Gaussian random matrix.
 
-    The rows have `layer`, `module`, `shape`, `norm`, `singular_values` and `random_singular_values`.
+    The random matrix has the shape and the Frobenius norm of ΔW. The rows have `layer`, `module`, `shape`, `norm`,
+    `singular_values` and `random_singular_values`.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -61,9 +65,9 @@ def singular_values(deltas: Deltas, run: Run, seed: int = 0) -> Table:
 def truncated_loss(deltas: Deltas, run: Run, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)) -> Table:
     """Evaluate the base plus the top r singular directions of every ΔW, for each rank r.
 
-    The rows have r and heldout_loss in nats per byte. The weights of norms are vectors and cannot be cut, so all models
-    have the fine-tuned norms. The settings have base_loss, norms_loss (the base with the fine-tuned norms alone),
-    full_loss (with all of ΔW) and rank_max.
+    The rows have `r` and `heldout_loss` in nats per byte. The weights of norms are vectors and cannot be cut, so all
+    models have the fine-tuned norms. The settings have `base_loss`, `norms_loss` (the base with the fine-tuned norms
+    alone), `full_loss` (with all of ΔW) and `rank_max`.
     """
     model = load_model(run.base)
     base = {name: x.copy() for name, x in model.state_dict().items()}

@@ -104,9 +104,9 @@ def singular_values(table: Table, marked_rank: int = 8) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Attention is at the left, the MLP at the right. Thin lines are single matrices, and the thick line is the median
-        of the matrices. The dotted line is the median of random matrices of the same shape and norm. The energy is Σσ²,
-        the squared Frobenius norm.
+        Attention is at the left, and the MLP is at the right. Thin lines are single matrices, and the thick line is the
+        median of the matrices. The dotted line is the median of random matrices of the same shape and norm. The energy
+        is Σσ², the squared Frobenius norm.
 
     Examples
     --------
@@ -194,8 +194,8 @@ def truncated_loss(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        The left axis is the loss in nats per byte, the right axis the share of full fine-tuning's gain. The grey line
-        is the base; the dashed line is the model with all of ΔW.
+        The left axis is the loss in nats per byte, and the right axis is the share of full fine-tuning's gain. The grey
+        line is the base; the dashed line is the model with all of ΔW.
 
     Examples
     --------

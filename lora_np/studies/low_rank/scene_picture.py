@@ -27,10 +27,10 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     ----------
     table : Table
         The result of the study "decomposition", or a table with one row of `d`, `k` and `r`. If the row has only `d`,
-        `k` and `r`, all columns have equal heights. If the row has `matrix`, `B` and `A`, the height of a column is the
-        mean size of the numbers in the column.
+        `k` and `r`, all drawn columns have equal heights. If the row has `matrix`, `B` and `A`, the height of a drawn
+        column is the mean size of its numbers.
     elevation, azimuth : float
-        The direction of view in degrees.
+        The direction of view in degrees: the angle above the ground, and the angle around the vertical axis.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def _fill(ax: Any, points: np.ndarray, box: tuple[float, float, float, float]) -
 
 
 def _heights(values: Any, rows: int, columns: int) -> np.ndarray:
-    """Return the heights of the columns: the mean size of the numbers in a column, divided by the largest mean size.
+    """Return the heights of the drawn columns: the mean size of a column's numbers, divided by the largest mean size.
 
     If `values` is None, all heights are 1.
     """
@@ -122,7 +122,10 @@ def _heights(values: Any, rows: int, columns: int) -> np.ndarray:
 def _columns(
     corner: tuple[float, float], size: tuple[float, float], heights: np.ndarray, colour: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the faces (n, 4 corners, xyz) of boxes on a grid with row 0 at the back, and the colours of the faces."""
+    """Return the faces of boxes on a grid with row 0 at the back, and the colours of the faces.
+
+    The faces have the shape (n, 4, 3): each face has 4 corners with the coordinates x, y and z.
+    """
     rows, columns = heights.shape
     i, j = np.indices(heights.shape).reshape(2, -1)
     step_x, step_y = size[0] / columns, size[1] / rows

@@ -1,8 +1,8 @@
-"""What is the rank of a learned ΔW? The singular values of each layer's ΔW, from full fine-tuning and from LoRA.
+"""What is the rank of a learned ΔW? The study measures the singular values of each layer's ΔW.
 
-The study has two models: "tiny" learns Python code (tiny_task.py), and SmolLM2-135M learns the style of a lighthouse
-keeper (voice_task.py).
-Each method is trained at its best learning rate. Each ΔW is compared with a random matrix of the same shape.
+The ΔW come from full fine-tuning and from LoRA. The study has two models: "tiny" learns Python code (tiny_task.py), and
+SmolLM2-135M learns the style of a lighthouse keeper (voice_task.py). Each method is trained at its best learning rate.
+Each ΔW is compared with a random matrix of the same shape.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def layer_and_module(name: str) -> dict[str, Any]:
 
 @cache
 def random_spectrum(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Return the singular values of a normal random matrix (out, in), which has no structure."""
+    """Return the singular values of a Gaussian random matrix (out, in), which has no structure."""
     return np.linalg.svd(np.random.default_rng(seed).standard_normal(shape), compute_uv=False)
 
 
@@ -117,7 +117,7 @@ def spectra(setting: Setting = FULL, workers: int = 2, folder: str | Path | None
 
     The rows have `model`, `method`, `r`, `seed`, `layer`, `module`, `shape`, `norm`, `effective_rank`, `rank90`,
     `random_effective_rank`, `random_rank90` and `sigma`. `norm` is ‖ΔW‖_F. `rank90` is the number of directions that
-    hold 90 % of ‖ΔW‖²_F. `random_effective_rank` and `random_rank90` are the values of a normal random matrix of the
+    hold 90 % of ‖ΔW‖²_F. `random_effective_rank` and `random_rank90` are the values of a Gaussian random matrix of the
     same shape. `sigma` has the largest singular value, the second, the fourth, the eighth and so on. The settings have
     the number of runs.
     """

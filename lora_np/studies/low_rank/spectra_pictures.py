@@ -33,8 +33,8 @@ def rank_by_layer(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         Full fine-tuning is coral, and LoRA is cyan. A black bar is a random matrix of the same shape. With several
-        seeds, a dot is the mean and a line the range. The number beside a bar is a ratio: the number of directions of
-        full fine-tuning, divided by the number at the bar.
+        seeds, a dot is the mean and a line is the range. The number beside a bar is a ratio: the number of directions
+        of full fine-tuning (median over the layers), divided by the number of directions of the random matrix.
 
     Examples
     --------

@@ -35,9 +35,9 @@ def similarity(V1: np.ndarray, V2: np.ndarray) -> np.ndarray:
     """Return φ(i, j) = ‖V₁[:, :i]ᵀ V₂[:, :j]‖²_F / min(i, j) for all i and j.
 
     φ is the share of the smaller span that lies in the larger span. V1 (d, n) and V2 (d, m) have orthonormal columns.
-    The result is (n, m); the element [i − 1, j − 1] is φ(i, j). If one span contains the other span, φ is 1; if the two
-    spans are orthogonal, φ is 0. The squares of the entries of V₁ᵀV₂ are squared cosines. The sum of these squares over
-    the first i rows and the first j columns, divided by min(i, j), is φ(i, j).
+    The result has the shape (n, m); the element [i − 1, j − 1] is φ(i, j). If one span contains the other span, φ is 1;
+    if the two spans are orthogonal, φ is 0. The squares of the entries of V₁ᵀV₂ are squared cosines. The sum of these
+    squares over the first i rows and the first j columns, divided by min(i, j), is φ(i, j).
     """
     n, m = V1.shape[1], V2.shape[1]
     sums = np.cumsum(np.cumsum((V1.T @ V2) ** 2, axis=0), axis=1)  # (n, m)
@@ -57,7 +57,7 @@ def amplification(W: np.ndarray, delta: np.ndarray, r: int) -> dict[str, float]:
     """Measure W (out, in) in the top r directions of ΔW (out, in), as in table 7 of Hu et al. 2021.
 
     If U (out, r) and V (in, r) are the top r singular vectors of a matrix, ‖Uᵀ W V‖_F is the size of W in the
-    directions of this matrix. `in_delta` is the size of W in the directions of ΔW, and `in_W` the size of W in the
+    directions of this matrix. `in_delta` is the size of W in the directions of ΔW, and `in_W` is the size of W in the
     directions of W. `in_random` is the root mean square of the size of W over random directions, r ‖W‖_F / √(out·in).
     `norm_W` and `norm_delta` are ‖W‖_F and ‖ΔW‖_F. `factor` is the amplification, norm_delta / in_delta.
     """

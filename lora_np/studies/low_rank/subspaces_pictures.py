@@ -34,8 +34,8 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        The columns show A before training, A after training, and B after training. A before training is random, so its
-        φ is about max(i, j)/d. Darker is larger. Only rows with the column `map` are drawn.
+        The columns of maps show A before training, A after training, and B after training. Before training, A is
+        random, so its φ is about max(i, j)/d. A larger φ is darker. Only rows with the column `map` are drawn.
 
     Examples
     --------

@@ -107,7 +107,10 @@ def forgetting(compared: Table) -> Claim:
 
 
 def at_a_smaller_rate(compared: Table) -> list[Finding]:
-    """Return what LoRA and full fine-tuning forget at the next smaller rate, or [] if either has no smaller rate."""
+    """Return what LoRA and full fine-tuning forget at the next rate below their best rates.
+
+    The list is empty if one of the two methods has no such rate.
+    """
     found = []
     for method in ("lora", "full"):
         best, label = compared.where(phase="seeds", method=method)[0]["lr"], compared.settings["labels"][method]
@@ -130,10 +133,11 @@ def at_a_smaller_rate(compared: Table) -> list[Finding]:
 def promises(compared: Table, costs: Table, real: Table) -> list[Claim]:
     """Return the claim of each paper about its own method, checked by a comparison with LoRA seed by seed.
 
-    The same rule decides for all methods and on both models, tiny (`compared`) and SmolLM2-135M (`real`). Compared with
-    LoRA, "better" means a lower final loss with every seed, and "worse" a higher final loss with every seed; a single
-    seed decides nothing. "Faster" means fewer steps to LoRA's final loss with every seed (`faster`). It is checked on
-    tiny only, because the runs on SmolLM2-135M have too few evaluations.
+    One rule decides for all methods and for both models, "tiny" (`compared`) and SmolLM2-135M (`real`). "Better" means
+    a lower final loss than LoRA's with every seed, and "worse" means a higher final loss than LoRA's with every seed. A
+    single seed decides nothing. "Faster" means that the method reaches LoRA's final loss in fewer steps than LoRA, with
+    every seed (`faster`). "Faster" is checked on "tiny" only, because the runs on SmolLM2-135M have too few
+    evaluations.
     """
     runs = {method: compared.where(phase="seeds", method=method) for method in compared.settings["labels"]}
     lora = runs["lora"][0]["trainable"]
@@ -232,7 +236,7 @@ def against_lora(compared: Table, method: str, name: str, place: str, unit: str)
 
 
 def ahead(compared: Table, method: str) -> list[int]:
-    """Return the steps at which the method's held-out loss was below the held-out loss of LoRA, for every seed."""
+    """Return the steps at which the method's held-out loss was below LoRA's held-out loss with every seed."""
     ours, lora = (compared.where(phase="seeds", method=name) for name in (method, "lora"))
     found = []
     for i, step in enumerate(ours[0]["steps"]):
@@ -258,7 +262,10 @@ def steps_to_loras_end(compared: Table, method: str) -> dict[int, int | None]:
 
 
 def sooner(compared: Table, method: str) -> list[int | None]:
-    """Return for each seed after how many steps the method reaches LoRA's final loss; None if LoRA is not slower."""
+    """Return for each seed after how many steps the method reaches LoRA's final loss.
+
+    The number is None if the method is not faster than LoRA.
+    """
     ours, lora = (steps_to_loras_end(compared, name) for name in (method, "lora"))
     return [steps if steps is not None and steps < (lora[seed] or math.inf) else None for seed, steps in ours.items()]
 

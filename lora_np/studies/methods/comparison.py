@@ -1,4 +1,4 @@
-"""Compare the methods: how much each learns of new text and forgets of old text, and how many parameters it trains.
+"""Compare methods: how much each method learns of new text and forgets of old text, and how many parameters it trains.
 
 The model "tiny", which knows English prose, learns Python code, as in convergence/study.py. Each method has its own
 best learning rate, which is chosen on other held-out code. Each evaluation measures the loss on held-out code and on
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run: the full study or the quick study."""
+    """The settings of the study: methods with learning rates, seeds and steps."""
 
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
     bracket: bool = True  # extend a sweep if its best rate is the first or the last one
@@ -93,8 +93,8 @@ def fine_tune(run: Run) -> tuple[Trainable, Optimizer, History]:
 def measure(run: Run) -> dict[str, Any]:
     """Train once. The row has the losses on held-out code ("heldout") and prose in nats per byte, over steps and seconds.
 
-    `final` is the last loss on code. `validation` is the loss on the other held-out code, by which the learning rate is
-    chosen. `final` and `validation` are None if the run diverged. The function `trained` returns the columns
+    `final` is the last loss on code. `validation` is the loss on other held-out code, which is used to choose the
+    learning rate. `final` and `validation` are None if the run diverged. The function `trained` returns the columns
     `trainable` and `share`; the function `state_bytes` returns the column `state_bytes`.
     """
     columns = ("heldout", "prose", "seconds")
@@ -108,7 +108,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
-    """Return LoRA's runs in all linear layers at every rank of the table `convergence`.
+    """Return the runs of LoRA in all linear layers, at every rank of the table `convergence`.
 
     The columns are `r`, `seed`, `trainable` and `recovered`. Returns None if full fine-tuning, or LoRA of rank R, has
     different final losses in the two tables: the runs were then not trained in the same way.
@@ -126,7 +126,7 @@ def lora_by_rank(compared: Table, ranks: Table) -> Table | None:
 
 
 def trained(model: Trainable) -> dict[str, Any]:
-    """Return the number of trained parameters, and the same number divided by the number of the base's parameters."""
+    """Return the number of trained parameters, and this number divided by the number of the base's parameters."""
     added = {id(p) for p in model.adapter_parameters()} if hasattr(model, "adapter_parameters") else ()
     parameters = [p for _, p in model.named_parameters()]
     size = sum(p.value.size for p in parameters if p.trainable)

@@ -37,8 +37,8 @@ def quality_against_parameters(table: Table, ranks: Table | None = None) -> Figu
         `recovered`. Its `settings` contain `labels`, and optionally `runs`. Rows with the phase
         "sweep" are left out.
     ranks : Table, optional
-        LoRA at several ranks, drawn as a line, with the columns `r`, `seed`, `trainable` and `recovered`. The setting r
-        is the rank of the method "lora" in `table`.
+        LoRA at several ranks, drawn as a line, with the columns `r`, `seed`, `trainable` and `recovered`. The setting
+        `r` is the rank of the method "lora" in `table`.
 
     Returns
     -------
@@ -136,7 +136,9 @@ DASHES: dict[str, Any] = {  # of methods with one colour in one panel
 
 @picture("method seed steps heldout prose", settings="base_loss base_prose labels")
 def methods_learned_and_forgotten(table: Table) -> Figure:
-    """Draw training as a path from (0, 0): code learned to the right, prose forgotten upward, both in nats per byte.
+    """Draw training as a path from (0, 0).
+
+    The x axis shows how much code is learned, and the y axis shows how much prose is forgotten, both in nats per byte.
 
     Parameters
     ----------
@@ -200,7 +202,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
-    """Return by how much the loss on code fell and the loss on prose rose from the base: (seeds, evaluations, 2)."""
+    """Return how much the loss on code fell and the loss on prose rose: an array of shape (seeds, evaluations, 2)."""
     learned = table.settings["base_loss"] - np.array([row["heldout"] for row in rows])
     return np.stack([learned, np.array([row["prose"] for row in rows]) - table.settings["base_prose"]], axis=-1)
 

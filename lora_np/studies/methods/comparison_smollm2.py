@@ -3,7 +3,7 @@
 The runs of full fine-tuning and LoRA are read from the table `finetuning`. The other methods are trained here on the
 same conversations, with the same steps and schedule. Each method has its own best learning rate, from a sweep in
 factors of three. Other methods of METHODS can be added to `Setting.rates`, for example
-{"prefix-mlp": (3e-3, 1e-2, 3e-2)}; only the runs of the new methods are then missing.
+{"prefix-mlp": (3e-3, 1e-2, 3e-2)}; if the other runs are finished, the study then trains only the new methods.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class MethodFineTuning(FineTuning):
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of the study to run."""
+    """The settings of the study: methods with learning rates, seeds, and the settings that all runs share."""
 
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
     seeds: Sequence[int] = (0, 1, 2)

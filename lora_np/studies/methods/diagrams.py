@@ -63,7 +63,7 @@ DRAWINGS = {
 
 @picture()
 def method_diagrams(methods: Sequence[str] = tuple(DRAWINGS)) -> Figure:
-    """Draw where each method changes a Transformer block: grey is frozen, coloured is trained.
+    """Draw where each method changes a Transformer block: grey parts are frozen, and coloured parts are trained.
 
     Parameters
     ----------

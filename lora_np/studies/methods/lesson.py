@@ -69,8 +69,8 @@ def lesson_rows(compared: Table, costs: Table | None = None) -> list[dict[str, A
     The rows have `method`, `label`, `quantity`, `lesson`, `ours`, `here` and `verdict`. Quality is the share of
     full fine-tuning's gain that a method recovers, as a mean over the seeds. Latency is the time per token divided by
     the base's time per token, from a table of `method_costs` with the same base. If the lesson says "merged", the latency
-    is the latency of the merged model. A quantity that was not measured has no row. `here` is our number in words. The
-    verdict is "agrees", "less", "more" or "chosen so".
+    is the latency of the merged model. A quantity that was not measured has no row. `ours` is our number, and `here` is
+    this number as text. The verdict is "agrees", "less", "more" or "chosen so".
     """
     rows, labels = [], (costs.settings.get("labels", {}) if costs else {}) | compared.settings["labels"]
     for method, lesson in LESSON.items():
@@ -91,9 +91,9 @@ def summary(compared: Table, costs: Table | None = None) -> list[dict[str, Any]]
 
     The rows have `method`, `label`, `lr`, `lr_of_B`, `trainable`, `share`, `state_bytes`, `recovered`, `least`, `most`,
     `seeds` and `forgotten`. `lr` is the best learning rate; `lr_of_B` is the learning rate of B, which differs from `lr`
-    in LoRA+. `recovered` is the mean over the seeds; `least` and `most` are the lowest and the highest value of a seed. A
-    table of `method_costs` adds step_ratio, peak_bytes, prompt_ratio, token_ratio and the merged ratios. With this
-    table, only the methods whose costs were measured have a row.
+    in LoRA+. `recovered` is the mean over the seeds; `least` and `most` are the lowest and the highest value of a seed.
+    A table of `method_costs` adds `step_ratio`, `peak_bytes`, `prompt_ratio`, `token_ratio` and the ratios of merged
+    models. With this table, only the methods whose costs were measured have a row.
     """
     rows = []
     for method, label in compared.settings["labels"].items():

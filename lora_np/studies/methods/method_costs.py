@@ -56,14 +56,15 @@ def method_costs(
     `merged_prompt_ratio` and `merged_token_ratio`. `step_ratio` is the time of a step divided by the time of a full
     fine-tuning step in the same round. The other ratios divide the time of an answer by the time of the base's answers
     in the same round. The base exists in several `copies`, and the divisor of a ratio is the median time of the copies.
-    An error in the time of a single base would change all ratios in the same direction. Each ratio is the median over
-    the rounds. The base's copies and the merged models are built in the same way (`plain`). The setting `base_ratios`
-    has the ratios of the copies of the base. The spread of these ratios shows the error of the measurement. A model
-    that cannot be merged has None in the merged columns. A quantised base is dequantised before the merge.
+    If there were only one copy, an error in its time would change all ratios in the same direction. Each ratio is the
+    median over the rounds. The base's copies and the merged models are built in the same way (`plain`). The setting
+    `base_ratios` has the ratios of the copies of the base. The spread of these ratios shows the error of the
+    measurement. A model that cannot be merged has None in the merged columns. A quantised base is dequantised before
+    the merge.
 
-    `peak_bytes` is the peak memory of a step by tracemalloc; it counts the adapter but not the weights of the base.
-    `state_bytes` is computed by the function `state_bytes` of comparison.py. All measurements use one BLAS thread, and
-    each round has a new random order. With `steps` = 0 only the answers are timed.
+    `peak_bytes` is the peak memory of a step that tracemalloc measures, with the adapter but without the weights of the
+    base. `state_bytes` is computed by the function `state_bytes` of comparison.py. All measurements use one BLAS
+    thread, and each round has a new random order. With `steps` = 0 only the answers are timed.
     """
     if copies < 3:
         raise ValueError(f"copies = {copies}; expected at least 3, because the median of two times is their mean")

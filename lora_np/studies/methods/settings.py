@@ -1,8 +1,8 @@
 """The settings of the compared methods. Tables and pictures use the same names.
 
-All methods with a ΔW have the rank and the layers of LoRA, so that only the method differs. Houlsby's two adapters per
-block have the width m at which they train about 3 % of the parameters, as in the lesson. Pfeiffer's adapter has the
-same width m.
+All methods with a ΔW use the same rank and the same layers as LoRA, so that only the method differs. Houlsby's two
+adapters per block have the width m at which they train about 3 % of the parameters, as in the lesson. Pfeiffer's
+adapter has the same width m.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ METHODS = methods()
 
 
 def bottleneck_size(base: Transformer, share: float = HOULSBY_SHARE) -> int:
-    """Return the width m at which two adapters per block train about `share` of the base; each has 2md + d + m numbers."""
+    """Return the width m at which two adapters per block train about `share` of the base's parameters.
+
+    Each adapter has 2md + d + m parameters, where d is the width of the model.
+    """
     wanted, d = share * sum(p.value.size for _, p in base.named_parameters()), base.config.hidden_size
     places = 2 * base.config.num_hidden_layers
     return min(range(1, d + 1), key=lambda m: abs(places * houlsby_parameters(d, m) - wanted))

@@ -77,7 +77,10 @@ def recovers(drift: Table) -> Claim:
 
 
 def grown(drift: Table, which: str) -> str:
-    """Return in words the error after all merges divided by the error after one merge, over the dtypes: "58 to 93 times"."""
+    """Return the growth of the error as text, for example "58 to 93 times".
+
+    The growth is the error after all merges divided by the error after one merge; the range is over the dtypes.
+    """
     rows = [drift.where(dtype=dtype, adapters=which)[0]["errors"] for dtype in ROUNDING]
     times = [errors[-1] / errors[0] for errors in rows]
     return f"{' to '.join(dict.fromkeys(f'{x:.2g}' for x in (min(times), max(times))))} times"

@@ -29,7 +29,7 @@ def drift(
     share: float = 0.3,
     seed: int = 0,
 ) -> Table:
-    """Measure the error of one weight matrix of tiny after many merges and unmerges.
+    """Measure the error of one weight matrix of the model "tiny" after many merges and unmerges.
 
     The columns are `dtype`, `adapters`, `cycles` and `errors`. An error is ‖W − W₀‖/‖W₀‖. Each cycle merges and
     unmerges one adapter: always the same adapter, or an adapter drawn from `adapters`. The adapters are random, with
@@ -97,9 +97,9 @@ def combinations(setting: Setting = FULL) -> Table:
 
     The columns are `kind`, `weights`, `code`, `voice`, `error` (the reported error of ΔW) and `seed`. `kind` is "base",
     "adapter" (one of the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type.
-    Each seed trains two new adapters; the combination types that drop weights at random (dare) use the same seed. Each
-    combination type is used with the best scale of both weights. The scale is chosen with the first seed, on other
-    held-out text.
+    Each seed trains two new adapters; the combination types that drop weights at random (dare) use the same seed. With
+    each combination type, both weights equal one number, the best scale of the type. The scale is chosen with the first
+    seed, on other held-out text.
     """
     started = time.perf_counter()
     choosing, judging = held_out(setting)
@@ -128,7 +128,7 @@ def combinations(setting: Setting = FULL) -> Table:
 
 
 def specialists(setting: Setting, seed: int) -> PeftModel:
-    """Return tiny with one adapter per domain, trained with the same settings."""
+    """Return the model "tiny" with one adapter per domain; both adapters are trained with the same settings."""
     config = LoraConfig(r=setting.r, lora_alpha=setting.lora_alpha, target_modules="all-linear")
     model = get_peft_model(load_model("tiny"), config, DOMAINS[0], seed=seed)
     model.add_adapter(DOMAINS[1], config, seed=seed + 1)

@@ -19,7 +19,7 @@ ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
 
 @picture("dtype adapters cycles errors", settings="of share")
 def merge_drift(table: Table) -> Figure:
-    """Draw the relative error of a weight after n merges and unmerges, one colour per dtype, both axes logarithmic.
+    """Draw the relative error of a weight after n merges and unmerges, with one colour per dtype and logarithmic axes.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def merge_drift(table: Table) -> Figure:
     Returns
     -------
     Figure
-        Dashed lines are merges of always the same adapter; solid lines are merges of adapters drawn at random.
+        Dashed lines: the same adapter is merged every time. Solid lines: each merged adapter is drawn at random.
 
     Examples
     --------
@@ -77,8 +77,8 @@ def combinations_chart(table: Table) -> Figure:
     -------
     Figure
         The left panel has the two losses. A dot is the mean of a type over the seeds, with the range of the seeds as a
-        cross. The squares are the base and the two adapters, and the line is `cat` with other weights; these are means
-        too. The right panel has the error of ΔW.
+        cross. The squares are the base and the two adapters, and the line is `cat` with other weights; the squares and
+        the line are also means over the seeds. The right panel has the error of ΔW.
 
     Examples
     --------
@@ -149,7 +149,10 @@ def _spread(rows: Rows, column: str) -> tuple[float, list[list[float]]]:
 
 
 def _errors(ax: Axes, table: Table, losses: dict[str, float]) -> None:
-    """Draw the mean and the range of each type. The types are sorted by the sum of both losses, which their labels show."""
+    """Draw the mean and the range of each type.
+
+    The types are sorted by the sum of both losses; the label of a type shows this sum.
+    """
     order, names = sorted(losses, key=lambda kind: -losses[kind]), []
     for place, kind in enumerate(order):
         rows = table.where(kind=kind)

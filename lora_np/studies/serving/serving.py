@@ -1,4 +1,6 @@
-"""How much time and memory do many adapters on one base need? They are compared with PEFT and with merged models.
+"""How much time and memory do many adapters on one base need?
+
+The study compares this library with PEFT and with merged models.
 
 This command writes the tables:
 
@@ -196,7 +198,7 @@ def merged(model: Transformer, drawn: list[int], tokens: np.ndarray) -> Step:
 
 
 def frozen_in_peft(peft_model: PeftModel) -> Any:
-    """Return the same model and adapters in PyTorch with PEFT."""
+    """Return the model and its adapters in PyTorch with PEFT, with all weights frozen."""
     import torch
 
     return in_peft(peft_model).requires_grad_(False).to(torch.float32).eval()

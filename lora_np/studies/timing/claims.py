@@ -12,12 +12,12 @@ R = 8
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return two claims about a step: LoRA against full fine-tuning on "tiny", and against PEFT on SmolLM2-135M."""
+    """Return two claims about a LoRA step: compared with full fine-tuning on "tiny", and with PEFT on SmolLM2-135M."""
     return [cheaper(tables["step_cost"]), as_fast_as_peft(tables["speed"])]
 
 
 def cheaper(cost: Table) -> Claim:
-    """Return the claim about the time and the memory of a LoRA step on "tiny", divided by those of a full step."""
+    """Return the claim about the time and the memory of a LoRA step on "tiny", compared with a full step."""
     seconds, memory = (
         Finding(
             f"timing.tiny.{key}",
@@ -48,7 +48,7 @@ def cheaper(cost: Table) -> Claim:
 
 
 def ratios(cost: Table) -> tuple[float, float]:
-    """Return time and memory of a LoRA step (rank R, all linear layers) divided by those of a full step."""
+    """Return two ratios of a LoRA step (rank R, all linear layers) to a full fine-tuning step: time and memory."""
     full, lora = cost.rows[0], cost.where(r=R, target_modules="all-linear")[0]
     return lora["seconds"] / full["seconds"], lora["peak_bytes"] / full["peak_bytes"]
 

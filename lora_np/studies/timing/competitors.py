@@ -178,7 +178,7 @@ def in_transformers(config: TransformerConfig) -> Any:
 def copy_weights(mine: Any, theirs: Any) -> None:
     """Copy the weights of our model into the PyTorch model, by name.
 
-    Raises KeyError if the PyTorch model lacks a name.
+    Raises KeyError if a name is missing in the PyTorch model.
     """
     import torch
 
@@ -259,8 +259,8 @@ def writing_floor(case: Case) -> Step:
     """Return a step that computes only the products of `new_tokens` new tokens per row: no prompt, no attention, no cache.
 
     The products of a token need all frozen matrices and the head, each for `batch_size` rows. Most of their time is the time
-    to read the matrices from memory. The step uses the layout of the matrices and the way to multiply that is fastest on
-    this machine. The step returns the number of FLOPs.
+    to read the matrices from memory. The step uses the layout of the matrices and the way to multiply that together are
+    fastest on this machine. The step returns the number of FLOPs.
     """
     config = TransformerConfig(**case.shape) if case.model is None else case.base().config
     rng, sizes = np.random.default_rng(0), [(out, in_) for out, in_, _ in frozen_products(config)]
@@ -366,7 +366,7 @@ def _serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], aske
 
 
 def main() -> None:
-    """Run the competitor that stdin names: answers go to the original stdout, all other output to stderr."""
+    """Run the competitor that stdin names: answers go to the original stdout, and all other output goes to stderr."""
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     task = json.loads(sys.stdin.readline())

@@ -41,7 +41,7 @@ def processor() -> str:
 def warnings_for(threads: int, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return a warning for each environment variable that may slow a competitor, and one for too many `threads`.
 
-    `in_environment` overrides the variables in `THREADS`; the warning mentions this.
+    The function `in_environment` overrides the variables in `THREADS`; a warning about such a variable says so.
     """
     found = []
     for name, value in sorted(environment.items()):
@@ -95,7 +95,8 @@ def limited(threads: int) -> Any:
 def numpy_blas() -> dict[str, str | int | None]:
     """Return the name, the kernel and the threads of NumPy's BLAS in this process, as threadpoolctl reports them.
 
-    threadpoolctl does not know Apple's Accelerate. Its name is then read from NumPy's build, and its threads are None.
+    threadpoolctl does not know Apple's Accelerate. For Accelerate, the name is read from NumPy's build, and the number
+    of threads is None.
     """
     with extra("studies", "the name of NumPy's BLAS"):
         from threadpoolctl import threadpool_info
@@ -132,7 +133,7 @@ def torch_blas() -> dict[str, str | int | None]:
 
 
 def resident_memory(pid: int | None = None) -> dict[str, int]:
-    """Return the resident bytes of a process, `now` and `peak`, with libraries and mapped files.
+    """Return the resident bytes of a process, `now` and at the `peak`, including libraries and mapped files.
 
     If `pid` is None, the process is this process. Returns {} on Windows; macOS reports only this process.
     """
@@ -149,7 +150,7 @@ def resident_memory(pid: int | None = None) -> dict[str, int]:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory from the C library to the system, so that it does not count in the next peak."""
+    """Let the C library give freed memory back to the system, so that this memory does not count in the next peak."""
     gc.collect()
     with suppress(OSError, TypeError, AttributeError):  # the C library is not GNU's, or cannot be loaded this way
         ctypes.CDLL(None).malloc_trim(0)

@@ -34,7 +34,7 @@ def speed_chart(table: Table) -> Figure:
     -------
     matplotlib.figure.Figure
         The bars of lora_np are cyan; the bars of PyTorch with PEFT are green. The grey part of a bar is the floor: the
-        time of only the products with frozen matrices, in NumPy's BLAS. The memory includes the weights and the
+        time of the products with frozen matrices alone, in NumPy's BLAS. The memory includes the weights and the
         libraries. The black line is the middle half of the rounds.
 
     Examples

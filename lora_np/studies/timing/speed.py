@@ -2,9 +2,9 @@
 
 The study also measures how this library's time grows with the tokens, the rows, the rank and the layers.
 
-A step is forward, backward and AdamW. The floor is a lower bound of the time: only the products with frozen matrices,
-which every LoRA step on NumPy's BLAS must compute. Each competitor runs in its own process (competitors.py). In each
-round, every process is timed once (benchmark.py).
+A step is forward, backward and AdamW. The floor is a lower bound of the time. It is the time of the products with
+frozen matrices alone, which every LoRA step on NumPy's BLAS must compute. Each competitor runs in its own process
+(competitors.py). In each round, every process is timed once (benchmark.py).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def speed(
     rounds of the competitor's time divided by this library's time; `ratio_range` has the quartiles. If the losses
     differ by more than 1e-4, `ratio` and `ratio_range` are None, and `say` is called with a message. `floor_share` is
     the floor's time divided by the competitor's time. `peak_bytes` is the peak resident memory during the steps,
-    weights and libraries included. `loaded_bytes` is the memory before the first step. Only the row of the floor has
+    including weights and libraries. `loaded_bytes` is the memory before the first step. Only the row of the floor has
     `flops`.
 
     The competitor "ours" splits a batch among as many workers as there are threads (parallel.py); in "ours, one
@@ -107,12 +107,12 @@ def generation_speed(
 ) -> Table:
     """Time greedy generation in this library and in transformers, without an adapter, and the floor of a new token.
 
-    The rows are like those of `speed`, with the additional columns `batch_size`, `token_seconds` and `token_ratio`. A step is
-    one whole call, including the prompts; `tokens_per_second` counts only new tokens. `token_seconds` is the time of one
-    new token of every row, without the prompts: a call that writes one token is timed in the same round and subtracted.
-    `token_ratio` is like `ratio`, for these times. The floor computes only the products of the new tokens with the frozen
-    matrices and the head, and `floor_share` is the floor's time divided by `token_seconds`. `ratio` and `token_ratio` are
-    None if the generated texts differ.
+    The columns are the columns of `speed` and the additional columns `batch_size`, `token_seconds` and `token_ratio`. A
+    step is one whole call, including the prompts; `tokens_per_second` counts only new tokens. `token_seconds` is the
+    time of one new token of every row, without the prompts: a call that writes one token is timed in the same round,
+    and its time is subtracted. `token_ratio` is computed like `ratio`, from `token_seconds`. The floor computes only
+    the products of the new tokens with the frozen matrices and the head, and `floor_share` is the floor's time divided
+    by `token_seconds`. `ratio` and `token_ratio` are None if the generated texts differ.
     """
     comparison, rows = Comparison(threads, rounds, say), []
     names = ["ours, generating", *(["transformers"] if oracles_installed(say) else [])]
@@ -150,7 +150,7 @@ def per_token(whole: Competitor, first: Competitor) -> list[float]:
 def quantized_speed(
     cases: Sequence[Case] = CASES[:2], threads: int = CORES, rounds: int = 9, say: Say = print
 ) -> Table:
-    """Time a step of LoRA, a step of QLoRA, and only the dequantising of a QLoRA step.
+    """Time a step of LoRA, a step of QLoRA, and the part of a QLoRA step that dequantises the weights.
 
     The columns are `case`, `competitor`, `seconds`, `ratio`, `peak_bytes`, `losses`, `rounds` and others. The
     competitor "ours" is LoRA over a base in float32; "ours, NF4 base" is QLoRA over a base in four bits. The competitor
@@ -239,7 +239,7 @@ def ratios(competitor: Competitor, reference: Competitor) -> dict[str, Any]:
 
 
 def ratio_and_range(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """Return `ratio` and `ratio_range`: over the rounds, median and quartiles of the time / the reference's time."""
+    """Return `ratio` and `ratio_range`: median and quartiles over the rounds of `seconds` divided by `reference`."""
     found = [a / b for a, b in zip(seconds, reference, strict=True)]
     return {"ratio": statistics.median(found), "ratio_range": np.percentile(found, [25, 75]).tolist()}
 

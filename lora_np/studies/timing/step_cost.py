@@ -1,4 +1,7 @@
-"""What does a training step cost? Seconds and peak memory of full fine-tuning and of LoRA on "tiny"."""
+"""What does a training step cost?
+
+The study measures the seconds and the peak memory of full fine-tuning and of LoRA on "tiny".
+"""
 
 from __future__ import annotations
 

@@ -56,10 +56,10 @@ def job(model: str = "smollm2-135m", steps: int = 60, rounds: int = 3, threads: 
     `import_seconds`, `load_seconds`, `train_seconds`, `save_seconds`, `peak_bytes`, `heldout`, `rows`, `ratio`,
     `ratio_range`, `losses` and `rounds`. All seconds are medians over the rounds, and `rounds` has the seconds of each
     round. The phase "import" begins with the start of Python, and the phase "save" ends with the end of the process.
-    `heldout` is the loss on the held-out answers, which this library computes for each saved adapter. `rows` is the
-    largest number of records that PEFT computes at once: the fastest of `ROWS` in short trials. `ratio` is the median
-    over the rounds of the competitor's time divided by this library's time. If the jobs computed different things,
-    `ratio` is None, and `say` is called with a message.
+    `heldout` is the loss on the held-out answers, which this library computes for each saved adapter. PEFT computes at
+    most `rows` records at once; `rows` is the value in `ROWS` that was fastest in short trials. `ratio` is the median
+    over the rounds of the competitor's time divided by this library's time. If the losses of the jobs differ, `ratio`
+    is None, and `say` is called with a message.
     """
     started = time.perf_counter()
     names = [OURS, *([PEFT] if oracles_installed(say) else [])]
@@ -190,7 +190,7 @@ def blas_of(name: str, threads: int) -> dict[str, Any]:
 
 
 def row(name: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a competitor's row without its comparison: medians over the rounds, and the losses of the last round."""
+    """Return a competitor's row without the ratio: medians over the rounds, and the losses of the last round."""
     median = {key: statistics.median(job[key] for job in jobs) for key in ("seconds", *PHASES)}
     peaks = [job["peak"] for job in jobs]
     found: dict[str, Any] = {"competitor": name, "seconds": median["seconds"]}

@@ -1,7 +1,7 @@
 """The job in this library: load a model and its records, train the adapter, save the adapter.
 
-The script prints the name of each phase at its end, and then the loss of each step. study.py runs it with the path of a
-JSON file that contains the settings.
+The script prints the name of each phase when the phase ends, and then the loss of each step. study.py runs it with the
+path of a JSON file that contains the settings.
 """
 
 import json

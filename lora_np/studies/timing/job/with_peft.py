@@ -1,7 +1,7 @@
 """The job of with_lora_np.py in transformers and PEFT: the same base, adapter, batches, learning rates and loss.
 
-A step may divide its batch into pieces of `rows` records, whose gradients add up: smaller pieces need less memory, and
-each piece is padded only to its own longest record. A piece needs no attention mask, because the padding is on the
+A step may divide its batch into pieces of `rows` records and add up their gradients. Smaller pieces need less memory,
+and each piece is padded only to its own longest record. A piece needs no attention mask, because the padding is on the
 right. The settings contain the records of each batch. The batches equal the batches of with_lora_np.py.
 """
 
