@@ -188,7 +188,7 @@ def print_speed(table: Table) -> None:
 
 
 def print_shares(table: Table) -> None:
-    """Print the share of the floor that a step reaches on this machine, with the processor and the BLAS."""
+    """Print the processor, its BLAS, and the time of the floor divided by the time of a step."""
     shares = {name: table.where(case=name, competitor="ours") for name in table.settings["cases"]}
     reached = ", ".join(f"{name} {rows[0]['floor_share']:.0%}" for name, rows in shares.items() if rows)
     if reached:
@@ -200,7 +200,7 @@ def print_shares(table: Table) -> None:
 
 
 def print_job(table: Table) -> None:
-    """Print the seconds of each phase of a job, its memory and its held-out loss, for each competitor."""
+    """Print the seconds of each phase, the memory and the held-out loss of a job, for each competitor."""
     settings = table.settings
     print(
         f"A job from the start of Python to the saved adapter: {settings['model']}, data {settings['data']}, float32, LoRA "

@@ -1,4 +1,4 @@
-"""The estimate of memory and time that `train` prints: memory before every run, both with --dry-run."""
+"""The estimates that `train` prints: the memory before every run, and with --dry-run also the time."""
 
 from __future__ import annotations
 

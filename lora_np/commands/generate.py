@@ -137,7 +137,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _piped() -> list[str]:
-    """Return a list with the text from a pipe, without the last newline; an empty list if stdin is a terminal."""
+    """Return a list with the text from a pipe, without the last newline; return [] if stdin is a terminal."""
     if sys.stdin.isatty():
         return []
     if hasattr(sys.stdin, "reconfigure"):
@@ -238,7 +238,7 @@ def _converse(generator: TextGenerator, system: list[Message], chat: bool) -> No
 
 
 def _ask() -> str:
-    """Return a line from the terminal; "" for an empty line or the end of input (Ctrl-D)."""
+    """Return a line from the terminal, or "" after an empty line or the end of the input (Ctrl-D)."""
     try:
         return input(">>> ")
     except EOFError:

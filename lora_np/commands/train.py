@@ -309,7 +309,7 @@ def _full(arguments: argparse.Namespace) -> bool:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if the number of an option is out of range. The numbers are checked before the model is
+    """Raise ValueError if a number given as an option is out of range. The numbers are checked before the model is
     loaded."""
     lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
     lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
@@ -373,7 +373,8 @@ def _save(model: Any, tokenizer: Tokenizer, arguments: argparse.Namespace) -> li
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """Return a command that asks the new model the first held-out question, or else the first training question."""
+    """Return a command that asks the new model the first held-out question; without held-out records, the first
+    training question."""
     from ..data.conversations import dataset
     from ..data.formats import records, standard
 

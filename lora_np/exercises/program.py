@@ -110,8 +110,8 @@ def read_cell(cell: str) -> Iterator[Statement]:
 def python_of(cell: str) -> str:
     """Return a cell as Python code: without the indentation of the first line, prompts and IPython's magics.
 
-    The line `%time y = f(x)` becomes `y = f(x)`, other magics become `pass`. A cell with a magic like %%bash is empty.
-    Raises SyntaxError if the result is not Python.
+    The line `%time y = f(x)` becomes `y = f(x)`; other magics become `pass`. For a cell with a magic like %%bash, the
+    result is empty. Raises SyntaxError if the result is not Python.
     """
     cell = _unprompted(cell)
     while cell.lstrip().startswith("%%"):

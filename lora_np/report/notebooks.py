@@ -1,4 +1,5 @@
-"""Executes the course's notebooks: notebooks/*.py are the sources (jupytext percent format), the .ipynb files hold the outputs."""
+"""Executes the course's notebooks: notebooks/*.py are the sources (jupytext percent format); the .ipynb files contain
+the outputs."""
 
 from __future__ import annotations
 
@@ -119,8 +120,8 @@ def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
     output : Path
         The folder for the executed notebooks (.ipynb).
     at_once : int
-        Number of notebooks that run at the same time. If it is above 1, the seconds that the notebooks print are too
-        large.
+        Number of notebooks that run at the same time. If several notebooks run at the same time, the times that they
+        print are too long.
     """
     with extra("studies", "running notebooks side by side"):
         from joblib import Parallel, delayed

@@ -32,7 +32,7 @@ def send(stream: IO[bytes], message: Any) -> None:
 
 
 def receive(stream: IO[bytes], most: int) -> Any:
-    """Read a message; return None at the end of the stream. Raises ValueError for a message above `most` bytes."""
+    """Read a message; return None at the end of the stream. Raises ValueError for a message of more than `most` bytes."""
     start = stream.read(LENGTH.size)
     if len(start) < LENGTH.size:
         return None

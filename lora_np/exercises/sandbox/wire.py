@@ -168,7 +168,7 @@ def generator(state: Any) -> np.random.Generator:
 
 
 def update(part: Any, content: Any, parts: Sequence[Any]) -> None:
-    """Give `part` the content that an object has after a call, in place."""
+    """Replace the content of `part`, in place, by the content that the process sent after a call."""
     new = decode(content, parts)
     if isinstance(part, np.ndarray) and isinstance(new, np.ndarray) and part.dtype == new.dtype:
         if part.shape != new.shape:
