@@ -340,7 +340,7 @@ class AdapterStore:
 
 
 def _real(path: Path) -> Path:
-    """Return the path without symbolic links. `Path.resolve` raises RuntimeError for a link to itself."""
+    """Return the path without symbolic links. `Path.resolve` is not used, because it raises RuntimeError for a link to itself."""
     return Path(os.path.realpath(path))
 
 

@@ -181,8 +181,8 @@ async def unload(service: CompletionService, request: HttpRequest) -> dict[str, 
 async def _json_body(request: HttpRequest) -> dict[str, Any]:
     """Return the JSON object in the body of a request.
 
-    The header Content-Type must be application/json. For a page of another site, a browser sends this type only if the
-    server allows the request.
+    The header Content-Type must be application/json. If a page of another site sends a request with this type, the
+    browser first asks the server for permission.
     """
     from starlette.requests import ClientDisconnect
 
