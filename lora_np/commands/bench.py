@@ -17,11 +17,11 @@ DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch
 With --job, measure a whole fine-tuning job instead.
 
 Three competitors run in turn: this library, PyTorch with PEFT (if installed),
-and the products with the frozen matrices alone, which are a lower bound. Run
+and only the products with the frozen matrices, whose time is a lower bound. Run
 no other program at the same time.
 
 parts:
-  methods           full fine-tuning and LoRA on tiny, in this process
+  methods           full fine-tuning and LoRA on the model "tiny", in this process
   tiny, smollm2-135m, llama-2-7b-block
                     a LoRA step on this model or block
   quantized         a LoRA step over float32 and over NF4
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--quick",
         action="store_true",
-        help="faster, but noisier: measure 3 rounds, or with --job one round of 6 steps (default: 9 rounds, or 5 for "
-        "generation; with --job 3 rounds of 60 steps)",
+        help="faster, but less exact: measure 3 rounds (default: 9, or 5 for generation); with --job, measure 1 round of 6 "
+        "steps (default: 3 rounds of 60 steps)",
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"

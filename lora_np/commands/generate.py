@@ -20,16 +20,16 @@ HELP = "let a model answer a question or continue a text"
 USAGE = "[PROMPT ...] [options]"
 DESCRIPTION = """Let a model answer a question or continue a text, with or without an adapter.
 
-One PROMPT: the text is printed token by token.
-Several PROMPTs: all texts are generated as one batch, then printed.
-No PROMPT: a text from a pipe is the prompt. In a terminal, a conversation
-starts; an empty line ends the conversation.
+With one PROMPT, the text is printed token by token. With several PROMPTs, all
+texts are generated as one batch and then printed. Without PROMPT, the text from
+a pipe is the prompt; in a terminal, a conversation starts. An empty line ends
+the conversation.
 
 examples:
   python -m lora_np generate --adapter keeper/ "Why does bread rise?"
   python -m lora_np generate --model tiny --raw --temperature 0.8 "def main("
 
-The text goes to stdout, the speed to stderr."""
+The text is printed on stdout, and the speed on stderr."""
 MAX_NEW_TOKENS = 256
 
 Message = dict[str, str]
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="T",
-        help="0: always the most likely token; above 0: sample from softmax(logits / T) (default 0)",
+        help="0: always choose the most likely token; above 0: sample from softmax(logits / T) (default 0)",
     )
     sampling.add_argument(
         "--top-k", type=int, metavar="K", help="sample only from the K most likely tokens (default: all)"

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=ServerLimits.connections,
         metavar="N",
-        help="largest number of connections; if there are more, the slowest one is closed (default %(default)s)",
+        help="largest number of connections; if there are more, the slowest connection is closed (default %(default)s)",
     )
     limits.add_argument(
         "--grace-period",
@@ -127,7 +127,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _named_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER; for example keeper=keeper/")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not have the form NAME=FOLDER; for example, write keeper=keeper/"
+        )
     return name, Path(folder)
 
 

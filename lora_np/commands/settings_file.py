@@ -51,7 +51,7 @@ def use_file(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None
         values[name] = _converted(path, options[name], value)
     for name, other in ALTERNATIVES.items():
         if name in values and other in values:
-            raise ValueError(f"{path}: {name} and {other} exclude each other; leave out one of them")
+            raise ValueError(f"{path}: {name} and {other} cannot be used together; leave out one of the two")
         if name in values and getattr(given, other, None) is not None:
             del values[name]
     parser.set_defaults(**{name: value for name, value in values.items() if value is not False})

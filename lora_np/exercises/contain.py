@@ -278,7 +278,7 @@ def as_failure(fields: Any) -> Failure:
     """Return the `Failure` that the process sent as JSON; raise TypeError or ValueError if a field is wrong."""
     raised, line, columns, shapes = fields
     if not isinstance(raised, str) or not isinstance(line, int | None) or not isinstance(shapes, dict):
-        raise TypeError("a failure has the fields raised, line, columns and shapes")
+        raise TypeError("the fields of a failure are wrong; expected raised, line, columns and shapes")
     if columns is not None:
         columns = int(columns[0]), int(columns[1])
     texts = {str(name)[:100]: str(shape)[:100] for name, shape in list(shapes.items())[:MOST_ARRAYS]}

@@ -110,7 +110,7 @@ def entries(folder: Path, left_out: LeftOut = lambda here, listed: set()) -> Ite
             for entry in scanned:
                 count += 1
                 if count > MOST_ENTRIES:
-                    raise ValueError(f"more than {MOST_ENTRIES:,} files; hand in only the notebooks")
+                    raise ValueError(f"there are more than {MOST_ENTRIES:,} files; hand in only the notebooks")
                 listed.append(entry)
         skipped = left_out(here, listed)
         for entry in (entry for entry in listed if entry.name not in skipped):

@@ -295,8 +295,8 @@ class AdapterServer:
         """Read about PROMPT_TOKENS tokens of prompts, and add requests whose prompt is complete to the batch.
 
         Prompts are read in the order of submission, but a long prompt waits while another long prompt is read. Each
-        step reads a part of the long prompt, so that short prompts cannot delay the long prompt for ever. The longer
-        the text before a chunk, the fewer tokens the chunk has, so that every chunk takes about the same time.
+        step reads a part of the long prompt, so that short prompts cannot delay the long prompt for ever. After a long
+        text, a chunk has fewer tokens than CHUNK, so that every chunk takes about the same time.
 
         If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
         Otherwise the later requests could delay this request for ever.

@@ -107,7 +107,7 @@ def test_no_workers_are_refused(workers):
 
 def test_without_distributed_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ImportError, match=r"a Dask cluster needs distributed; pip install 'lora-np\[cluster\]'"):
+    with pytest.raises(ImportError, match=r"a Dask cluster needs distributed; run pip install 'lora-np\[cluster\]'"):
         run_all(cluster_runs.measure, [Told(1.0, "")], "tcp://127.0.0.1:8786", None, "told")
 
 

@@ -138,7 +138,7 @@ def decode(value: Any, parts: Sequence[Any] = ()) -> Any:
 
 def _decoded_array(dtype: Any, shape: Any, data: Any) -> Any:
     if not isinstance(dtype, str) or not NUMBERS.fullmatch(dtype):
-        raise ValueError("the dtype is not a type of numbers")
+        raise ValueError("the dtype is not numeric")
     numbers = np.frombuffer(base64.b64decode(data, validate=True), np.dtype(dtype))
     if shape is None:
         return numbers[0]
