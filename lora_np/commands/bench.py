@@ -21,7 +21,7 @@ and only the products with the frozen matrices, whose time is a lower bound. Run
 no other program at the same time.
 
 parts:
-  methods           full fine-tuning and LoRA on the model "tiny", in this process
+  methods           full fine-tuning and LoRA on "tiny", in this process
   tiny, smollm2-135m, llama-2-7b-block
                     a LoRA step on this model or block
   quantized         a LoRA step over float32 and over NF4

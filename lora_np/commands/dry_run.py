@@ -25,8 +25,9 @@ SAMPLE = 100  # batches from which the number of tokens of all batches is estima
 class Plan:
     """A run that is ready to begin.
 
-    `longest` is the number of tokens of the longest record. The last token is not counted, because the model only predicts
-    it. `checked` and `settings` are arguments of `train`; `check_run` checks the arguments in `checked`.
+    `longest` is the number of tokens of the longest record. The last token is not counted, because the model predicts
+    this token but does not read it. `checked` and `settings` are arguments of `train`; `check_run` checks the arguments
+    in `checked`.
     """
 
     model: Any

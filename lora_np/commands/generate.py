@@ -190,7 +190,8 @@ class TextGenerator:
     seconds: float = 0.0
 
     def run(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
-        """Return the text that follows each prompt (token ids). `show` is called with each new piece of text."""
+        """Return the text that follows each prompt. A prompt is a list of token ids. `show` is called with each new
+        piece of text."""
         from ..files import TextStream
         from ..transformer import generate
 
@@ -226,7 +227,7 @@ class TextGenerator:
 def _converse(generator: TextGenerator, system: list[Message], chat: bool) -> None:
     """Answer each line typed in a terminal, given the conversation so far.
 
-    If `chat` is False, continue each line as a text of its own.
+    If `chat` is False, continue each line as a separate text.
     """
     messages = list(system)
     while (prompt := _ask()).strip():

@@ -6,9 +6,9 @@
     adapter_… or model…      the result
     SHA256SUMS               written last: the digests of the other files of a finished run
 
-A run is finished if its files have the digests in SHA256SUMS. `sha256sum -c SHA256SUMS` makes the same check. The checkpoint
-is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first. Until the new run is
-finished, the folder contains the old adapter, but no digest of the adapter.
+A run is finished if its files have the digests in SHA256SUMS. The command `sha256sum -c SHA256SUMS` also checks these
+digests. The checkpoint is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first.
+Until the new run is finished, the folder contains the old adapter, but no digest of the adapter.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="allow clients to load and unload adapters: POST /v1/load_lora_adapter loads from FOLDER and its subfolders; "
-        "the option can be given several times; without it, the server refuses these requests",
+        help="allow clients to load adapters from FOLDER and its subfolders (POST /v1/load_lora_adapter), and to unload "
+        "adapters; the option can be given several times; without --adapters, the server refuses these requests",
     )
     models.add_argument(
         "--max-loras",

@@ -27,7 +27,7 @@ PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)|^In \[\d+\]: ?|^ *\.\.\.+: ?")  # i
 def program(cells: Sequence[str], function: str) -> str:
     """Return the statements that `function` needs as one text, in the order of the cells.
 
-    Raises KeyError if no cell defines the function, and SyntaxError if the only cells that define it cannot be read.
+    Raises KeyError if no cell defines the function, and SyntaxError if no cell that defines it can be read.
     """
     statements: list[Statement] = []
     broken: list[tuple[str, SyntaxError]] = []

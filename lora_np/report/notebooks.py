@@ -71,7 +71,7 @@ def execute(source: Path, output: Path) -> float:
 
 
 def notebook_json(notebook: Any) -> str:
-    """Return a notebook as JSON text that JupyterLab saves again with the same bytes.
+    """Return a notebook as JSON text; if JupyterLab saves the notebook again, the bytes stay the same.
 
     JupyterLab writes the kernel's name and language into every notebook that it opens. This function writes the name
     and the language in advance. The cells get the ids cell-0, cell-1, …; other metadata of the notebook (jupytext,

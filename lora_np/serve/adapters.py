@@ -123,7 +123,7 @@ class AdapterStore:
         return [*self.permanent, *self.registered]
 
     def peft_name(self, name: str) -> str:
-        """Return the name in the PeftModel of the adapter that clients call `name`, such as "org/poet-v1.2".
+        """Return the PeftModel's name for the adapter that clients call `name`, such as "org/poet-v1.2".
 
         Parameters
         ----------

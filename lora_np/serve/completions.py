@@ -158,8 +158,8 @@ class CompletionService:
             raise ProtocolError(400, message, field, "context_length_exceeded")
 
     def _encode(self, completion: CompletionRequest, chat: bool) -> list[tuple[list[int], str, list[StopStringStream]]]:
-        """Return for each prompt its token ids, the text to repeat in the answers, and one stream per answer, which
-        decodes it.
+        """Return for each prompt its token ids, the text to repeat in the answers, and one stream per answer to decode
+        the answer.
 
         Raises ValueError if a prompt cannot be encoded.
         """

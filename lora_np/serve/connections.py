@@ -60,7 +60,7 @@ class Connection(H11Protocol):
             self.refuse(408, LATE[step[0]].format(limit))
 
     def refuse(self, status: int, reason: str) -> None:
-        """Log the reason, send it as the response to an incomplete request, and close the connection."""
+        """Log the reason, send the reason as the response to an incomplete request, and close the connection."""
         log_refusal(self.client, status, reason)
         if self._request_began() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(ProtocolError(status, reason).body)

@@ -1,4 +1,5 @@
-"""The fields of a request: every field of OpenAI's API and of vLLM's server, each with its default and what this server does.
+"""The fields of a request: every field of OpenAI's API and of vLLM's server, each with its default and its support by
+this server.
 
 A field is either supported, or the server accepts only its default. Any other value is an error that names the field, so
 no value is silently ignored. Sources: OpenAI's API reference, and vLLM's protocol.py of completions and chat completions.

@@ -126,7 +126,7 @@ def _starlette() -> tuple[Any, Any, Any, Any]:
 
 
 async def health(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
-    """Return the number of running requests and of waiting requests; status 503 if the server is shutting down."""
+    """Return the number of running requests and of waiting requests. The status is 503 if the server is shutting down."""
     running, waiting = await service.call(
         lambda: (len(service.thread.engine.running), len(service.thread.engine.waiting))
     )

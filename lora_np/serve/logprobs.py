@@ -2,7 +2,8 @@
 
     log p(i) = z_i − log Σ_j exp(z_j)          z (v,): the logits of the model, before penalties and temperature
 
-These are vLLM's "raw logprobs". The stop token that ends an answer has an entry too, although it is not part of the text.
+vLLM calls these numbers "raw logprobs". The stop token that ends an answer has an entry too, although it is not part of
+the text.
 """
 
 from __future__ import annotations

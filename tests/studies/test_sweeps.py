@@ -235,7 +235,7 @@ def test_a_study_without_the_table_that_it_needs_says_which(told):
 
 def test_a_study_of_one_machine_refuses_a_cluster(monkeypatch):
     monkeypatch.setattr("lora_np.studies.catalogue.fetched", lambda model: None)
-    with pytest.raises(ValueError, match="use all cores of this machine, one after another"):
+    with pytest.raises(ValueError, match="each of its runs uses all cores of this machine"):
         make("finetuning", {}, "tcp://127.0.0.1:8786")
 
 

@@ -66,7 +66,8 @@ def mutable_parts(value: Any) -> list[Any]:
 
 
 def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None = None, inside: bool = False) -> Any:
-    """Return the value in JSON's types. An object of `parts` is sent as its index; if `inside`, its content is sent."""
+    """Return the value in JSON's types. An object of `parts` is sent as its index in `parts`, or as its content if
+    `inside` is True."""
     budget = iter(range(MOST_PARTS)) if budget is None else budget
     if next(budget, None) is None:
         return {"odd": ["a collection with thousands of parts", "object"]}
