@@ -62,7 +62,7 @@ def why_no_gpu() -> str | None:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         if error.name == "cupy":
-            return 'CuPy is not installed; pip install "cupy-cuda13x[ctk]", or "cupy-cuda12x[ctk]" for a CUDA 12 driver'
+            return 'CuPy is not installed; run pip install "cupy-cuda13x[ctk]", or "cupy-cuda12x[ctk]" for a CUDA 12 driver'
         cause = error.__cause__ or error  # the cause is one line, CuPy's own message is many lines
         return f"CuPy is installed, but its import fails: {str(cause).splitlines()[0]}"
     if cupy.cuda.is_available():

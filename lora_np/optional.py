@@ -36,4 +36,4 @@ def extra(name: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "a package").partition(".")[0]
-        raise MissingExtra(f"{what} needs {package}; pip install 'lora-np[{name}]'", name=error.name) from None
+        raise MissingExtra(f"{what} needs {package}; run pip install 'lora-np[{name}]'", name=error.name) from None

@@ -17,11 +17,11 @@ DESCRIPTION = """Measure time and memory of a training step, here and in PyTorch
 With --job, measure a whole fine-tuning job instead.
 
 Three competitors run in turn: this library, PyTorch with PEFT (if installed),
-and the products with the frozen matrices alone, which are a lower bound. Run
+and only the products with the frozen matrices, whose time is a lower bound. Run
 no other program at the same time.
 
 parts:
-  methods           full fine-tuning and LoRA on tiny, in this process
+  methods           full fine-tuning and LoRA on "tiny", in this process
   tiny, smollm2-135m, llama-2-7b-block
                     a LoRA step on this model or block
   quantized         a LoRA step over float32 and over NF4
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--quick",
         action="store_true",
-        help="faster, but noisier: measure 3 rounds, or with --job one round of 6 steps (default: 9 rounds, or 5 for "
-        "generation; with --job 3 rounds of 60 steps)",
+        help="faster, but less exact: measure 3 rounds (default: 9, or 5 for generation); with --job, measure 1 round of 6 "
+        "steps (default: 3 rounds of 60 steps)",
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"
@@ -188,7 +188,7 @@ def print_speed(table: Table) -> None:
 
 
 def print_shares(table: Table) -> None:
-    """Print the share of the floor that a step reaches on this machine, with the processor and the BLAS."""
+    """Print the processor, its BLAS, and the time of the floor divided by the time of a step."""
     shares = {name: table.where(case=name, competitor="ours") for name in table.settings["cases"]}
     reached = ", ".join(f"{name} {rows[0]['floor_share']:.0%}" for name, rows in shares.items() if rows)
     if reached:
@@ -200,7 +200,7 @@ def print_shares(table: Table) -> None:
 
 
 def print_job(table: Table) -> None:
-    """Print the seconds of each phase of a job, its memory and its held-out loss, for each competitor."""
+    """Print the seconds of each phase, the memory and the held-out loss of a job, for each competitor."""
     settings = table.settings
     print(
         f"A job from the start of Python to the saved adapter: {settings['model']}, data {settings['data']}, float32, LoRA "

@@ -11,8 +11,8 @@ HELP = "write a pickled adapter (.bin) as safetensors"
 USAGE = "FILE.bin [--out FILE]"
 DESCRIPTION = """Write the tensors of a .bin file of PyTorch as a safetensors file.
 
-Only tensors are read. A file that calls anything else is refused, and no code
-of the file runs.
+Only tensors are read. A file with other objects is refused, and no code in the
+file runs.
 
 example:
   python -m lora_np convert keeper/adapter_model.bin   # to safetensors"""

@@ -1,4 +1,4 @@
-"""The estimate of memory and time that `train` prints: memory before every run, both with --dry-run."""
+"""The estimates that `train` prints: the memory before every run, and with --dry-run also the time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ SAMPLE = 100  # batches from which the number of tokens of all batches is estima
 class Plan:
     """A run that is ready to begin.
 
-    `longest` is the number of tokens of the longest record. The last token is not counted, because the model only predicts
-    it. `checked` and `settings` are arguments of `train`; `check_run` checks the arguments in `checked`.
+    `longest` is the number of tokens of the longest record. The last token is not counted, because the model predicts
+    this token but does not read it. `checked` and `settings` are arguments of `train`; `check_run` checks the arguments
+    in `checked`.
     """
 
     model: Any

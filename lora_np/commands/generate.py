@@ -20,16 +20,16 @@ HELP = "let a model answer a question or continue a text"
 USAGE = "[PROMPT ...] [options]"
 DESCRIPTION = """Let a model answer a question or continue a text, with or without an adapter.
 
-One PROMPT: the text is printed token by token.
-Several PROMPTs: all texts are generated as one batch, then printed.
-No PROMPT: a text from a pipe is the prompt. In a terminal, a conversation
-starts; an empty line ends the conversation.
+With one PROMPT, the text is printed token by token. With several PROMPTs, all
+texts are generated as one batch and then printed. Without PROMPT, the text from
+a pipe is the prompt; in a terminal, a conversation starts. An empty line ends
+the conversation.
 
 examples:
   python -m lora_np generate --adapter keeper/ "Why does bread rise?"
   python -m lora_np generate --model tiny --raw --temperature 0.8 "def main("
 
-The text goes to stdout, the speed to stderr."""
+The text is printed on stdout, and the speed on stderr."""
 MAX_NEW_TOKENS = 256
 
 Message = dict[str, str]
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="T",
-        help="0: always the most likely token; above 0: sample from softmax(logits / T) (default 0)",
+        help="0: always choose the most likely token; above 0: sample from softmax(logits / T) (default 0)",
     )
     sampling.add_argument(
         "--top-k", type=int, metavar="K", help="sample only from the K most likely tokens (default: all)"
@@ -137,7 +137,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _piped() -> list[str]:
-    """Return a list with the text from a pipe, without the last newline; an empty list if stdin is a terminal."""
+    """Return a list with the text from a pipe, without the last newline; return [] if stdin is a terminal."""
     if sys.stdin.isatty():
         return []
     if hasattr(sys.stdin, "reconfigure"):
@@ -190,7 +190,8 @@ class TextGenerator:
     seconds: float = 0.0
 
     def run(self, prompts: Sequence[list[int]], show: Callable[[str], None] | None = None) -> list[str]:
-        """Return the text that follows each prompt (token ids). `show` is called with each new piece of text."""
+        """Return the text that follows each prompt. A prompt is a list of token ids. `show` is called with each new
+        piece of text."""
         from ..files import TextStream
         from ..transformer import generate
 
@@ -226,7 +227,7 @@ class TextGenerator:
 def _converse(generator: TextGenerator, system: list[Message], chat: bool) -> None:
     """Answer each line typed in a terminal, given the conversation so far.
 
-    If `chat` is False, continue each line as a text of its own.
+    If `chat` is False, continue each line as a separate text.
     """
     messages = list(system)
     while (prompt := _ask()).strip():
@@ -238,7 +239,7 @@ def _converse(generator: TextGenerator, system: list[Message], chat: bool) -> No
 
 
 def _ask() -> str:
-    """Return a line from the terminal; "" for an empty line or the end of input (Ctrl-D)."""
+    """Return a line from the terminal, or "" after an empty line or the end of the input (Ctrl-D)."""
     try:
         return input(">>> ")
     except EOFError:

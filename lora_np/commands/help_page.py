@@ -26,7 +26,7 @@ def add_help(parser: argparse.ArgumentParser) -> None:
 def add_actions(parser: argparse.ArgumentParser, command: str) -> Any:
     """Let a command have actions, such as "write" or "check"; return the object that `add_action` needs.
 
-    The help page does not list the actions here, because the DESCRIPTION of the command lists them.
+    argparse does not list the actions on the help page, because the DESCRIPTION of the command lists them.
     """
     prog = f"python -m lora_np {command}"
     return parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog=prog, help=argparse.SUPPRESS)

@@ -18,8 +18,8 @@ def terminal_width() -> int:
 def loss_curve(rows: Sequence[Mapping[str, float]], width: int = WIDTH) -> str:
     """Return a curve of the losses in the rows of a History, or "" if fewer than two steps have a loss.
 
-    If there are more steps than columns, a mark shows the mean of several steps. Where both marks have the same place, the
-    mark of the held-out records is shown.
+    If there are more steps than columns, a mark shows the mean of several steps. If a mark of a step and a mark of the
+    held-out records have the same place, only the mark of the held-out records is shown.
     """
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     heldout = [(row["step"], row["heldout"]) for row in rows if "heldout" in row]

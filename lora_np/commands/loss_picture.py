@@ -1,4 +1,4 @@
-"""The losses of a run as a picture. This file needs matplotlib, so it is imported only to draw."""
+"""The losses of a run as a picture. This file needs matplotlib, so the file is imported only to draw."""
 
 from __future__ import annotations
 

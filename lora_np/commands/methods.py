@@ -103,7 +103,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     other = next((name for name in given if name not in takes), None)
     if method == "full" and other:
         raise ValueError(
-            f"{_flag(other)} is an option of an adapter, but --full trains no adapter; leave out one of them"
+            f"{_flag(other)} is an option of an adapter, but --full trains no adapter; leave out one of the two"
         )
     if other:
         raise ValueError(
@@ -114,7 +114,9 @@ def check_options(arguments: argparse.Namespace) -> None:
             "--encoder-hidden-size is the width of the MLP of --prefix-projection; add --prefix-projection"
         )
     if arguments.quantize and method == "full":
-        raise ValueError("--quantize freezes the weights in 4 bits, but --full trains them; leave out one of them")
+        raise ValueError(
+            "--quantize freezes the weights in 4 bits, but --full trains the weights; leave out one of the two"
+        )
     if arguments.quantize and method == "pissa":
         raise ValueError(
             "--quantize rounds the residual weights that PiSSA leaves in the base, but the adapter is saved for the original "

@@ -1,4 +1,4 @@
-"""python -m lora_np notebooks: write a copy of the course to work in, or the teachers' key."""
+"""python -m lora_np notebooks: write a working copy of the course, or the teachers' key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .help_page import add_action, add_actions, check_folder, counted
 
-HELP = "write a copy of the course to work in, or the teachers' key"
+HELP = "write a working copy of the course, or the teachers' key"
 USAGE = "write|key ..."
-DESCRIPTION = """Write a copy of the course to work in, or the teachers' key.
+DESCRIPTION = """Write a working copy of the course, or the teachers' key.
 
 This command needs a clone of the repository.
 

@@ -6,9 +6,9 @@
     adapter_… or model…      the result
     SHA256SUMS               written last: the digests of the other files of a finished run
 
-A run is finished if its files have the digests in SHA256SUMS. `sha256sum -c SHA256SUMS` makes the same check. The checkpoint
-is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first. Until the new run is
-finished, the folder contains the old adapter, but no digest of the adapter.
+A run is finished if its files have the digests in SHA256SUMS. The command `sha256sum -c SHA256SUMS` also checks these
+digests. The checkpoint is removed only after SHA256SUMS is on the disk. With --overwrite, SHA256SUMS is emptied first.
+Until the new run is finished, the folder contains the old adapter, but no digest of the adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL = ("config.json", "model.safetensors")
 
 
 def check_kind(output: Path, full: bool) -> None:
-    """Raise FileExistsError if `output` is a file, or if the folder has a model and the run saves an adapter, or vice versa."""
+    """Raise FileExistsError if `output` is a file, or if the run would replace a model by an adapter or an adapter by a model."""
     if output.is_file():
         raise FileExistsError(f"--output {output} is a file; expected a folder")
     for name in ADAPTER if full else MODEL:
@@ -68,7 +68,7 @@ def is_finished(output: Path, full: bool, resume: bool) -> bool:
 
 
 def start(output: Path, overwrite: bool) -> None:
-    """Remove incomplete files of a killed process; with `overwrite`, also the old checkpoint and the old digests."""
+    """Remove incomplete files of a killed process; with `overwrite`, also remove the old checkpoint and the old digests."""
     remove_unfinished(output)
     if overwrite:
         if any((output / name).exists() for name in (*ADAPTER, *MODEL, SUMS)):

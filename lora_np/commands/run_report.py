@@ -1,6 +1,6 @@
-"""Reports of a training run: its metrics as JSONL, for TensorBoard, and as a picture.
+"""The files that report a training run: its metrics as JSONL and as event files for TensorBoard, and a picture.
 
-The files of a report:
+The files:
 
     metrics.jsonl    one row per step, with the columns of History; rewritten every 15 seconds during the run
     loss.png         the curve of the losses, drawn at the end if matplotlib is installed
@@ -32,7 +32,7 @@ TAGS = {  # column → the name that transformers gives it in TensorBoard
 
 
 class Report:
-    """Reports a run while it trains: `train(…, on_step=report)`, in a `with` block.
+    """Writes the reports during a run. Call `train(…, on_step=report)` in the block `with Report(…) as report`.
 
     Raises MissingExtra if event files are wanted and tensorboardX is not installed.
     """
@@ -55,7 +55,7 @@ class Report:
             save_metrics(self.output, history.rows)
 
     def _add_events(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write rows to an event file. The file of a resumed run has all rows, and hides the rows of older files."""
+        """Write rows to an event file. A resumed run writes all rows again; TensorBoard then hides the rows of older files."""
         if self.events is None:
             folder = self.output / EVENTS
             make_folder(folder)

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="allow clients to load and unload adapters: POST /v1/load_lora_adapter loads from FOLDER and its subfolders; "
-        "the option can be given several times; without it, the server refuses these requests",
+        help="allow clients to load adapters from FOLDER and its subfolders (POST /v1/load_lora_adapter), and to unload "
+        "adapters; the option can be given several times; without --adapters, the server refuses these requests",
     )
     models.add_argument(
         "--max-loras",
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=ServerLimits.connections,
         metavar="N",
-        help="largest number of connections; if there are more, the slowest one is closed (default %(default)s)",
+        help="largest number of connections; if there are more, the slowest connection is closed (default %(default)s)",
     )
     limits.add_argument(
         "--grace-period",
@@ -127,7 +127,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _named_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER; for example keeper=keeper/")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not have the form NAME=FOLDER; for example, write keeper=keeper/"
+        )
     return name, Path(folder)
 
 

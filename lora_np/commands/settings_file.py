@@ -1,7 +1,7 @@
 """Options from a file: `train --config my.toml`. An option on the command line wins over the same option in the file.
 
-The keys of the file are the long names of the options without the dashes at the front; "lr" is --lr, and "batch_size" or
-"batch-size" is --batch-size. A value is checked as on the command line.
+A key of the file is the long name of an option without the leading dashes. For example, "lr" sets --lr, and
+"batch_size" or "batch-size" sets --batch-size. A value of the file is checked like a value on the command line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def add_config(group: Any) -> None:
 def use_file(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     """Make the values in the file `given.config` the defaults of the parser's options.
 
-    `given` are the parsed options of the command line. Raises ValueError for an unknown key and for a wrong value.
+    `given` contains the parsed options of the command line. Raises ValueError for an unknown key and for a wrong value.
     """
     path, options = given.config, _options(parser)
     values: dict[str, Any] = {}
@@ -51,15 +51,15 @@ def use_file(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None
         values[name] = _converted(path, options[name], value)
     for name, other in ALTERNATIVES.items():
         if name in values and other in values:
-            raise ValueError(f"{path}: {name} and {other} exclude each other; leave out one of them")
+            raise ValueError(f"{path}: {name} and {other} cannot be used together; leave out one of the two")
         if name in values and getattr(given, other, None) is not None:
             del values[name]
     parser.set_defaults(**{name: value for name, value in values.items() if value is not False})
 
 
 def save_settings(path: Path, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Write the options of a run to a TOML file, from which --config repeats the run. Options without a value and --output
-    are left out."""
+    """Write the options of a run to a TOML file; --config with this file repeats the run. Options without a value and
+    --output are left out."""
     values = {name: getattr(arguments, name) for name in _options(parser) if name != "output"}
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None and value is not False]
     text = "# The options of this run: python -m lora_np train --config train.toml --output FOLDER repeats the run.\n"
@@ -123,7 +123,7 @@ def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Return a wrong value as text of at most some lines."""
+    """Return a wrong value as text; a long text is shortened."""
     try:
         return SHORT.repr(value)
     except ValueError:  # Python does not write integers of more than 4,300 digits
@@ -131,7 +131,7 @@ def _shown(value: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML. A JSON string is a TOML string, except for the character DEL."""
+    """Return a value as TOML. A JSON string is also a TOML string, if it does not contain the character DEL."""
     if isinstance(value, bool):
         return "true"
     if isinstance(value, int | float):

@@ -103,7 +103,7 @@ def listing(figures: Path) -> str:
 def summary(table: Table) -> str:
     """Return the question, and for each setting the mean, the smallest and the largest value of `final` over the seeds.
 
-    The setting of a row consists of the cells before the cell `final` and before the first cell with a list. If the
+    The setting of a row consists of the cells to the left of `final` and of the first cell that contains a list. If the
     table has rows with the phase "seeds", only these rows are used.
     """
     from ..studies.catalogue import STUDIES

@@ -66,12 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model, data and output")
     add_model(add)
     add.add_argument(
-        "--data", metavar="FILE", help='training records, or "lighthouse", a data set in this package (required)'
+        "--data",
+        metavar="FILE",
+        help='file of training records, or "lighthouse" for the data set in this package (required)',
     )
     add.add_argument(
         "--heldout",
         metavar="FILE",
-        help="held-out records; their loss is measured before and after training (default: none; lighthouse has its own)",
+        help="file of held-out records; their loss is measured before and after training (default: none, except for "
+        "lighthouse, which contains held-out records)",
     )
     add.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the adapter (required)")
     add_config(add)
@@ -193,7 +196,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     for name in ("data",) if arguments.dry_run else ("data", "output"):
         if getattr(arguments, name) is None:
-            raise ValueError(f"--{name} is missing; give it on the command line, or {name} in the file of --config")
+            raise ValueError(
+                f"--{name} is missing; give the option on the command line, or the key {name} in the file of --config"
+            )
     arguments.method = arguments.method or DEFAULT  # a default in argparse would allow `--full --method lora`
     if arguments.epochs is None and arguments.steps is None:
         arguments.epochs = EPOCHS
@@ -309,7 +314,7 @@ def _full(arguments: argparse.Namespace) -> bool:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if the number of an option is out of range. The numbers are checked before the model is
+    """Raise ValueError if a number given as an option is out of range. The numbers are checked before the model is
     loaded."""
     lowest = dict.fromkeys(("steps", "batch_size", "accumulate", "workers", "eval_every", "checkpoint_every"), 1)
     lowest |= {"max_length": 2, "warmup": 0, "seed": 0}
@@ -373,7 +378,8 @@ def _save(model: Any, tokenizer: Tokenizer, arguments: argparse.Namespace) -> li
 
 
 def _command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """Return a command that asks the new model the first held-out question, or else the first training question."""
+    """Return a command that asks the new model the first held-out question; without held-out records, the first
+    training question."""
     from ..data.conversations import dataset
     from ..data.formats import records, standard
 

@@ -1,4 +1,4 @@
-"""The records of `python -m lora_np train`: read the records, warn about answers, and describe the records in one line."""
+"""Read the records of `python -m lora_np train`, warn about answers without a stop token, and describe the records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_records(
 ) -> tuple[list[Example], list[Example]]:
     """Return the training records and the held-out records (a list, possibly empty).
 
-    If `arguments.max_length` is None, it is set. Warnings go to stderr, one per line.
+    If `arguments.max_length` is None, the function sets it to the default. Warnings go to stderr, one per line.
     """
     from ..data.conversations import read
 

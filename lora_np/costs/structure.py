@@ -261,6 +261,6 @@ def check_cost_known(config: PeftConfig, adapters: dict[str, AdapterCost], prefi
     """Raise ValueError if the configuration's method defines neither a layer cost nor a prefix cost."""
     if not adapters and prefix is None:
         raise ValueError(
-            f"the method of a {type(config).__name__} does not define the cost of a training step, or adapts no layer of this "
-            "model; costs.count(model) counts the parameters of a model in memory"
+            f"the method of a {type(config).__name__} does not define the cost of a training step, or it adapts no "
+            "layer of this model. For a model in memory, costs.count(model) counts the parameters"
         )

@@ -144,7 +144,7 @@ def executed_cells(function: Callable[..., Any]) -> list[str]:
 def cells_of_file(function: Callable[..., Any]) -> list[str]:
     """Return the cells of the file that defines `function`.
 
-    Raises TypeError if no file defines the function, for example if it was typed into Python's prompt.
+    Raises TypeError if no file defines the function, for example if the function was typed at Python's prompt.
     """
     path = inspect.getsourcefile(function)
     if path is not None and Path(path).is_file():
@@ -163,7 +163,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise, hidden: Sequence[str]
     files : sequence of Path
         Notebooks and .py files, for example from `answer_files`.
     exercise : Exercise
-        The exercise to answer.
+        The exercise whose answer is searched.
     hidden : sequence of str
         Files and folders that the answer must not read while it runs, for example the other students' answers. The
         solutions are always hidden. Only Linux can hide files; see `contain.py`.
@@ -210,7 +210,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise, hidden: Sequence[str]
 
 
 def answer_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the notebooks and .py files of a folder and its subfolders that may contain answers.
+    """Return the notebooks and .py files that may contain answers, in a folder and its subfolders.
 
     Tests, solutions, virtual environments, hidden folders, caches and copies of the package lora_np are left out. Links
     are listed, but not followed.

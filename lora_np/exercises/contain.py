@@ -79,10 +79,12 @@ class Failed(Exception):
 
 
 class Contained:
-    """A student's function in a separate process. `with` starts and ends the process; a call runs the function there.
+    """A student's function in a separate process. `with` starts and ends the process; a call of the object runs the
+    function.
 
-    A call copies the arguments to the process, and changes the arguments here as the function changed the copies. The
-    call raises `Failed` if the function raised an exception, and `Stopped` if the process reached a limit.
+    The call sends copies of the arguments to the process. If the function changes a copy, the original argument gets
+    the same change. The call raises `Failed` if the function raised an exception, and `Stopped` if the process reached
+    a limit.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ class Contained:
         self._cpu_before: float | None = None  # seconds of processor time that the imports used
 
     def __enter__(self) -> Contained:
-        """Start the process. `start` then executes the program."""
+        """Start the process, but not yet the program; `start` executes the program."""
         self._folder = tempfile.TemporaryDirectory(prefix="lora_np_", ignore_cleanup_errors=True)
         empty = Path(self._folder.name) / "empty"
         empty.mkdir()
@@ -139,7 +141,7 @@ class Contained:
             subprocess.run(["rm", "-rf", self._folder.name], check=False)
 
     def start(self) -> None:
-        """Execute the program. Raises RuntimeError if the process fails earlier, without a fault of the program."""
+        """Execute the program. Raises RuntimeError if the process fails before it executes the program."""
         task = {"text": self.text, "function": self.function, "hidden": self.hidden, "own": self._folder.name}
         try:
             self.held = list(map(str, self._ask(task)["held"]))
@@ -217,7 +219,7 @@ class Contained:
         raise Stopped(words)
 
     def _listen(self) -> None:
-        """Read the messages of the process, one for each time that `_wanted` is released; None is the end."""
+        """Read one message of the process each time that `_wanted` is released; put None in the queue at the end."""
         assert self._process.stdout
         reply: Any = {}
         while isinstance(reply, dict):
@@ -250,7 +252,7 @@ class Contained:
             self._stop(TOO_MUCH)
 
     def _reason(self) -> str:
-        """Return why the process ended."""
+        """Return the reason why the process ended, as the end of a sentence."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         returncode = self._process.poll()
@@ -265,7 +267,7 @@ class Contained:
 
 @contextlib.contextmanager
 def checked() -> Iterator[None]:
-    """Turn the errors of a reply with wrong fields into `Stopped`."""
+    """Raise `Stopped` if the `with` block reads a reply with wrong fields."""
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError):
@@ -276,7 +278,7 @@ def as_failure(fields: Any) -> Failure:
     """Return the `Failure` that the process sent as JSON; raise TypeError or ValueError if a field is wrong."""
     raised, line, columns, shapes = fields
     if not isinstance(raised, str) or not isinstance(line, int | None) or not isinstance(shapes, dict):
-        raise TypeError("a failure has the fields raised, line, columns and shapes")
+        raise TypeError("the fields of a failure are wrong; expected raised, line, columns and shapes")
     if columns is not None:
         columns = int(columns[0]), int(columns[1])
     texts = {str(name)[:100]: str(shape)[:100] for name, shape in list(shapes.items())[:MOST_ARRAYS]}
@@ -294,7 +296,8 @@ def missing_protection() -> str:
 
 
 def own_folders() -> list[str]:
-    """Return the folders that a student's program must not read: each installed lora_np, and the clone around this one."""
+    """Return the folders that a student's program must not read: every installed lora_np, and the clone that contains
+    this file."""
     installed = [path for path in (os.path.join(folder, "lora_np") for folder in sys.path) if os.path.isdir(path)]
     in_packages = PACKAGES.name in ("site-packages", "dist-packages")
     return [str(PACKAGES / "lora_np" if in_packages else PACKAGES), *installed]
@@ -306,7 +309,8 @@ def python_path() -> list[str]:
 
 
 def environment(own: Path) -> dict[str, str]:
-    """Return the environment of the process: one BLAS thread, plots without windows, `own` for files, no secrets."""
+    """Return the environment variables of the process. They select one BLAS thread, plots without windows and the
+    folder `own` for files, and contain no secrets."""
     paths = [path for path in python_path() if not os.path.isdir(os.path.join(path, "lora_np"))]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
     ours |= {

@@ -1,4 +1,4 @@
-"""Copy the committed notebooks for students, and collect their answers in the teachers' answer key."""
+"""Copy the committed notebooks for students, and collect the hidden answers of the notebooks in the teachers' key."""
 
 from __future__ import annotations
 

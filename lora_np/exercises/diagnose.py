@@ -116,7 +116,8 @@ def judged(function: Contained, exercise: Exercise, text: str, patience: float) 
     """Run the contained function on the cases and return the verdict.
 
     A function that is right on the cases also gets new cases with random numbers, because the cases and their results
-    are public. The function fails if it is wrong on the new cases twice.
+    are public. If a result is wrong, a second set of new cases is tried; the function fails if it is wrong on both
+    sets.
     """
     function.start()
 

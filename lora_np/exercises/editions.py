@@ -28,7 +28,7 @@ HEADER = """# ---
 
 
 def student_edition(folder: str | os.PathLike[str], as_py: bool = False) -> list[Path]:
-    """Write the exercises without solutions and outputs, and return the files that were written.
+    """Write the exercises without solutions or outputs, and return the files that were written.
 
     An existing file is not changed, because it may contain a student's work. If `as_py`, .py files are written instead
     of notebooks.

@@ -59,7 +59,7 @@ class _Piece:
     Parameters
     ----------
     binds : bool
-        True if the statement assigns the function's name.
+        True if the statement assigns a value to the function's name.
     defined : frozenset
         Keys of the functions that the statement assigns to the function's name.
     codes : frozenset
@@ -81,7 +81,7 @@ class _Piece:
 
 
 def _pieces(cell: str, transformed: str, name: str) -> Iterator[_Piece]:
-    """Yield the statements of a cell, which is given as it was written and as IPython ran it."""
+    """Yield the statements of a cell: `cell` as it was written, `transformed` as IPython ran it."""
     if syntax_error(cell) is not None:
         return
     nodes, ran = ast.parse(python_of(cell)).body, []

@@ -141,7 +141,7 @@ class Job:
 def verdicts(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Sequence[str]) -> Iterator[Job]:
     """Grade the jobs that have no verdict in the journal, and yield each job when its verdict is known.
 
-    An answer that ran when an earlier grader ended is graded last and alone, because this answer may have ended the grader.
+    If an answer was running when an earlier grader ended, it may be the cause. Such an answer is graded last and alone.
     """
     new = [job for job in jobs if job.key not in journal.verdicts]
     suspects = sorted((job for job in new if journal.attempts[job.key] > 0), key=lambda job: journal.attempts[job.key])
@@ -158,7 +158,7 @@ def verdicts(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Sequen
 def _parallel(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Sequence[str]) -> Iterator[Job]:
     """Grade the jobs with several judges, and yield each job when its verdict is in the journal.
 
-    A judge prefers the exercises that it has judged before, because it remembers how the known mistakes behave.
+    A judge prefers the exercises that it has judged before, because it remembers the outcomes of their known mistakes.
     """
     waiting: dict[str, list[Job]] = {}
     for job in reversed(jobs):
@@ -212,7 +212,7 @@ def _parallel(jobs: Sequence[Job], journal: Journal, workers: int, hidden: Seque
 
 
 def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
-    """Return the students' names: folder names, and file names without suffix unless two names would be equal."""
+    """Return the students' names: folder names, and file names without suffix. Equal names get the suffix or a number."""
     short = {path: path.name if path.is_dir() else path.stem for path in handed_in}
     often = Counter(short.values())
     names = {path: name if often[name] == 1 else path.name for path, name in short.items()}
@@ -222,7 +222,7 @@ def student_names(handed_in: Sequence[Path]) -> dict[Path, str]:
 
 
 def write_csv(graded: Sequence[Graded], path: str | os.PathLike[str]) -> None:
-    """Write the table as CSV, with one row per student and exercise. The column `passed` has 1 or 0.
+    """Write the table as CSV, with one row per student and exercise. The column `passed` contains 1 or 0.
 
     The file is written completely or not at all.
     """

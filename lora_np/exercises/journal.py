@@ -24,7 +24,7 @@ MOST_ATTEMPTS = 3  # times that the grader may end while it runs one answer
 
 
 class Journal:
-    """Verdicts by student and exercise; each is on disk as soon as it is known.
+    """Verdicts by student and exercise; each verdict is written to disk as soon as it is known.
 
     Parameters
     ----------

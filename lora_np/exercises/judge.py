@@ -93,7 +93,7 @@ def checked(fields: Any, asked: Exercise) -> Verdict:
     mistakes = {mistake.name: mistake for mistake in asked.mistakes}
     kind, words, details = fields["kind"], fields["words"], fields["details"]
     if kind not in KINDS or not isinstance(words, str) or not isinstance(details, str):
-        raise ValueError("the fields of the judge's reply are not a verdict")
+        raise ValueError("the judge's reply has wrong fields; expected the fields of a verdict")
     return Verdict(asked.function, kind, words, tuple(mistakes[name] for name in fields["mistakes"]), details)
 
 

@@ -126,7 +126,7 @@ def is_nan(value: Any) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two plain values are equal, numbers up to rounding; NaN equals NaN, and shapes must be equal."""
+    """Return whether two plain values are equal. Numbers may differ by rounding, NaN equals NaN, and shapes must be equal."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and bool(np.allclose(a, b, RTOL, ATOL, equal_nan=True))
     if isinstance(a, tuple) and isinstance(b, tuple):

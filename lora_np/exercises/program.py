@@ -27,7 +27,7 @@ PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)|^In \[\d+\]: ?|^ *\.\.\.+: ?")  # i
 def program(cells: Sequence[str], function: str) -> str:
     """Return the statements that `function` needs as one text, in the order of the cells.
 
-    Raises KeyError if no cell defines the function, and SyntaxError if the only cells that define it cannot be read.
+    Raises KeyError if no cell defines the function, and SyntaxError if no cell that defines it can be read.
     """
     statements: list[Statement] = []
     broken: list[tuple[str, SyntaxError]] = []
@@ -110,8 +110,8 @@ def read_cell(cell: str) -> Iterator[Statement]:
 def python_of(cell: str) -> str:
     """Return a cell as Python code: without the indentation of the first line, prompts and IPython's magics.
 
-    The line `%time y = f(x)` becomes `y = f(x)`, other magics become `pass`. A cell with a magic like %%bash is empty.
-    Raises SyntaxError if the result is not Python.
+    The line `%time y = f(x)` becomes `y = f(x)`; other magics become `pass`. For a cell with a magic like %%bash, the
+    result is empty. Raises SyntaxError if the result is not Python.
     """
     cell = _unprompted(cell)
     while cell.lstrip().startswith("%%"):

@@ -25,7 +25,8 @@ MB = 1 << 20
 def read_bytes(path: Path, most: int = MOST_FILE) -> bytes:
     """Return the content of a regular file of at most `most` bytes. A link, a pipe or a device is never read.
 
-    Raises ValueError with the file's name for other files, and OSError if the file cannot be opened.
+    Raises ValueError with the file's name if the file is not regular or too large, and OSError if the file cannot be
+    opened.
     """
     if path.is_symlink():
         raise ValueError(f"{path.name} is a link; hand in the file itself")
@@ -59,7 +60,7 @@ def cells_of(path: str | Path) -> list[str]:
 
 
 def _decoded(data: bytes) -> str:
-    """Return the text of a .py file, decoded as Python decodes it: a byte-order mark or a coding line."""
+    """Return the text of a .py file. As in Python, a byte-order mark or a coding line sets the encoding; the default is UTF-8."""
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     if not ENCODINGS.fullmatch(codecs.lookup(encoding).name):  # other encodings can be very slow, for example punycode
         raise ValueError(f"the encoding {encoding!r} is not supported; save the file as UTF-8")
@@ -109,7 +110,7 @@ def entries(folder: Path, left_out: LeftOut = lambda here, listed: set()) -> Ite
             for entry in scanned:
                 count += 1
                 if count > MOST_ENTRIES:
-                    raise ValueError(f"more than {MOST_ENTRIES:,} files; hand in only the notebooks")
+                    raise ValueError(f"there are more than {MOST_ENTRIES:,} files; hand in only the notebooks")
                 listed.append(entry)
         skipped = left_out(here, listed)
         for entry in (entry for entry in listed if entry.name not in skipped):

@@ -161,7 +161,8 @@ class _Cursor:
             if inner == STRING:
                 if 8 * count > len(self.data) - self.at:  # each string takes at least the 8 bytes of its length
                     raise ValueError(
-                        f"at byte {self.at} the file claims {count} strings, more than fit in the file; download the file again"
+                        f"at byte {self.at} the file claims {count} strings, which do not fit in the file; download "
+                        "the file again"
                     )
                 return [self.string() for _ in range(count)]
             return self.numbers(inner, count)

@@ -97,7 +97,7 @@ def _acquire(path: Path) -> int:
             owner = os.read(descriptor, 300).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise BlockingIOError(
-                f"{path} is held by {owner}, which writes the same files; "
+                f"{path} is held by {owner}, which writes to the same files; "
                 "wait until that run ends, stop it, or choose another folder"
             ) from None
         with suppress(FileNotFoundError):

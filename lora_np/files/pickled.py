@@ -166,7 +166,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module, name) not in known:
-            raise pickle.UnpicklingError(f"the file calls {module}.{name}; only tensors are read")
+            raise pickle.UnpicklingError(f"the file calls {module}.{name}; only files of tensors can be read")
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:

@@ -66,7 +66,9 @@ def attention_step(
     check_shape("v", v, *k.shape)
     g, s, _ = k.shape[1:]
     if h % g:
-        raise ValueError(f"got {h} query heads and {g} key/value heads; expected a multiple of {g} query heads")
+        raise ValueError(
+            f"got {h} query heads and {g} key/value heads; the number of query heads must be a multiple of {g}"
+        )
     if mask is not None:
         check_mask(mask, b, s)
     if window is not None:

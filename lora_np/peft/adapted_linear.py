@@ -217,7 +217,7 @@ class AdaptedLinear(Module):
         adapter = self.adapters[name]
         if self.merged and adapter.depends_on_weight:
             raise RuntimeError(
-                f"the ΔW of {name!r} depends on W, into which {self._merged()} is merged; call unmerge_adapter() first"
+                f"the ΔW of {name!r} depends on W, but {self._merged()} is merged into W; call unmerge_adapter() first"
             )
         return adapter.delta_weight(self.base_layer)
 

@@ -66,7 +66,7 @@ class Combination:
             raise ValueError(f"combination_type = {kind!r}; expected one of {', '.join(COMBINATION_TYPES)}")
         if kind.removesuffix("_svd") in PRUNED and (self.density is None or not 0 < self.density <= 1):
             raise ValueError(
-                f"density = {self.density}; {kind} needs 0 < density ≤ 1, the fraction of elements to keep"
+                f"density = {self.density}; {kind} needs the fraction of elements to keep, 0 < density ≤ 1"
             )
         if self.svd_rank is not None and (int(self.svd_rank) != self.svd_rank or self.svd_rank < 1):
             raise ValueError(f"svd_rank = {self.svd_rank}; expected a whole number of at least 1")

@@ -135,5 +135,7 @@ def storage_dtype(name: DTypeLike, base: np.dtype) -> np.dtype:
         return np.dtype(ml_dtypes.bfloat16)
     dtype = np.dtype(name)  # raises TypeError for an unknown name
     if dtype.kind != "f" or (dtype.itemsize > 2 and dtype != base):
-        raise TypeError(f"adapter_dtype {name!r} for a base in {base}; expected 'float16', 'bfloat16' or '{base}'")
+        raise TypeError(
+            f"adapter_dtype is {name!r} and the base is in {base}; expected 'float16', 'bfloat16' or '{base}'"
+        )
     return dtype

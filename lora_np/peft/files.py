@@ -254,9 +254,9 @@ def check_arrays(
     finite.
     """
     if extra := sorted(arrays.keys() - shapes.keys()):
-        raise ValueError(f"unexpected tensor {abbreviate(extra)} for this model and configuration; PEFT ignores it")
+        raise ValueError(f"unexpected tensor {abbreviate(extra)} for this model and configuration (PEFT ignores it)")
     if missing := sorted(shapes.keys() - arrays.keys()):
-        raise ValueError(f"{abbreviate(missing)} is missing{hint}; PEFT only warns")
+        raise ValueError(f"{abbreviate(missing)} is missing{hint} (PEFT only prints a warning)")
     for key, shape in shapes.items():
         x = arrays[key]
         if x.shape != shape:

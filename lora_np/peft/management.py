@@ -284,7 +284,7 @@ class AdapterManager(AdapterHost):
             raise ValueError(f"the adapter {adapter_name!r} exists already; call delete_adapter, or use another name")
         if not isinstance(adapter_name, str) or adapter_name in ("", BASE, *FACTORS) or set(adapter_name) & set("./"):
             raise ValueError(
-                f"invalid adapter name {adapter_name!r}; expected a text without '.' or '/' that is not __base__ or one of "
+                f"invalid adapter name {adapter_name!r}; expected a text without '.' or '/', other than __base__, "
                 f"{', '.join(FACTORS)}"
             )
         self._check_idle()

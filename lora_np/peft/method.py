@@ -113,7 +113,7 @@ class Method:
 
     def check_mixable(self, name: str, config: Any) -> None:
         """Raise ValueError if rows of this adapter cannot share a batch with rows of other adapters."""
-        raise ValueError(f"{name!r} has a {type(config).__name__}; rows of this adapter cannot be in a mixed batch")
+        raise ValueError(f"{name!r} has a {type(config).__name__}; rows with this adapter cannot be in a mixed batch")
 
     def file_config(self, config: Any) -> Any:
         """Return the configuration of the saved adapter, which can differ from the configuration used in training."""
@@ -209,7 +209,7 @@ class LayerMethod(Method):
         """Return the cost of one layer's adapter. Raises ValueError if the method does not define a cost."""
         raise ValueError(
             f"{type(self).__name__} does not define the cost of a training step for a {type(config).__name__}; "
-            "costs.count(model) counts the parameters of a model in memory"
+            "for a model in memory, costs.count(model) counts the parameters"
         )
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:

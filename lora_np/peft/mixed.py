@@ -140,7 +140,7 @@ class AdapterRows(Rows):
             for name, adapter in here.items():
                 if not (adapter.mixable and isinstance(adapter, Bypass | OutputAdapter)):
                     kind = type(adapter).__name__.removesuffix("Adapter")
-                    raise ValueError(f"{name!r} is {kind}; rows of this adapter cannot be in a mixed batch")
+                    raise ValueError(f"{name!r} is {kind}; rows with this adapter cannot be in a mixed batch")
             mixed = MixedRows(layer, here, len(self.names), self.segments, self._stacks)
             self._layers[layer] = mixed if here or layer.base_correction is not None else None
         return self._layers[layer]

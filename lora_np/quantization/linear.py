@@ -50,8 +50,8 @@ class QuantizedWeight(Parameter):
         """Raise an error that names the parameter, unless `value` is a Quantized4bit of the same shape."""
         if not isinstance(value, Quantized4bit):
             raise TypeError(
-                f"{name} is quantised in the model, and the given array is {value.dtype}; call dequantize_model or "
-                "quantize_model first"
+                f"{name} is quantised in the model, but the given array has dtype {value.dtype}; call dequantize_model "
+                "or quantize_model first"
             )
         if value.shape != self.value.shape:
             raise ValueError(f"{name} has shape {value.shape}; expected {self.value.shape}")

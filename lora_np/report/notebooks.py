@@ -1,4 +1,5 @@
-"""Executes the course's notebooks: notebooks/*.py are the sources (jupytext percent format), the .ipynb files hold the outputs."""
+"""Executes the course's notebooks: notebooks/*.py are the sources (jupytext percent format); the .ipynb files contain
+the outputs."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def execute(source: Path, output: Path) -> float:
 
 
 def notebook_json(notebook: Any) -> str:
-    """Return a notebook as JSON text that JupyterLab saves again with the same bytes.
+    """Return a notebook as JSON text; if JupyterLab saves the notebook again, the bytes stay the same.
 
     JupyterLab writes the kernel's name and language into every notebook that it opens. This function writes the name
     and the language in advance. The cells get the ids cell-0, cell-1, …; other metadata of the notebook (jupytext,
@@ -119,8 +120,8 @@ def execute_all(folder: Path, output: Path, at_once: int = 1) -> None:
     output : Path
         The folder for the executed notebooks (.ipynb).
     at_once : int
-        Number of notebooks that run at the same time. If it is above 1, the seconds that the notebooks print are too
-        large.
+        Number of notebooks that run at the same time. If several notebooks run at the same time, the times that they
+        print are too long.
     """
     with extra("studies", "running notebooks side by side"):
         from joblib import Parallel, delayed

@@ -50,10 +50,10 @@ PARTS = (
 def reproduce(full: bool, figures: Path, notebooks: Path | None = None, workers: int = 2) -> None:
     """Make tables and pictures, and execute the notebooks of the folder `notebooks`, if it is given.
 
-    Each part saves its tables and draws its pictures before the next part begins. Progress goes to stderr, the summary to
-    stdout. Without `full`, the function takes minutes. New tables and pictures are written to `figures`/quick, and the
-    committed pictures are drawn again from the committed tables. With `full`, the function takes hours. The committed
-    tables, pictures and pages are made again. A stopped full run can be resumed.
+    Each part saves its tables and draws its pictures before the next part begins. Progress is printed on stderr, and
+    the summary on stdout. Without `full`, the function takes minutes. New tables and pictures are written to
+    `figures`/quick, and the committed pictures are drawn again from the committed tables. With `full`, the function
+    takes hours. The committed tables, pictures and pages are made again. A stopped full run can be resumed.
     """
     started, committed = time.perf_counter(), figures / "data"
     if full and not RESULTS.is_file():
@@ -215,7 +215,7 @@ def findings(tables: Tables) -> str:
 
 
 def worst_gradient_error() -> float:
-    """Return the largest gradient error over all matrices A and B (B ≠ 0) of an adapter on tiny, in float64."""
+    """Return the largest gradient error over all matrices A and B (B ≠ 0) of an adapter on the model "tiny", in float64."""
     from .. import LoraConfig, data, get_peft_model, load_model
 
     config = LoraConfig(r=2, lora_alpha=5, target_modules="all-linear", init_lora_weights=False)

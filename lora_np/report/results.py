@@ -1,5 +1,5 @@
-"""The claims about all questions, from which docs/results.md is written. README and the notebooks read findings by
-name."""
+"""The claims about all questions. docs/results.md is written from these claims. README and the notebooks read findings
+by name."""
 
 from __future__ import annotations
 

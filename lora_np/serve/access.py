@@ -85,7 +85,7 @@ class Access:
         return is_loopback(name) or name in names - {""}
 
     def _is_key(self, given: str) -> bool:
-        """Compare with every key. The time does not depend on the keys."""
+        """Return True if the text is one of the keys. The duration of the comparison does not depend on the keys."""
         digests = [hashlib.sha256(key.encode()).digest() for key in (given, *self.api_keys)]
         return any([hmac.compare_digest(digests[0], digest) for digest in digests[1:]])
 
@@ -124,5 +124,6 @@ def host_name(header: str) -> str:
 
 
 def _header(scope: Scope, name: bytes) -> str:
-    """Return the value of a header. Several values are joined, and the joined text equals no allowed value."""
+    """Return the value of a header. If a header occurs several times, its values are joined; the joined text equals no
+    allowed value."""
     return ", ".join(value.decode("latin-1") for key, value in scope["headers"] if key == name)

@@ -123,7 +123,7 @@ class AdapterStore:
         return [*self.permanent, *self.registered]
 
     def peft_name(self, name: str) -> str:
-        """Return the name in the PeftModel of the adapter that clients call `name`, such as "org/poet-v1.2".
+        """Return the PeftModel's name for the adapter that clients call `name`, such as "org/poet-v1.2".
 
         Parameters
         ----------
@@ -340,7 +340,7 @@ class AdapterStore:
 
 
 def _real(path: Path) -> Path:
-    """Return the path without symbolic links. `Path.resolve` raises RuntimeError for a link to itself."""
+    """Return the path without symbolic links. `Path.resolve` is not used, because it raises RuntimeError for a link to itself."""
     return Path(os.path.realpath(path))
 
 

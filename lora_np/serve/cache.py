@@ -20,7 +20,8 @@ SPARE = 256  # largest number of unused columns: a long row needs little more th
 
 
 class BatchLayerCache(LayerCache):
-    """The keys and the values of one layer, two arrays of shape (max_rows, g, columns, d).
+    """The keys and the values of one layer: two arrays of shape (max_rows, g, columns, d), with g key/value heads of
+    size d.
 
     Only the first `rows` rows and the columns from `start` to `end` are used.
     """
@@ -30,7 +31,7 @@ class BatchLayerCache(LayerCache):
         self.max_rows, self.rows, self.start, self.end = max_rows, 0, 0, 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append t keys and values, k and v (b, g, t, d), to the rows; return all keys and all values (b, g, s, d)."""
+        """Append the keys k and the values v, both (b, g, t, d), to the b rows; return all keys and all values (b, g, s, d)."""
         rooms = self.reserve(k, v, 0, k.shape[2])
         for room, new in zip(rooms, (k, v), strict=True):
             room[: self.rows, :, self.end : self.end + k.shape[2]] = new
@@ -59,8 +60,8 @@ class BatchLayerCache(LayerCache):
     def reserve(self, k: Array, v: Array, before: int, after: int) -> tuple[Array, Array]:
         """Return the two arrays with at least `before` columns before `end` and `after` columns after `end`.
 
-        If the arrays are too small, new arrays have twice the necessary columns, but at most SPARE more than necessary.
-        New columns are zeros, because uninitialised memory can contain NaN, and a masked value of NaN times a
+        If the arrays are too small, new arrays replace them, with twice as many columns as necessary, but at most SPARE
+        more. New columns are zeros, because uninitialised memory can contain NaN, and a masked value of NaN times a
         probability of 0 is NaN.
         """
         if self.buffers is not None and self.end >= before and self.end + after <= self.buffers[0].shape[2]:

@@ -1,4 +1,4 @@
-"""From a request of the API to the engine, and from the engine's tokens to text.
+"""Pass requests of the API to the engine, and turn the engine's tokens into text.
 
 The event loop serves all clients, so it must not wait for one request. The length of a text is checked first. Then another
 thread encodes the text, with a time limit.
@@ -132,7 +132,8 @@ class CompletionService:
             raise ProtocolError(400, message, "logprobs")
 
     def _spell(self, token: int) -> str:
-        """Return the text of a token, with its leading space. A part of a character is written as `token_id:ID`."""
+        """Return the text of a token, with its leading space. If the token is only a part of a character, return
+        `token_id:ID`."""
         if token >= self.tokenizer.vocab_size:
             return part_of_a_character(token)
         once, twice = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
@@ -157,7 +158,8 @@ class CompletionService:
             raise ProtocolError(400, message, field, "context_length_exceeded")
 
     def _encode(self, completion: CompletionRequest, chat: bool) -> list[tuple[list[int], str, list[StopStringStream]]]:
-        """Return for each prompt its token ids, the text to repeat in the answer, and n streams that decode the answers.
+        """Return for each prompt its token ids, the text to repeat in the answers, and one stream per answer to decode
+        the answer.
 
         Raises ValueError if a prompt cannot be encoded.
         """
@@ -189,7 +191,7 @@ class CompletionService:
 class Choice:
     """One answer of a completion: turns the tokens of the engine's thread into pieces of text.
 
-    `echo` is the text of the prompt, if the answer must begin with the prompt. `put` takes each piece.
+    `echo` is the text of the prompt, if the answer must begin with the prompt. `put` is called with each piece.
     """
 
     def __init__(
@@ -302,6 +304,6 @@ class PendingCompletion:
         ]
 
     def usage(self) -> dict[str, int]:
-        """Return the numbers of prompt tokens and generated tokens. Each prompt counts once."""
+        """Return the numbers of prompt tokens and generated tokens. A prompt with several answers is counted once."""
         prompt_tokens = sum(len(choice.ids) for choice in self.choices if choice.row == 0)
         return usage(prompt_tokens, sum(len(choice.request.tokens) for choice in self.choices))

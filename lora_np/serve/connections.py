@@ -40,8 +40,8 @@ class Connection(H11Protocol):
     def waits_for(self) -> tuple[str, Any] | None:
         """Return the step that the client must do next; None if the server must do the next step.
 
-        The first entry is the name of a limit. The second entry differs between two requests, and for "response" it
-        changes when the client reads.
+        The first entry of the pair is the name of the step and of its time limit. The second entry changes with each
+        request; for "response" it also changes when the client reads.
         """
         if unread := self.transport.get_write_buffer_size():
             return "response", unread
@@ -60,7 +60,7 @@ class Connection(H11Protocol):
             self.refuse(408, LATE[step[0]].format(limit))
 
     def refuse(self, status: int, reason: str) -> None:
-        """Log the reason, send it as the response to an incomplete request, and close the connection."""
+        """Log the reason, send the reason as the response to an incomplete request, and close the connection."""
         log_refusal(self.client, status, reason)
         if self._request_began() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(ProtocolError(status, reason).body)

@@ -9,10 +9,10 @@ A long prompt is read in chunks, a few chunks per step, so that the running requ
 chunks (chunked prefill: Agrawal et al. 2024, Sarathi-Serve, and vLLM). One long prompt is read at a time, and short prompts
 overtake the long prompts, as in vLLM with `max_long_partial_prefills = 1`. Short prompts of similar length are read together.
 
-An error of one request ends this request only. Before a request joins the batch, its prompt is computed with its adapter, so
-an adapter that cannot be computed fails before it reaches the batch: if prompts cannot be read together, each prompt is read
-alone, and only the request with the error ends. If the step of the whole batch fails, for example
-because memory is full, no single request is the cause, and all running requests end with the error.
+An error of one request ends this request only. Before a request joins the batch, its prompt is computed with its
+adapter. If this fails for several prompts together, each prompt is computed alone, and only the request with the error
+ends. Therefore an adapter that cannot be computed does not reach the batch. If the step of the whole batch fails, for
+example because memory is full, no single request is the cause, and all running requests end with the error.
 """
 
 from __future__ import annotations
@@ -153,9 +153,11 @@ class AdapterServer:
         row : int, default 0
             Use the random numbers of this row of `generate`, so that several answers to one prompt differ.
         logprobs : int, optional
-            Record the log probabilities of the generated tokens, and of this number of most likely tokens per position.
+            Record the log probability of each generated token, and of the `logprobs` most likely tokens at its
+            position.
         prompt_logprobs : int, optional
-            Record the log probabilities of the prompt's tokens, and of this number of most likely tokens per position.
+            Record the log probability of each token of the prompt, and of the `prompt_logprobs` most likely tokens at
+            its position.
         on_token : callable, optional
             Called with each new token. If `on_token` returns True, the answer ends. If `on_token` raises an error, only
             this request fails.
@@ -294,7 +296,7 @@ class AdapterServer:
 
         Prompts are read in the order of submission, but a long prompt waits while another long prompt is read. Each
         step reads a part of the long prompt, so that short prompts cannot delay the long prompt for ever. After a long
-        text, a chunk has fewer tokens than CHUNK, so it takes the same time.
+        text, a chunk has fewer tokens than CHUNK, so that every chunk takes about the same time.
 
         If memory is full of adapters in use, a request waits for its adapter, and all later requests wait too.
         Otherwise the later requests could delay this request for ever.

@@ -1,4 +1,5 @@
-"""The fields of a request: every field of OpenAI's API and of vLLM's server, each with its default and what this server does.
+"""The fields of a request: every field of OpenAI's API and of vLLM's server, each with its default and its support by
+this server.
 
 A field is either supported, or the server accepts only its default. Any other value is an error that names the field, so
 no value is silently ignored. Sources: OpenAI's API reference, and vLLM's protocol.py of completions and chat completions.
@@ -14,9 +15,9 @@ from typing import Any
 class Field:
     """One field of a request.
 
-    `default`: the documented value of a missing field. null also means the default. `honoured`: the server supports the
-    field, so the answer follows every valid value; otherwise only the default is accepted. `also`: further values that
-    do not change the answer.
+    `default`: the documented value of a missing field. null also means the default. `honoured`: True if the server
+    supports every valid value of the field; otherwise only the default is accepted. `also`: further values that do not
+    change the answer.
     """
 
     default: Any = None
@@ -29,7 +30,7 @@ class Field:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Return True if two JSON values are equal. In Python 1 equals True, in JSON 1 and true differ."""
+    """Return True if two JSON values are equal. In Python 1 equals True, but in JSON 1 and true differ."""
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 

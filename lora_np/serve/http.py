@@ -126,7 +126,7 @@ def _starlette() -> tuple[Any, Any, Any, Any]:
 
 
 async def health(service: CompletionService, request: HttpRequest) -> dict[str, Any]:
-    """Return the number of running requests and of waiting requests; status 503 if the server is shutting down."""
+    """Return the number of running requests and of waiting requests. The status is 503 if the server is shutting down."""
     running, waiting = await service.call(
         lambda: (len(service.thread.engine.running), len(service.thread.engine.waiting))
     )
@@ -181,8 +181,8 @@ async def unload(service: CompletionService, request: HttpRequest) -> dict[str, 
 async def _json_body(request: HttpRequest) -> dict[str, Any]:
     """Return the JSON object in the body of a request.
 
-    The header Content-Type must be application/json. For a page of another site, a browser sends this type only if the
-    server allows the request.
+    The header Content-Type must be application/json. If a page of another site sends a request with this type, the
+    browser first asks the server for permission.
     """
     from starlette.requests import ClientDisconnect
 

@@ -11,8 +11,9 @@ OTHER_FILES = 96  # open files of the model and of connections that are being op
 class ServerLimits:
     """How many connections a server has, and how many seconds a client may take for each step.
 
-    `headers` starts with the connection or after the previous response, and `body` after the headers. `response` starts
-    when the client last read a part of the response. `grace_period` starts with the first SIGTERM or SIGINT.
+    The time `headers` starts with the connection or after the previous response. The time `body` starts after the
+    headers. The time `response` starts again whenever the client reads a part of the response. The time `grace_period`
+    starts with the first SIGTERM or SIGINT.
     """
 
     connections: int = 512
@@ -23,7 +24,7 @@ class ServerLimits:
 
 
 def within_open_files(limits: ServerLimits) -> ServerLimits:
-    """Return the limits, with fewer connections if the system allows this process fewer open files."""
+    """Return the limits, with fewer connections if the system does not allow this process as many open files."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

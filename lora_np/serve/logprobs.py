@@ -2,7 +2,8 @@
 
     log p(i) = z_i − log Σ_j exp(z_j)          z (v,): the logits of the model, before penalties and temperature
 
-These are vLLM's "raw logprobs". The stop token that ends an answer has an entry too, although it is not part of the text.
+vLLM calls these numbers "raw logprobs". The stop token that ends an answer has an entry too, although it is not part of
+the text.
 """
 
 from __future__ import annotations
@@ -50,10 +51,8 @@ def token_logprob(logits: np.ndarray, token: int, k: int) -> TokenLogprob:
 
 
 def completion_logprobs(entries: Sequence[TokenLogprob], spell: Spell, offset: int) -> tuple[dict[str, Any], int]:
-    """Return `logprobs` of a completion, and the number of characters after the last token.
-
-    `offset` is the number of characters before the first token. If two tokens have the same text, the more likely token is
-    in `top_logprobs`.
+    """Return `logprobs` of a completion, and the offset of the next token. `offset` is the number of characters before
+    the first token. If two tokens have the same text, the more likely token is in `top_logprobs`.
     """
     tokens, offsets, tops = [spell(entry.token) for entry in entries], [], []
     for entry, text in zip(entries, tokens, strict=True):
@@ -87,5 +86,5 @@ def chat_logprobs(entries: Sequence[TokenLogprob], spell: Spell) -> dict[str, An
 
 
 def part_of_a_character(token: int) -> str:
-    """Return the name of a token that has no text of its own, as in vLLM."""
+    """Return vLLM's name for a token that has no text of its own."""
     return f"token_id:{token}"

@@ -23,7 +23,7 @@ CHUNKS_PER_STEP = LONG_PROMPT // CHUNK
 
 @dataclass(eq=False)
 class Reading:
-    """A prompt that is read in chunks: `chunks` computes one chunk per `next` and returns the logits at the end."""
+    """A prompt that is read in chunks. Each `next(chunks)` computes one chunk; at the end `chunks` returns the logits."""
 
     request: Request
     past: KeyValueCache
@@ -46,9 +46,9 @@ def read_together(model: Transformer, requests: Sequence[Request]) -> tuple[KeyV
 
 
 def of_similar_length(requests: Iterable[Request]) -> list[list[Request]]:
-    """Divide requests into groups in which no prompt is longer than twice another, so that at most half is padding.
+    """Divide requests into groups. In a group no prompt is more than twice as long as another; at most half is padding.
 
-    A request whose prompt's log probabilities are recorded is a group of its own.
+    A request that records the log probabilities of its prompt is alone in its group.
     """
     groups: list[list[Request]] = []
     for request in requests:

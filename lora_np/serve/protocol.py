@@ -179,7 +179,7 @@ def stops(body: dict[str, Any]) -> tuple[str, ...]:
 
 
 def sampling(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings for choosing the next token, with the names of `generate`."""
+    """Return the settings for choosing the next token, under the names of the arguments of `generate`."""
     temperature, top_k, seed = (
         number(body, "temperature", 0, 2),
         integer(body, "top_k", -1),
@@ -201,7 +201,7 @@ def sampling(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def max_tokens(body: dict[str, Any], chat: bool, echo: bool) -> int | None:
-    """Return the largest number of new tokens. A request with `echo` may ask for the prompt alone: 0 new tokens."""
+    """Return the largest number of new tokens. A request with `echo` may ask for 0 new tokens, and so for the prompt alone."""
     limit = integer(body, "max_tokens", 0 if echo else 1)
     if not chat:
         return MAX_TOKENS if limit is None else limit

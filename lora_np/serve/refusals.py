@@ -12,8 +12,8 @@ MAX_REASON = 300  # characters
 def log_refusal(client: Any, status: int, reason: str) -> None:
     """Log the address of a client, the HTTP status, and the reason.
 
-    The reason can contain text of the client. Its control characters are escaped, so that a client cannot write a second
-    line or control the terminal.
+    The reason can contain text of the client. Control characters in the reason are escaped, so that a client cannot
+    write a second line or control the terminal.
     """
     line = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

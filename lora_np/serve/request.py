@@ -58,7 +58,7 @@ class Request:
     tokens : list of int
         Generated token ids.
     token_logprobs, prompt_token_logprobs : list of TokenLogprob
-        The log probabilities of the generated tokens, the stop token included, and of the tokens of the prompt.
+        The log probabilities of the generated tokens (including the stop token), and of the tokens of the prompt.
     finish_reason : {"stop", "length", "cancelled", "error"} or None
         Why the request is finished, or None if the request is not finished. "stop": after a stop token, or because
         `on_token` returned True. "cancelled": by `cancel`, or because `on_token` raised an error.
@@ -116,7 +116,7 @@ class Request:
         Parameters
         ----------
         logits : ndarray, shape (1, c, v)
-            The logits of the next chunk of the prompt.
+            The logits after each of the next c tokens of the prompt.
         """
         found, k = self.prompt_token_logprobs, self.prompt_logprobs or 0
         if not found:
@@ -128,8 +128,8 @@ class Request:
 class RecordErrors:
     """Record an error of the `with` block as the error of a request, and do not raise the error.
 
-    Not only subclasses of Exception are recorded, because a panic in an extension written in Rust, such as the package
-    tokenizers, is a BaseException. KeyboardInterrupt and SystemExit are raised.
+    A BaseException is recorded too, because an extension written in Rust, such as the package tokenizers, raises a
+    BaseException after a panic. KeyboardInterrupt and SystemExit are raised.
     """
 
     def __init__(self, request: Request) -> None:

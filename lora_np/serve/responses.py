@@ -26,7 +26,7 @@ class Piece:
 class CompletionResponse:
     """Builds the response to one request, either one body or the chunks of a stream.
 
-    `spell` returns the text of a token. `include_usage`: the chunks of the stream have the field `usage`.
+    `spell` returns the text of a token. If `include_usage` is True, the chunks of a stream have the field `usage`.
     """
 
     model: str

@@ -51,7 +51,8 @@ def make_server(
                 self.stopping.set()
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            """Start the grace period. Python runs this method in the middle of other code, so it only sets states."""
+            """Start the grace period. Python can run this method in the middle of other code, so the method only sets
+            variables."""
             for each in (sig, signal.SIGTERM, signal.SIGINT):
                 # The next signal ends the process, even if all threads are busy. But process 1 of a container gets no
                 # signal that has the default action.

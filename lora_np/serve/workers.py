@@ -23,7 +23,7 @@ class Workers:
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in a thread and return its result, or raise its error.
 
-        Raises TimeoutError if no thread becomes free, or if the function does not return, within the time limit.
+        Raises TimeoutError if no thread becomes free within the time limit, or if the function does not return in time.
         """
         async with asyncio.timeout(self.seconds):
             await self._free.acquire()

@@ -129,7 +129,7 @@ def make(
         options["workers"] = workers
     elif isinstance(workers, str):
         raise ValueError(
-            f"the study {name} cannot run on a cluster, because its runs use all cores of this machine, one after another"
+            f"the study {name} cannot run on a cluster, because each of its runs uses all cores of this machine"
         )
     table = one.make(*(tables[needed] for needed in one.needs), **options)
     table.command = command

@@ -344,7 +344,7 @@ def evaluate(model: Trainable, batches: Sequence[Batch]) -> float:
             count += n
     if not count:
         raise ValueError(
-            "nothing to evaluate, because the list of held-out batches is empty, or no target in the list counts"
+            "nothing to evaluate, because the list of held-out batches is empty, or all targets in the list are ignored"
         )
     return total / count
 

@@ -37,7 +37,7 @@ class LayerCache:
         if self.buffers is not None and self.buffers[0].dtype != k.dtype:
             raise TypeError(
                 f"the cache contains {self.buffers[0].dtype} keys, but this call computed {k.dtype} keys; use one dtype for model, "
-                "prefix and cache, because nothing is converted implicitly"
+                "prefix and cache, because no array is converted automatically"
             )
         end = self.length + t
         if self.buffers is None or self.buffers[0].shape[2] < end:
@@ -128,7 +128,7 @@ class KeyValueCache:
         """
         if len(self):
             raise ValueError(
-                f"a prefix must come before all tokens, and this cache already contains {len(self)}; use a new cache"
+                f"a prefix must come before all tokens, but this cache already contains {len(self)} tokens; use a new cache"
             )
         self.prefix_source = source
         for i, layer in enumerate(self.layers):

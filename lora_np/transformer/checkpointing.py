@@ -43,7 +43,7 @@ def forward_and_forget(
     """
     if past is not None:
         raise ValueError(
-            "gradient checkpointing does not work with past_key_values, and so not with prefix tuning; turn it off with "
+            "gradient checkpointing does not work with past_key_values, which prefix tuning also uses; call "
             "gradient_checkpointing_disable()"
         )
     state = None if context.rng is None else context.rng.bit_generator.state

@@ -212,7 +212,7 @@ def test_without_a_command_the_list_of_commands_is_shown(argv, monkeypatch, caps
 def test_serve_names_its_extra_before_it_looks_for_a_model(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "starlette", None)
     assert main(["serve", "--model", "no-such-model"]) == 1
-    message = "the HTTP server needs starlette; pip install 'lora-np[serve]'"
+    message = "the HTTP server needs starlette; run pip install 'lora-np[serve]'"
     assert capsys.readouterr().err == f"lora_np serve: {message}\n"
 
 

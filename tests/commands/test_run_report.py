@@ -130,7 +130,7 @@ def test_without_matplotlib_one_line_says_how_to_get_the_picture(tmp_path, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     (tmp_path / PICTURE).write_bytes(b"of an older run")
     assert save_picture(tmp_path, rows(2)) == []
-    assert capsys.readouterr().err == "loss.png needs matplotlib; pip install 'lora-np[course]'\n"
+    assert capsys.readouterr().err == "loss.png needs matplotlib; run pip install 'lora-np[course]'\n"
     assert not list(tmp_path.iterdir()), "a picture of another run would mislead"
 
 
@@ -208,5 +208,5 @@ def test_a_missing_tensorboardx_is_named_before_the_model_is_loaded(data, tmp_pa
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     given = ["--model", "no-such-model", *data[2:], "--steps", "2", "--output", str(tmp_path / "out")]
     assert main(["train", *given, "--report-to", "tensorboard"]) == 1
-    message = "--report-to tensorboard needs tensorboardX; pip install 'lora-np[tensorboard]'"
+    message = "--report-to tensorboard needs tensorboardX; run pip install 'lora-np[tensorboard]'"
     assert capsys.readouterr().err == f"lora_np train: {message}\n"

@@ -69,7 +69,7 @@ def test_options_that_exclude_each_other_are_replaced_and_not_mixed(parsed):
     assert vars(parsed("steps = 9", "--epochs", "2")).items() >= {"steps": None, "epochs": 2.0}.items()
     assert vars(parsed("epochs = 2", "--steps", "9")).items() >= {"steps": 9, "epochs": None}.items()
     assert parsed('method = "dora"', "--full").method == "full"
-    with pytest.raises(ValueError, match=r"my\.toml: epochs and steps exclude each other"):
+    with pytest.raises(ValueError, match=r"my\.toml: epochs and steps cannot be used together"):
         parsed("steps = 9\nepochs = 1")
 
 
@@ -122,7 +122,9 @@ def test_a_file_does_not_replace_the_options_that_a_run_needs(tmp_path, capsys):
     (tmp_path / "my.toml").write_text("steps = 1")
     for given, missing in (([], "data"), (["--data", "lighthouse"], "output")):
         assert main(["train", "--config", str(tmp_path / "my.toml"), *given]) == 1
-        said = f"--{missing} is missing; give it on the command line, or {missing} in the file of --config"
+        said = (
+            f"--{missing} is missing; give the option on the command line, or the key {missing} in the file of --config"
+        )
         assert said in capsys.readouterr().err
 
 

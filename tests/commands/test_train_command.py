@@ -268,7 +268,7 @@ def test_options_of_lora_are_refused_with_full(run, tmp_path, capsys):
         assert run("--full", *option) == 1
         assert (
             capsys.readouterr().err
-            == f"lora_np train: {option[0]} is an option of an adapter, but --full trains no adapter; leave out one of them\n"
+            == f"lora_np train: {option[0]} is an option of an adapter, but --full trains no adapter; leave out one of the two\n"
         )
     assert not (tmp_path / "out").exists()
 

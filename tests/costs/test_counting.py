@@ -248,7 +248,7 @@ def test_unknown_names_list_the_known_ones():
 
 def test_a_method_that_adds_nothing_to_an_architecture_is_an_error_and_no_count():
     from_elsewhere = replace(costs.MODELS["gpt-2"], linears=(costs.LinearShape("mixer.out", 768, 768),))
-    with pytest.raises(ValueError, match="does not define the cost of a training step, or adapts no layer"):
+    with pytest.raises(ValueError, match="does not define the cost of a training step, or it adapts no layer"):
         costs.count(from_elsewhere, BottleneckConfig())
 
 

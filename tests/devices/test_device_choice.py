@@ -99,7 +99,7 @@ def test_without_cupy_the_reason_is_how_to_install_it(monkeypatch, make_model):
     monkeypatch.setitem(sys.modules, "cupy", None)  # what Python keeps for a module that cannot be imported
     monkeypatch.delenv(VARIABLE)
     assert device_module("auto") is np
-    with pytest.raises(RuntimeError, match=r"CuPy is not installed; pip install \"cupy-cuda13x\[ctk\]\"") as error:
+    with pytest.raises(RuntimeError, match=r"CuPy is not installed; run pip install \"cupy-cuda13x\[ctk\]\"") as error:
         make_model().to("cupy")
     reason_of(error)
 

@@ -66,7 +66,10 @@ class Runs:
 
 
 HOSTILE = {
-    "a command": ({"a": Runs(os.system, "echo ran")}, r"the file calls (posix|nt)\.system; only tensors are read"),
+    "a command": (
+        {"a": Runs(os.system, "echo ran")},
+        r"the file calls (posix|nt)\.system; only files of tensors can be read",
+    ),
     "an evaluation": ({"a": Runs(eval, "1 + 1")}, r"the file calls __builtin__\.eval"),
     "an attribute": ({"a": Runs(getattr, OrderedDict, "fromkeys")}, r"the file calls __builtin__\.getattr"),
     "a loader of torch": ({"a": Runs(torch.load, "other.bin")}, r"the file calls torch\.serialization\.load"),

@@ -792,7 +792,7 @@ BAD = {
         "invalid adapter name 'lora_B'.*one of lora_A, lora_B",
     ),
     "no name": (lambda m, folder: m.load_adapter(folder, ""), ValueError, "invalid adapter name ''"),
-    "the base's name": (lambda m, folder: m.load_adapter(folder, "__base__"), ValueError, "that is not __base__"),
+    "the base's name": (lambda m, folder: m.load_adapter(folder, "__base__"), ValueError, "other than __base__"),
     "selecting a missing adapter": (
         lambda m, _: m.set_adapter("poet"),
         ValueError,

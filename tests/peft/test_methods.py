@@ -342,7 +342,7 @@ def test_a_mixed_batch_and_the_server_refuse_a_method_that_does_not(make_model, 
             lambda name=name: server.adapters.load(name, tmp_path / name),
         ):
             with pytest.raises(
-                ValueError, match=f"'{name}' has a .*Config; rows of this adapter cannot be in a mixed batch"
+                ValueError, match=f"'{name}' has a .*Config; rows with this adapter cannot be in a mixed batch"
             ):
                 call()
         assert server.adapters.names() == ["lora"] and list(server.adapters.model.peft_config) == ["lora"]

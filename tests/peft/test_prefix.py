@@ -389,7 +389,7 @@ def test_a_past_of_another_dtype_is_refused(make_model, random_batch):
 def test_a_prefix_does_not_begin_a_past_that_has_been_read(make_model, random_batch):
     model, past = make_model(), KeyValueCache(make_model().config)
     model.forward(random_batch()[0], past_key_values=past)
-    with pytest.raises(ValueError, match="must come before all tokens, and this cache already contains 6"):
+    with pytest.raises(ValueError, match="must come before all tokens, but this cache already contains 6"):
         past.begin(xp.zeros((3, 4, 2, 4)), 2)
 
 

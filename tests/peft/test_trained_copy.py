@@ -169,12 +169,12 @@ def test_an_embedding_stays_adapted_when_another_adapter_is_deleted(make_model, 
 def test_what_is_not_possible_with_copies_is_refused(make_model, random_batch):
     peft_model = adapted(make_model(), modules_to_save=["lm_head"])
     with pytest.raises(
-        ValueError, match="'default' has its own lm_head; rows of this adapter cannot be in a mixed batch"
+        ValueError, match="'default' has its own lm_head; rows with this adapter cannot be in a mixed batch"
     ):
         peft_model.forward(random_batch()[0], adapter_names=["default"] * len(random_batch()[0]))
-    with pytest.raises(ValueError, match="costs do not include modules_to_save"):
+    with pytest.raises(ValueError, match="the costs of modules_to_save are not defined"):
         ln.costs.flops(peft_model, batch=1, seq=8)
-    with pytest.raises(ValueError, match="costs do not include modules_to_save"):
+    with pytest.raises(ValueError, match="the costs of modules_to_save are not defined"):
         ln.costs.count("llama-2-7b", ln.LoraConfig(modules_to_save=["lm_head"]))
 
 

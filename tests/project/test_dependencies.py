@@ -215,13 +215,13 @@ def errors() -> dict[str, str]:
 @pytest.mark.parametrize("code", MISSING)
 def test_a_missing_extra_is_named_in_one_line(code, errors):
     what, package, extra = MISSING[code]
-    assert errors[code] == f"{what} needs {package}; pip install 'lora-np[{extra}]'"
+    assert errors[code] == f"{what} needs {package}; run pip install 'lora-np[{extra}]'"
 
 
 def test_a_command_says_it_too_and_fails():
     code = "from lora_np.__main__ import main; sys.stderr = sys.stdout; print(main(['exercises', 'write', 'nowhere']))"
     assert run(BLOCK + code).splitlines() == [
-        "lora_np exercises: writing a notebook needs jupytext; pip install 'lora-np[course]'",
+        "lora_np exercises: writing a notebook needs jupytext; run pip install 'lora-np[course]'",
         "1",
     ]
 

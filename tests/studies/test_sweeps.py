@@ -107,7 +107,7 @@ def test_no_workers_are_refused(workers):
 
 def test_without_distributed_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ImportError, match=r"a Dask cluster needs distributed; pip install 'lora-np\[cluster\]'"):
+    with pytest.raises(ImportError, match=r"a Dask cluster needs distributed; run pip install 'lora-np\[cluster\]'"):
         run_all(cluster_runs.measure, [Told(1.0, "")], "tcp://127.0.0.1:8786", None, "told")
 
 
@@ -235,7 +235,7 @@ def test_a_study_without_the_table_that_it_needs_says_which(told):
 
 def test_a_study_of_one_machine_refuses_a_cluster(monkeypatch):
     monkeypatch.setattr("lora_np.studies.catalogue.fetched", lambda model: None)
-    with pytest.raises(ValueError, match="use all cores of this machine, one after another"):
+    with pytest.raises(ValueError, match="each of its runs uses all cores of this machine"):
         make("finetuning", {}, "tcp://127.0.0.1:8786")
 
 

@@ -139,8 +139,8 @@ def explained(
     scaling: float,
     p: float,
 ) -> Dropout | None:
-    """Return the dropout that produces all `values` from the input v, or None if no mask does. The axes of `values` are
-    call, token and feature.
+    """Return the dropout that produces all `values` from the input v, or None if no mask produces them. The axes of
+    `values` are call, token and feature.
 
     All masks are tried at every place with every plausible factor. The search is possible because there are few
     features.

@@ -11,16 +11,16 @@ from ..sandbox.wire import Odd
 
 
 class First(int):
-    """An argument that changes from call to call: the int of the first call, and in `rest` the arguments of the later calls.
+    """An argument with a different value in each call: an int with the value for the first call.
 
     Parameters
     ----------
     first : int
-        The argument of the first call.
+        The value for the first call.
     text : str
-        The text that messages show for the argument; the text also describes the later calls.
+        The text that messages show for the argument; it also describes the values for the later calls.
     rest : tuple
-        The arguments of the later calls, or the later steps.
+        The values for the later calls (in `adamw_step`), or the steps after the first call (in `set_merged`).
     """
 
     rest: tuple[Any, ...]

@@ -1,7 +1,7 @@
 """The initial values of A and B: A uniform in ±1/√in (Kaiming with a = √5), B zero.
 
-Right answers may draw in any order and by any method, so random numbers are not compared. Instead, descriptions of A
-and B in words are compared: "uniform", "between ±1/√in", "zero", "equal results from the same rng".
+Right answers may draw random numbers in any order and by any method, so the numbers are not compared. Instead,
+descriptions of A and B in words are compared: "uniform", "between ±1/√in", "zero", "equal results from the same rng".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def cases(seed: int | None = None) -> list[Case]:
 
 
 def describe(function: Callable[..., Any], out: int, in_: int, r: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Return the properties of the A and B that `function` creates, in words."""
+    """Describe in words the matrices A and B that `function` creates."""
     again, another = copy.deepcopy(rng), np.random.default_rng(rng.integers(1 << 32))
     A, B = pair(function(out, in_, r, copy.deepcopy(again)), "A and B")
     same = all(map(np.array_equal, (A, B), pair(function(out, in_, r, again), "A and B")))

@@ -30,7 +30,7 @@ def cases(seed: int = 3) -> list[Case]:
     rng = np.random.default_rng(seed)
 
     def halves(*shape: int) -> np.ndarray:
-        """Return random multiples of ½ from −2 to 2, without 0: they are easy to compute with by hand."""
+        """Return random multiples of ½ from −2 to 2, except 0. Such numbers make a calculation by hand easy."""
         return rng.choice([-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0], shape)
 
     def case(label: str, n: int, in_: int, out: int, r: int, scaling: float) -> Case:

@@ -1,4 +1,4 @@
-"""Quantise one block to four bits: a scale, and for each weight the nearest of sixteen values, two weights per byte."""
+"""Quantise one block to four bits: compute a scale, round each weight to one of sixteen values, pack two weights per byte."""
 
 from __future__ import annotations
 

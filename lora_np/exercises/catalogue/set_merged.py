@@ -1,8 +1,8 @@
 """Merging and unmerging: W + s·B A and back, also if W, A or B were trained in between.
 
 A case is a sequence of steps: calls with `merged` True or False, and changes of W, A and B. After each step the five
-entries of the layer are compared. At the end W must still be the same array. Other entries that a student adds to the
-layer are not compared.
+entries of the layer are compared. At the end W must still be the original array object. Other entries that a
+student adds to the layer are not compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MERGE, UNMERGE, W_LEARNS, FACTORS_LEARN = "True", "False", "W += 1", "A += 1 and
 
 
 def observe(function: Callable[..., Any], layer: dict[str, Any], merged: First) -> dict[str, Any]:
-    """Return the entries of the layer after each step, and whether W is still the same array."""
+    """Return the entries of the layer after each step, and whether W is still the original array object."""
     layer = deepcopy(layer)
     held, entries = layer["W"], tuple(layer)
     seen: dict[str, Any] = {}

@@ -1,5 +1,5 @@
-"""The process that runs a student's program. It imports NumPy, but only this folder of lora_np, so its memory contains
-no solution.
+"""The process that runs a student's program. The process imports NumPy and, of lora_np, only this folder. Therefore its
+memory contains no solution.
 
 The files of this folder:
 

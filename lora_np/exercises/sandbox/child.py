@@ -25,14 +25,14 @@ LENGTH = struct.Struct(">I")  # in front of each message
 
 
 def send(stream: IO[bytes], message: Any) -> None:
-    """Write a message as its length and its JSON."""
+    """Write the length of a message, then the message as JSON."""
     data = json.dumps(message).encode("ascii")
     stream.write(LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
 def receive(stream: IO[bytes], most: int) -> Any:
-    """Read a message; return None at the end of the stream. Raises ValueError for a message above `most` bytes."""
+    """Read a message; return None at the end of the stream. Raises ValueError for a message of more than `most` bytes."""
     start = stream.read(LENGTH.size)
     if len(start) < LENGTH.size:
         return None
@@ -92,7 +92,7 @@ def answer(function: Any, arguments: list[Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve the grader until it closes the stream."""
+    """Answer the grader's messages until the grader closes the stream."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what the program prints goes to the file of stderr

@@ -37,7 +37,7 @@ class Failure(NamedTuple):
 
 
 def define(text: str, name: str, catch: type[BaseException]) -> tuple[Callable[..., Any] | None, list[Failure]]:
-    """Execute the program; return its function `name` (None if there is none) and the statements' exceptions.
+    """Execute the program; return its function `name` (None if it is not defined) and the exceptions of the statements.
 
     A statement that raises an exception of the class `catch` is skipped.
     """
@@ -74,7 +74,7 @@ def failure(error: BaseException) -> Failure:
 
 
 def array_shapes(variables: Mapping[str, Any]) -> dict[str, str]:
-    """Return the shape, as text, of each array among a function's variables and in its dicts."""
+    """Return the shapes of the arrays in a function's variables, also inside dicts, as text by name."""
     arrays = {name: value for name, value in variables.items() if isinstance(value, np.ndarray)}
     for name, value in variables.items():
         if type(value) is dict:

@@ -3,12 +3,12 @@
 On Linux three mechanisms of the kernel work without root. The effect of the mechanisms on this process is permanent:
 
 - Landlock (since Linux 5.13) allows reading the interpreter, the installed packages and system libraries, and writing
-  to one folder. The folders of lora_np and of the submissions are not among them. Landlock also denies network
+  to one folder. It does not allow reading the folders of lora_np and of the submissions. Landlock also denies network
   connections by TCP (since 6.7) and signals to other processes (since 6.12).
 - seccomp denies system calls: to start a process or a program, to open a socket, to send a signal to another process,
   to read the memory of another process, and to change the limits and the priority of another process. seccomp also
-  denies changes that Landlock does not check: of the permissions, owner, times and attributes of a file, and before
-  Linux 6.2 of the length of a file. seccomp denies files in memory too, because no limit of memory counts them.
+  denies changes that Landlock does not check: to the permissions, owner, times and attributes of a file and, before
+  Linux 6.2, to its length. Finally, seccomp denies files in memory, because the memory limit does not count them.
 - setrlimit and timers limit time, memory and the size of files.
 
 Other systems have only the third mechanism or a part of it; `confine` returns the protections that work.
@@ -51,7 +51,8 @@ OWN = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_FILE | TRUN
 
 
 def lift_memory_limit() -> None:
-    """Remove the limit of memory that a judge has set for itself, because some packages reserve much when imported."""
+    """Remove the limit of memory that a judge has set for itself, because some packages reserve much memory when they
+    are imported."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -106,7 +107,7 @@ def _is_prefix(root: str, prefixes: Iterable[str]) -> bool:
 
 
 def _landlock(libc: ctypes.CDLL, paths: Iterable[str], own: str) -> list[str]:
-    """Restrict this thread, and all that it starts, by Landlock."""
+    """Restrict this thread, and every thread and process that it starts, by Landlock."""
 
     def call(number: int, *arguments: object) -> int:
         return int(libc.syscall(ctypes.c_long(number), *arguments))
@@ -161,7 +162,7 @@ CLONE_THREAD, OWN_SIGNALS = 0x10000, (8, 15)  # F_SETOWN and F_SETOWN_EX: who ge
 
 
 def _seccomp(libc: ctypes.CDLL) -> list[str]:
-    """Deny the system calls above to this thread and to all that it starts."""
+    """Deny the system calls listed above to this thread and to every thread and process that it starts."""
     machine = platform.machine()
     if machine not in ("x86_64", "aarch64"):
         return []
@@ -176,7 +177,8 @@ def _seccomp(libc: ctypes.CDLL) -> list[str]:
         otherwise: int,
         bits: int = -1,
     ) -> list:
-        """Return the filter of one system call: `then` if an argument passes the test with any of `values`, else `otherwise`.
+        """Return the filter of one system call. Its result is `then` if an argument passes the test with any of
+        `values`, else `otherwise`.
 
         `bits` selects the bits of the argument that are tested.
         """

@@ -66,7 +66,8 @@ def mutable_parts(value: Any) -> list[Any]:
 
 
 def encode(value: Any, parts: Sequence[Any] = (), budget: Iterator[int] | None = None, inside: bool = False) -> Any:
-    """Return the value in JSON's types. An object of `parts` is sent as its index; if `inside`, its content is sent."""
+    """Return the value in JSON's types. An object of `parts` is sent as its index in `parts`, or as its content if
+    `inside` is True."""
     budget = iter(range(MOST_PARTS)) if budget is None else budget
     if next(budget, None) is None:
         return {"odd": ["a collection with thousands of parts", "object"]}
@@ -138,7 +139,7 @@ def decode(value: Any, parts: Sequence[Any] = ()) -> Any:
 
 def _decoded_array(dtype: Any, shape: Any, data: Any) -> Any:
     if not isinstance(dtype, str) or not NUMBERS.fullmatch(dtype):
-        raise ValueError("the dtype is not a type of numbers")
+        raise ValueError("the dtype is not numeric")
     numbers = np.frombuffer(base64.b64decode(data, validate=True), np.dtype(dtype))
     if shape is None:
         return numbers[0]
@@ -168,7 +169,7 @@ def generator(state: Any) -> np.random.Generator:
 
 
 def update(part: Any, content: Any, parts: Sequence[Any]) -> None:
-    """Give `part` the content that an object has after a call, in place."""
+    """Replace the content of `part`, in place, by the content that the process sent after a call."""
     new = decode(content, parts)
     if isinstance(part, np.ndarray) and isinstance(new, np.ndarray) and part.dtype == new.dtype:
         if part.shape != new.shape:

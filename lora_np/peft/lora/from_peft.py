@@ -136,7 +136,7 @@ def with_adapted_embedding(
     config = plain_config(settings).for_layer(embedding)
     A, B = (arrays.pop(f"{PREFIX}{embedding}.lora_embedding_{factor}", np.empty(0)) for factor in "AB")
     if others := [key for key in arrays if ".lora_embedding_" in key]:
-        raise ValueError(f"unexpected tensor {others[0]}; of the embeddings, only {embedding} can have a LoRA")
+        raise ValueError(f"unexpected tensor {others[0]}; among the embeddings, only {embedding} can have a LoRA")
     E = to_host(model.model.embed_tokens.weight.value)
     if A.shape != (config.r, len(E)) or B.shape != (E.shape[1], config.r) or config.use_dora:
         raise ValueError(

@@ -34,7 +34,7 @@ OPTIONS = {
 }
 LORAPLUS = {
     "loraplus_lr_ratio": Option(
-        16, "learning rate of B, divided by the learning rate of A, which is --lr (default {})", "X", float
+        16, "learning rate of B divided by --lr, the learning rate of A (default {})", "X", float
     )
 }
 # Settings of PEFT that do not change what a saved adapter computes: settings of the initialisation and of training
@@ -212,7 +212,7 @@ class LoraMethod(LayerMethod):
         """Raise ValueError if the adapter has `modules_to_save`. Rows of LoRA, DoRA and PiSSA can share a batch."""
         if config.modules_to_save:
             raise ValueError(
-                f"{name!r} has its own {', '.join(config.modules_to_save)}; rows of this adapter cannot be in a mixed batch"
+                f"{name!r} has its own {', '.join(config.modules_to_save)}; rows with this adapter cannot be in a mixed batch"
             )
 
     def arrays(self, host: AdapterHost, name: str) -> dict[str, np.ndarray]:
@@ -257,7 +257,7 @@ def check_cost_of_copies(copies: bool) -> None:
     """Raise ValueError if an adapter trains whole modules."""
     if copies:
         raise ValueError(
-            "costs do not include modules_to_save; costs.count(model) counts the parameters of a model in memory"
+            "the costs of modules_to_save are not defined; for a model in memory, costs.count(model) counts the parameters"
         )
 
 
