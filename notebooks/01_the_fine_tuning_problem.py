@@ -488,7 +488,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$. Only the frozen output head does not keep its $x$. In addition, LoRA keeps $h$ in each layer with an adapter.
+# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ that full fine-tuning needs to compute $dW = dy^\top x$. Only the frozen output head does not keep its $x$. In addition, LoRA keeps $h$ in each layer with an adapter.
 #
 # </details>
 #

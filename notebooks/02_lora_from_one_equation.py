@@ -288,7 +288,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# If $A$ and $B$ both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. So all gradients are zero in every step, and $A$ and $B$ never change.
+# With $A = 0$, $h = xA^\top$ is zero, so $dB = s\,dy^\top h$ is zero. With $B = 0$, $dh = s\,dy\,B$ is zero, so $dA = dh^\top x$ is zero. So all gradients are zero in every step, and $A$ and $B$ never change.
 #
 # </details>
 #

@@ -115,7 +115,7 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 # Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$. Each entry of $dX$ is the derivative of $L$ with respect to the entry of $X$ at the same place.
 # The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. The backward pass returns the gradient with respect to each input of the layer.
 #
-# Write the forward pass with three indices: $n$ counts the tokens, $j$ the input features and $i$ the output features. The batch has $N = b \cdot t$ tokens.
+# Write the forward pass with three indices: $n$ counts the tokens, $j$ counts the input features, and $i$ counts the output features. The batch has $N = b \cdot t$ tokens.
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj}$$
 #

@@ -415,7 +415,7 @@ check("SwiGLU", swiglu_forward, swiglu_backward, sigma_as_a_constant, library, g
 #
 # $$L = -\frac1N \sum_n \log \operatorname{softmax}(z_n)_{a_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n a_n}\Big)$$
 #
-# **Derivation.** The bracket has two terms. The derivative of the first term is softmax, because $\partial \log E = \partial E / E$ for the sum of exponentials $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
+# **Derivation.** The bracket has two terms. The derivative of the first term is the output of softmax, because $\partial \log E = \partial E / E$ for the sum of exponentials $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
 #
 # $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} \qquad\Rightarrow\qquad dz_{nj} = \frac1N \Big(\operatorname{softmax}(z_n)_j - [\,j = a_n\,]\Big)$$
 #
