@@ -44,8 +44,8 @@ try:
     from lora_np.backend import device_module
 except ImportError as error:
     raise SystemExit(
-        f"{error}. In a terminal, in the folder of the course, run `make lab`, "
-        "or `pip install -r requirements.txt` and choose that Python as the kernel."
+        f"{error}. Open a terminal in the folder of the course and run `make lab`. Or run "
+        "`pip install -r requirements.txt` and choose the Python of this `pip` as the kernel."
     ) from None
 
 python = sys.version.split()[0]
@@ -59,11 +59,11 @@ else:
 # %% [markdown]
 # ## A first adapter
 #
-# "tiny" is a language model with a million parameters. The model was trained on English prose about Python, and writes text one byte (one letter) at a time. The training text of tiny contained little Python code.
+# The model "tiny" is a language model with a million parameters. It was trained on English prose about Python. It writes text one byte (one letter) at a time. Its training text contained little Python code.
 #
-# The next cell gives tiny the beginnings of three code lines, and tiny continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, tiny with the adapter continues the three beginnings again. In each training step, the model reads a few pieces of Python code, and the adapter changes a little to make these pieces more probable.
+# The next cell gives the model the beginnings of three code lines, and the model continues each line. Then the cell trains a LoRA adapter on Python code for sixty steps. After the training, the model with the adapter continues the three beginnings again. In each training step, the model reads a few pieces of Python code, and the numbers of the adapter change a little, so the model gives these pieces a higher probability.
 #
-# **Predict.** What will the training change in the text that tiny writes: the grammar, the vocabulary or the meaning?
+# **Predict.** What will the training change in the text that the model writes: the grammar, the vocabulary or the meaning?
 
 # %%
 base = ln.load_model("tiny")
@@ -90,7 +90,7 @@ for text, first in zip(beginnings, before, strict=True):
 print(f"\n{len(history.rows)} steps in {history.rows[-1]['seconds']:.0f} s")
 
 # %% [markdown]
-# In the next cell, tiny with the adapter writes a longer text. Each byte of this text is drawn at random from the eight most likely bytes.
+# In the next cell, the model with the adapter writes a longer text. Each byte of this text is drawn at random from the eight most likely bytes.
 
 # %%
 beginning = "def read(self, name):\n    return "
@@ -100,7 +100,7 @@ text = beginning + ln.data.decode(sample)
 print("\n".join(line[:90] for line in text.split("\n")))  # the ends of long lines are cut
 
 # %% [markdown]
-# - *Grammar:* the grammar changes. A short line that begins as code now continues as code, with dots, brackets and colons. Before the training, such a line continued as an English sentence.
+# - *Grammar:* the grammar changes. A short line that begins as code now continues as code, with dots, brackets and colons. Before the training, the model continued this line as an English sentence.
 # - *Vocabulary:* the words change. The model now writes names such as `self` and `None`, and names with underscores. Words such as "the" and "of" still appear in the longer text.
 # - *Meaning:* the text after the training has hardly more meaning than the text before. A short line may look as if a programmer wrote it. In the longer text the names mean nothing, and the lines do not belong together. A model with a million
 #   parameters is too small to write meaningful code. Notebook 10 trains a model with 135 million parameters.
@@ -112,19 +112,19 @@ with model.disable_adapter():
     print([continued(model, text) for text in beginnings] == before)
 
 # %% [markdown]
-# The adapter has almost a tenth as many parameters as the model tiny. This ratio is smaller for a larger model, and notebook 02 explains why.
+# The model tiny has about ten times as many parameters as the adapter. In larger models, the adapter is even smaller compared with the model. Notebook 02 explains why.
 #
 # ## The course
 #
 # | notebook | its question | minutes: reading + tasks | before you start |
 # |---|---|---|---|
 # | [01 The fine-tuning problem](01_the_fine_tuning_problem.ipynb) | Why can a GPU run a model but not train it? | 60 + 30 | matrix product, the idea of a gradient |
-# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | What is LoRA, in equations and in 200 lines of code? | 45 + 30 | matrix product; chain rule for one section |
-# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how are they proven? | 65 + 45 | 02, chain rule |
+# | [02 LoRA from one equation](02_lora_from_one_equation.ipynb) | What is LoRA, in equations and in 200 lines of code? | 45 + 30 | matrix product; one section needs the chain rule |
+# | [03 Gradients by hand](03_gradients_by_hand.ipynb) | How are LoRA's gradients derived, and how can one prove that they are right? | 65 + 45 | 02, chain rule |
 # | [03b Gradients of the whole model](03b_gradients_of_the_whole_model.ipynb) | How do gradients pass through attention, norms and the MLP? | 90 + 60 | 03 |
 # | [04 Why low rank works](04_why_low_rank_works.ipynb) | Why is a change of low rank enough? | 90 + 50 | 02, singular value decomposition |
 # | [05 Convergence](05_convergence.ipynb) | Does LoRA reach the loss of full fine-tuning? | 45 + 25 | 02 |
-# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules? | 65 + 30 | 02, 03, 05 |
+# | [06 Hyperparameters](06_hyperparameters.ipynb) | Which learning rate, rank, α and target modules work well? | 65 + 30 | 02, 03, 05 |
 # | [06b How much fits into a rank](06b_capacity.ipynb) | How much can an adapter of rank r remember? | 40 + 20 | 02, cross-entropy loss |
 # | [07 QLoRA](07_qlora.ipynb) | What do frozen weights in four bits save and lose? | 65 + 30 | 03, 05 |
 # | [08 Merging and multi-LoRA serving](08_merging_and_serving.ipynb) | How do many adapters share one base? | 55 + 30 | 02 |
@@ -156,11 +156,11 @@ with model.disable_adapter():
 # | $z$ | logits: one number per possible next token | (b, t, vocabulary) |
 # | $p$ | dropout probability | number |
 # | $\eta$ | learning rate | number |
-# | $m$, $v$ | only where AdamW's update is explained: running mean of the gradient and of its square | shape of the parameter |
+# | $m$, $v$ | in explanations of AdamW's update: running mean of the gradient, and running mean of the squared gradient | shape of the parameter |
 # | $\varepsilon$ | small constant | number |
 # | $U$, $\sigma_i$, $V^\top$ | singular value decomposition; $u_i$ and $v_i$ are singular vectors | – |
 #
-# A loss is the mean of $-\ln$ of the probability that the model gives to the correct next byte or token. The unit is *nats per byte* for tiny and *nats per token* for SmolLM2. A lower loss is better.
+# A loss is the mean of $-\ln$ of the probability that the model gives to the correct next byte or token. The unit is *nats per byte* for the model tiny, and *nats per token* for the model SmolLM2. A lower loss is better.
 #
 # In all pictures, grey stands for frozen weights, cyan for LoRA and coral for full fine-tuning.
 #
@@ -176,18 +176,18 @@ with model.disable_adapter():
 #
 # ## The code
 #
-# The code is part of the course. `lora_np/micro.py` is LoRA in one file. Read this file up to the function `merge` with notebook 02, and read the rest of the file after notebook 03b. Each file of `lora_np/ops/` has the forward pass, the backward pass and the derivation of one kind of layer. `lora_np/peft/lora/layer.py` adds LoRA to a
+# The code is part of the course. `lora_np/micro.py` is LoRA in one file. With notebook 02, read this file up to the function `merge`. After notebook 03b, read the rest of the file. Each file of `lora_np/ops/` has the forward pass, the backward pass and the derivation of one kind of layer. `lora_np/peft/lora/layer.py` adds LoRA to a
 # linear layer of a model. `lora_np/gradient_check.py` tests gradients. The file `README.md` lists the other parts of the code.
 #
 # ## Recap
 #
 # - LoRA leaves the weights of a model unchanged and trains two small matrices beside each weight matrix.
-# - A few seconds of training change the grammar and the vocabulary of tiny's text.
+# - A few seconds of training change the grammar and the vocabulary of the text that the model writes.
 # - If the adapter is switched off, the model writes the same text as before the training.
 #
 # ## Three questions
 #
-# 1. Which numbers did the training change: the numbers of tiny, the numbers of the adapter, or both?
+# 1. Which numbers did the training change: the numbers of the model tiny, the numbers of the adapter, or both?
 #
 # <details><summary>Answer</summary>
 #
@@ -195,7 +195,7 @@ with model.disable_adapter():
 #
 # </details>
 #
-# 2. Why does the text become Python code, although tiny was trained on English?
+# 2. Why does the text become Python code, although the model tiny was trained on English?
 #
 # <details><summary>Answer</summary>
 #
@@ -217,14 +217,14 @@ with model.disable_adapter():
 #
 # <details><summary>Hint</summary>
 #
-# In the cell under "A first adapter", change the number 60 in both places: `steps` and the first argument of `WarmupCosine`. Then run the cell again. The cell loads tiny again, so nothing of the old adapter is left.
+# In the cell under "A first adapter", change the number 60 in both places: `steps` and the first argument of `WarmupCosine`. Then run the cell again. The cell loads the model tiny again, so nothing of the old adapter is left.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
 # After 5 training steps, the model still continues the three lines in English. The learning rate is small in the first steps (the warm-up), so the adapter has hardly changed. After 300 steps the lines are Python code, but this code is hardly better
-# than the code after 60 steps. The reason is that tiny is a very small model.
+# than the code after 60 steps. The reason is that the model tiny is very small.
 #
 # </details>
 #

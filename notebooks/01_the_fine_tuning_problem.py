@@ -47,7 +47,7 @@ GB, MB = 1e9, 1e6
 findings = Findings("../figures/")
 seven = ln.costs.MODELS["llama-2-7b"]
 print(f"{seven.name} has {seven.parameters:,} parameters.")
-print(f"In 16 bits (2 bytes) per parameter they take {2 * seven.parameters / GB:.1f} GB.")
+print(f"With 16 bits (2 bytes) each, they take {2 * seven.parameters / GB:.1f} GB.")
 
 # %% [markdown]
 # ## The result: six parts of memory
@@ -69,11 +69,11 @@ show(lines, {seven.name: "", "GB": ".1f", "times the weights": ".2f"})
 
 # %% [markdown]
 # Full fine-tuning takes eight times the memory of the weights: sixteen bytes per parameter. The coral bars show the memory of full fine-tuning for each model. LoRA needs as much memory for the weights (grey) as full fine-tuning, and saves almost all other memory. QLoRA stores
-# each frozen weight in about four bits, so the weights take less memory than with LoRA. The green parts of the bars are *activations*, arrays that the forward pass keeps for the backward pass, and temporary arrays (part 6). The white parts with a green edge are the additional activations of training without gradient checkpointing. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
+# each frozen weight in about four bits, so the weights take less memory than with LoRA. The green parts of the bars stand for activations and temporary arrays (parts 5 and 6). *Activations* are arrays that the forward pass keeps for the backward pass. The white parts with a green edge show how much larger the activations are without gradient checkpointing. In this picture LoRA and QLoRA have adapters on all linear layers. With these adapters, the activations have almost the same size as the activations of full fine-tuning.
 #
 # The vertical lines stand for graphics cards (GPUs) with a memory of 24 GB, 48 GB or 80 GB. The upper panel shows only the line for 80 GB. If a bar ends to the left of a line, the training step fits into the memory of the GPU that the line stands for.
 #
-# The rest of this notebook explains each part of the memory. The notebook computes the size of each part for tiny, a model with a million parameters, from the shapes of the arrays. Then the notebook *measures* the memory and compares it with the computed sizes. The formulas also give the sizes of the parts for models
+# The rest of this notebook explains each part of the memory. From the shapes of the arrays, the notebook computes the size of each part for the model tiny, which has a million parameters. Then the notebook *measures* the memory and compares the measured sizes with the computed sizes. The formulas also give the sizes of the parts for models
 # that are too large to train on an ordinary computer.
 #
 # ## What fine-tuning does
@@ -95,7 +95,7 @@ size = sum(p.value.size for _, p in model.named_parameters())
 print(f"{changed:,} of {size:,} parameters changed: {changed / size:.2%}")
 
 # %% [markdown]
-# One training step changes all parameters of tiny. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. The gradients and AdamW's numbers take memory too.
+# One training step changes all parameters of the model tiny. Each changed parameter needs a gradient, and AdamW, the usual optimizer, stores two more numbers per parameter. The gradients and AdamW's numbers take memory too.
 #
 # ## Part 1: the weights
 #
@@ -143,7 +143,7 @@ show(lines, {"model": "", "by the formula": ",", "in the model": ","})
 #
 # $$m \leftarrow \beta_1 m + (1-\beta_1)\,g \qquad v \leftarrow \beta_2 v + (1-\beta_2)\,g^2 \qquad \theta \leftarrow \theta - \eta\,\hat m/(\sqrt{\hat v} + \varepsilon)$$
 #
-# The symbols $\hat m$ and $\hat v$ stand for $m$ and $v$ with a correction, because $m$ and $v$ start at zero. The next training step needs $m$ and $v$ again, so both stay in memory. **Predict.** The weights of tiny are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ of tiny take together?
+# The symbols $\hat m$ and $\hat v$ stand for $m$ and $v$ with a correction, because $m$ and $v$ start at zero. The next training step needs $m$ and $v$ again, so both stay in memory. **Predict.** The weights of the model tiny are float32 numbers of 4 bytes. How many bytes per parameter do the weights, the gradients, $m$ and $v$ take together?
 
 # %%
 optimizer = ln.AdamW(lr=1e-3)
@@ -164,14 +164,14 @@ lines = [
 show(lines, {"part": "", "MB": ".2f", "bytes per parameter": ".0f"})
 
 # %% [markdown]
-# The weights, the gradients, $m$ and $v$ of tiny take sixteen bytes per parameter. Large models are trained with numbers of 16 bits instead of 32 bits. Does training in 16 bits halve the memory?
+# In the model tiny, the weights, the gradients, $m$ and $v$ together take sixteen bytes per parameter. Large models are trained with numbers of 16 bits instead of 32 bits. Does training in 16 bits halve the memory?
 #
 # ## Part 4: the master copy
 #
 # Training in 16 bits does not halve the memory. An update is much smaller than the weight that it changes, and a 16-bit number has too few digits to store the sum of the weight and the update. **Predict.** A program adds the number 0.0001 to a weight of 1, and repeats this addition a thousand times. What is the final weight in float32, and what is the final weight in a 16-bit format?
 
 # %%
-lines = []  # NumPy has no bfloat16, in which most models are published: ml_dtypes adds it
+lines = []  # most models are published in bfloat16, which ml_dtypes adds to NumPy
 for format in (np.float32, np.float16, bfloat16):
     weight, update = format(1), format(1e-4)
     for _ in range(1000):
@@ -232,7 +232,7 @@ show(lines, {"recipe": "", "bytes": ""} | {f"{m}, GB": ",.0f" for m in names})
 #
 # </details>
 #
-# **Predict.** In training, tiny's weights, gradients and optimizer state take 16 bytes for each of the million parameters. Do the activations of 4 × 128 tokens take less memory than these 16 bytes per parameter, about as much, or more?
+# **Predict.** In training, the weights, gradients and optimizer state of the model tiny take 16 bytes for each of the million parameters. Do the activations of 4 × 128 tokens take less memory than these 16 bytes per parameter, about as much, or more?
 #
 # The function `ln.costs.memory` computes the size of the activations from the shapes of the arrays. `tracemalloc`, a module of Python's standard library, measures the memory of all arrays that NumPy creates.
 
@@ -254,7 +254,7 @@ for b in (1, 2, 4):
     line = {"tokens": f"{b} × {length}", "from shapes": from_shapes / MB}
     lines.append(line | {"measured": measured / MB})
 show(lines, {"tokens": "", "from shapes": ".1f", "measured": ".1f"})
-print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
+print(f"parts 1 to 3 together: {16 * size / MB:.1f}; all sizes are in MB")
 
 # %% [markdown]
 # The activations of 4 × 128 tokens take more memory than parts 1 to 3 together. If the number of tokens doubles, the memory of the activations doubles too. In a small model the activations take most of the memory. In a large model with few tokens, parts 1 to 4 (sixteen bytes per parameter) take most of the memory. The reason is that the number of parameters grows with $d^2$, but the number of activations grows with $d$.
@@ -264,7 +264,7 @@ print(f"parts 1 to 3: {16 * size / MB:.1f} (all in MB)")
 # Temporary arrays exist only for a part of the training step. Examples are the gradients that the backward pass hands from layer to layer, and products that are soon added to another array. The memory of an array that is no longer needed is used for later arrays. So the memory that a training step needs is the *peak*: the largest total size of the arrays that exist at the same time.
 # The file `lora_np/costs/temporaries.py` computes the sizes of the temporary arrays.
 #
-# The next cell computes the sizes of all parts for tiny from the shapes of the arrays. Then the cell compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
+# From the shapes of the arrays, the next cell computes the sizes of all parts for the model tiny. Then the cell compares the sum of the parts with the peak that `tracemalloc` measures in two real training steps.
 
 # %%
 full = ln.costs.memory(model, batch=rows, seq=length)
@@ -280,7 +280,7 @@ print(f"\nmeasured / computed - 1 = {peak / full.total - 1:+.1%}")
 #
 # ## What LoRA changes
 #
-# LoRA freezes $W$ and trains $A$ and $B$. **Predict.** Compare LoRA with full fine-tuning. Which parts of the memory become much smaller, which parts keep their size, and which parts grow? The next cell compares an adapter on all linear layers of tiny with an adapter only on queries and values.
+# LoRA freezes $W$ and trains $A$ and $B$. **Predict.** Compare LoRA with full fine-tuning. Which parts of the memory become much smaller, which parts keep their size, and which parts grow? The next cell compares an adapter on all linear layers of the model tiny with an adapter only on the layers for queries and values.
 
 # %%
 def adapted(target_modules):
@@ -332,7 +332,7 @@ show(lines, columns | {"LoRA's activations": ".1f"})
 #
 # Gradient checkpointing keeps only the *input* of each block, which has $N d$ numbers. When the backward pass reaches a block, the block's forward pass runs again ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). So gradient checkpointing costs a second forward pass. The arrays that this second forward pass creates count as temporary arrays, not as activations.
 #
-# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass computes $xW^\top$ again, so it adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third to the operations of a step?
+# **Predict.** In full fine-tuning each linear layer has three products: $xW^\top$, $dy\,W$ and $dy^\top x$. A second forward pass computes $xW^\top$ again. This product adds about one third to the operations of a step. With LoRA, does the second forward pass add less or more than one third to the operations of a step?
 
 # %%
 lines = []
@@ -354,9 +354,9 @@ show(lines, columns | {"added operations": ".0%"})
 #
 # Without checkpointing, the activations of LoRA and of full fine-tuning have almost the same size in this table. Only LoRA keeps $h$, and only full fine-tuning keeps the input $x$ of the output head. In this model, the arrays $h$ of all layers together have about the same size as the $x$ of the output head. With checkpointing, LoRA keeps neither $h$ nor the $x$ of the output head. So with checkpointing the activations of LoRA are a little smaller than the activations of full fine-tuning.
 #
-# The first picture of this notebook shows the memory with checkpointing. The hollow parts of its bars show how much memory checkpointing saves.
+# The first picture of this notebook shows the memory with checkpointing. In this picture, the hollow parts of the bars show how much memory checkpointing saves.
 #
-# Gradient checkpointing is one call in lora_np, with the same name as in transformers. The next cell measures a LoRA step on tiny without and with checkpointing: the peak of the memory, and the processor time. The second forward pass draws the same dropout masks, so the gradients are equal to the last bit.
+# In `lora_np`, one call switches gradient checkpointing on. The method has the same name as in the library `transformers`. The next cell runs a LoRA step of the model tiny without and with checkpointing, and measures the peak of the memory and the processor time. The second forward pass draws the same dropout masks as the first forward pass, so checkpointing does not change a single bit of the gradients.
 
 # %%
 config = ln.LoraConfig(r=8, target_modules="all-linear")
@@ -389,7 +389,7 @@ columns = {"checkpointing": "", "measured, MB": ".1f", "computed, MB": ".1f"}
 show(lines, columns | {"time of a step": ".2f"})
 
 # %% [markdown]
-# The last column divides the time by the time without checkpointing.
+# The last column shows the time of a step, divided by the time of a step without checkpointing.
 #
 # ## What QLoRA changes
 #
@@ -420,7 +420,7 @@ show(lines, columns | {"GPU with 48 GB": ""})
 #
 # ## Two more problems of full fine-tuning
 #
-# **One copy per task.** Full fine-tuning gives a complete new model for each task. LoRA gives a small file for each task, the adapter, and all tasks share one base. **Predict.** A 7B model is fine-tuned for a thousand tasks. How much disk space do a thousand complete models take? How much disk space do one base and a thousand adapters take?
+# **One copy per task.** Full fine-tuning gives a complete new model for each task. LoRA gives a small file, the adapter, for each task. All tasks share one base. **Predict.** A 7B model is fine-tuned for a thousand tasks. How much disk space do a thousand complete models take? How much disk space do one base and a thousand adapters take?
 
 # %%
 adapter = ln.costs.count(seven, lora).trainable
@@ -432,7 +432,7 @@ for n in (1, 10, 100, 1000):
 show(lines, {"tasks": "", "copies, GB": ",.0f", "base + adapters, GB": ",.1f"})
 
 # %% [markdown]
-# The next cell measures the files of tiny and of its adapter on all linear layers:
+# The next cell measures the size of two files: the model tiny, and its adapter on all linear layers:
 
 # %%
 lines = []
@@ -445,7 +445,7 @@ with TemporaryDirectory() as folder:
 show(lines, {"file": "", "MB": ".2f"})
 
 # %% [markdown]
-# The model tiny has a small hidden size, so its adapter is large compared with the model. For a square matrix ($d \times d$), the adapter has $2r/d$ times as many parameters as the matrix. This ratio falls as $d$ grows. Notebook 08 uses one base for many adapters.
+# The model tiny has a small hidden size, so its adapter is large compared with the model. A square matrix ($d \times d$) has $d^2$ parameters, and its adapter has $2rd$ parameters. The ratio $2rd / d^2 = 2r/d$ falls as $d$ grows. Notebook 08 uses one base for many adapters.
 #
 # **Forgetting.** Full fine-tuning changes all parameters, so the model may forget what it knew. Notebook 10 measures forgetting on SmolLM2-135M, a model that is trained to write like a lighthouse keeper. Each method was run three times, each time with another *seed*. The seed is a number that fixes all random choices, for example the order of the batches. *Other prose* is text that does not have the voice of the lighthouse keeper:
 
@@ -461,7 +461,7 @@ display(Markdown(findings.say("finetuning.prose")))
 # |---|---|---|---|
 # | weights | 16 bits each | 16 bits each, frozen | about 4 bits each, frozen |
 # | gradients, $m$ and $v$, master copy | for all parameters | for the adapter | for the adapter |
-# | activations | grow with the tokens | on all linear layers: almost as in full fine-tuning | as in LoRA |
+# | activations | grow with the tokens | with LoRA on all linear layers, almost as large as in full fine-tuning | as in LoRA |
 # | file per task | a whole model | an adapter | an adapter |
 #
 # Full fine-tuning takes sixteen bytes per parameter, plus the activations. LoRA removes the gradients, the optimizer state and the master copy of the frozen weights. Checkpointing makes the activations smaller and costs a second forward pass. QLoRA makes the frozen weights smaller.
@@ -488,7 +488,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ as full fine-tuning needs for $dW = dy^\top x$. Only the frozen output head does not keep its $x$. In addition, LoRA keeps $h$ in each layer with an adapter.
+# The gradient of $A$ is $dA = dh^\top x$. To compute $dA$, LoRA needs the same $x$ that full fine-tuning needs to compute $dW = dy^\top x$. Only the frozen output head does not keep its $x$. In addition, LoRA keeps $h$ in each layer with an adapter.
 #
 # </details>
 #
@@ -540,7 +540,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # </details>
 #
-# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does". Each time, run this cell again, and then all cells of the sections "Part 6" and "What LoRA changes". Divide the memory of LoRA on all linear layers of tiny by the memory of full fine-tuning. How does this ratio change with `rows`, and why?
+# 4. Set `rows` to 1 and then to 16 in the cell under "What fine-tuning does". Each time, run this cell again, and then all cells of the sections "Part 6" and "What LoRA changes". For the model tiny, divide the memory of LoRA on all linear layers by the memory of full fine-tuning. How does this ratio change with `rows`, and why?
 #
 # <details><summary>Hint</summary>
 #
@@ -550,7 +550,7 @@ display(Markdown(findings.say("finetuning.prose")))
 #
 # <details><summary>Answer</summary>
 #
-# LoRA takes 56 % of the memory of full fine-tuning with 1 row, 79 % with 4 rows and 94 % with 16 rows. LoRA makes only the gradients and the optimizer state smaller, and the size of these two parts does not depend on the number of rows. The activations grow with the number of rows, and have about the same size for LoRA and for full fine-tuning.
+# With 1 row, LoRA takes 56 % of the memory of full fine-tuning. The ratio is 79 % with 4 rows and 94 % with 16 rows. LoRA makes only the gradients and the optimizer state smaller, and the size of these two parts does not depend on the number of rows. The activations grow with the number of rows, and have about the same size for LoRA and for full fine-tuning.
 #
 # </details>
 #

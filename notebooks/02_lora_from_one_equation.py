@@ -13,7 +13,7 @@
 # %% [markdown]
 # # LoRA from one equation
 #
-# What is LoRA? One equation describes LoRA. Fewer than 200 lines of code, without the blank lines, are enough for a language model with LoRA, including gradients and training. This notebook shows the equation and the most important of these lines. Then the notebook counts the parameters that LoRA trains.
+# What is LoRA? One equation describes LoRA. A program of fewer than 200 lines (without the blank lines) contains a language model with LoRA, its gradients and its training. This notebook shows the equation and the most important of these lines. Then the notebook counts the parameters that LoRA trains.
 #
 # **You will learn** to
 #
@@ -59,7 +59,7 @@ plots.bypass_diagram();
 #
 # ## LoRA in 200 lines
 #
-# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. This part also contains two helper functions. `load` reads the weights from a file, and `flat` turns the tokens of all rows into the rows of one matrix. The rest of the file uses the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
+# The file `lora_np/micro.py` contains a complete Llama model with LoRA: forward pass, backward pass, AdamW, training and merging. This file needs only NumPy. If you open this file now, read only the part up to the function `merge`. This part also contains two helper functions. `load` reads the weights from a file. `flat` puts all tokens of a batch into one matrix, with one token per row. The rest of the file uses the gradients of notebook 03b. The next cell shows the source of `linear`, the function for a linear layer:
 
 # %%
 def source(function):
@@ -77,14 +77,14 @@ source(micro.linear)
 source(micro.init_lora)
 
 # %% [markdown]
-# With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter computes exactly what the base computes. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$. Each number of $h = xA^\top$ is a sum of *in* products with random signs. The typical size of such a sum is $\sqrt{\text{in}}$ times the size of one product. The bound $1/\sqrt{\text{in}}$ cancels this factor, so the size of $h$ does not depend on the number of input features.
+# With $B = 0$ the change is $\Delta W = s\,BA = 0$, and the model with the adapter gives exactly the same output as the base. The random numbers in $A$ are between $-1/\sqrt{\text{in}}$ and $1/\sqrt{\text{in}}$. Each number of $h = xA^\top$ is a sum of products with random signs, one product for each input feature. The typical size of this sum is $\sqrt{\text{in}}$ times the size of one product. The bound $1/\sqrt{\text{in}}$ cancels this factor, so the size of $h$ does not depend on the number of input features.
 #
 # Why is $B$ zero, and not $A$? With $A = 0$ and a random $B$, $\Delta W$ would be zero too, and the adapter would also learn. With $B = 0$ the first training step changes only $B$, and with $A = 0$ the first step would change only $A$. The LoRA paper and PEFT choose $B = 0$. [Hayou et al. (2024)](https://arxiv.org/abs/2406.08447) compared the two choices. On average, $B = 0$ gave better results than $A = 0$. According to their analysis, the reason may be that $B = 0$ allows a larger learning rate.
 #
-# Now we use `micro.py` to train an adapter. The base is tiny, a model with a million parameters that was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
+# Now we use `micro.py` to train an adapter. The base is the model tiny, which has a million parameters and was trained on English prose. The adapter learns Python code. The loss is in *nats per byte*. The loss is the mean of $-\ln p$, where $p$ is the
 # probability that the model gives to the correct next byte. A model without any knowledge gives $p = 1/256$ to each byte, so its loss is $\ln 256 \approx 5.5$. A perfect model has the loss 0.
 #
-# **Predict.** The model tiny knows English but not Python. Is tiny's loss on Python code closer to 5.5 or to 1? By how much do forty steps of training reduce this loss?
+# **Predict.** The model tiny knows English but not Python. Is the loss of this model on Python code closer to 5.5 or to 1? By how much do forty steps of training reduce this loss?
 
 # %%
 config, W = micro.load()
@@ -104,7 +104,7 @@ for step in range(1, 41):
 show(lines, {"step": "", "held-out loss": ".3f"})
 
 # %% [markdown]
-# Before training, the loss is much closer to 1 than to 5.5, because code has many English words, and tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. In this table the held-out text is 16 short pieces of code. Other cells of the course measure the loss on other pieces, so they print a slightly different loss for the same base. Compare two losses only if both are measured on the same pieces.
+# Before training, the loss is much closer to 1 than to 5.5, because code has many English words, and the model tiny knows how English words are spelled. During training the loss falls. The table shows the loss on *held-out* text, which is not used for training. In this table the held-out text is 16 short pieces of code. Other cells of the course measure the loss on other pieces, so they print a slightly different loss for the same base. Compare two losses only if both are measured on the same pieces.
 #
 # After training, $s\,BA$ can be added to $W$, because $x W^\top + s\,(xA^\top)B^\top = x\,(W + s\,BA)^\top$. The merged model has no bypass, so it needs as much memory and time as the base. The next cell shows the function `merge`:
 
@@ -137,7 +137,7 @@ plots.one_matrix_chart(one_matrix);
 # %%
 features, r = 4096, 8
 full, few = features * features, r * (features + features)
-print(f"W: {full:,}   A and B: {few:,}   {full / few:.0f} times fewer")
+print(f"W: {full:,}   A and B: {few:,}   quotient: {full / few:.0f}")
 
 # %% [markdown]
 # ## The forward pass in three lines
@@ -150,7 +150,7 @@ N, in_, out, r, alpha = 5, 6, 4, 2, 8
 x = rng.standard_normal((N, in_))
 W = rng.standard_normal((out, in_))
 A = rng.uniform(-1, 1, (r, in_)) / np.sqrt(in_)
-B = rng.standard_normal((out, r))  # as after some training; at the start B is zero
+B = rng.standard_normal((out, r))  # B is random, as after training; before training, B is zero
 s = alpha / r
 
 frozen = x @ W.T  # (N, in) (in, out) → (N, out)
@@ -201,7 +201,7 @@ print(
 #
 # `LoraConfig` and `get_peft_model` have the same names in PEFT, the usual LoRA library for PyTorch. `target_modules="all-linear"` means all linear layers except the output head.
 #
-# **Predict.** For a 4096 × 4096 matrix with $r = 8$, full fine-tuning trains 256 times as many parameters as LoRA. The model tiny has the hidden size $d = 128$. Divide the number of parameters that LoRA trains with $r = 8$ by the number of parameters of tiny. How large is the quotient?
+# **Predict.** For a 4096 × 4096 matrix with $r = 8$, full fine-tuning trains 256 times as many parameters as LoRA. The model tiny has the hidden size $d = 128$. Divide the number of parameters that LoRA trains with $r = 8$ by the number of parameters of the model tiny. How large is the quotient?
 
 # %%
 base = ln.load_model("tiny")
@@ -211,13 +211,13 @@ logits, _ = base.forward(tokens)
 
 model = ln.get_peft_model(base, config)  # puts the adapter into `base`
 adapted, _ = model.forward(tokens)
-print("logits equal to those of the base, bit for bit:", np.array_equal(logits, adapted))
+print("logits equal the logits of the base, bit for bit:", np.array_equal(logits, adapted))
 model.print_trainable_parameters()
 
 # %% [markdown]
-# LoRA trains almost a tenth as many parameters as tiny has. The printed percentage is a little lower than this ratio, because the number of trained parameters is divided by the number of all parameters, including the adapter. For one matrix, divide the number of parameters of $W$ by the number of parameters of $A$ and $B$ together. The quotient is $d / (2r) = 128 / 16 = 8$ for tiny's square matrices, and 12 for tiny's largest matrices (384 × 128). For square matrices with $d = 4096$ the quotient is 256.
+# The quotient is almost one tenth. The printed percentage is a little lower than this quotient, because `print_trainable_parameters` divides by the number of all parameters, including the parameters of the adapter. For one matrix, divide the number of parameters of $W$ by the number of parameters of $A$ and $B$ together. The quotient is $d / (2r) = 128 / 16 = 8$ for the square matrices of the model tiny, and 12 for its largest matrices (384 × 128). For square matrices with $d = 4096$ the quotient is 256.
 #
-# The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change it. In the name of this matrix in the code, `layers[0]` is the first block and `self_attn.q_proj` is the linear layer for the queries of this block. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
+# The next cell trains the adapter. The cell also keeps a copy of one frozen weight matrix, to show that training does not change this matrix. In the code, `layers[0]` is the first block, and `self_attn.q_proj` is the linear layer for the queries of this block. `base_layer` is the frozen layer inside the layer with LoRA, and `weight.value` is the array of the weight.
 
 # %%
 q_proj = base.model.layers[0].self_attn.q_proj  # with LoRA
@@ -237,7 +237,7 @@ print(f"typical probability of the correct byte: {typical[0]:.2f} → {typical[1
 print("frozen weight unchanged:", np.array_equal(W_before, q_proj.base_layer.weight.value))
 
 # %% [markdown]
-# The loss before training differs from the first loss of `micro.py` above, because this cell uses 64 other pieces of the held-out code.
+# The loss before training differs from the loss at step 0 in the section "LoRA in 200 lines". The reason is that the last cell uses other pieces of the held-out code: 64 pieces instead of 16.
 #
 # The typical probability is $e^{-L}$, the geometric mean of the probabilities that the model gives to the correct bytes.
 #
@@ -255,12 +255,12 @@ print(f"largest change of a logit, relative to the largest logit: {change:.1e} (
 
 # %% [markdown]
 # Without rounding, the merged model would give the same logits as the model with the bypass. The printed change is not exactly zero. A float32 number has about seven digits, and each operation rounds its result to these digits. The model with the bypass adds two rounded products, $x W^\top$ and $s\,h B^\top$. The merged model first rounds the sum $W + s\,BA$, and then multiplies $x$ by this sum. So the two models round differently, and their logits differ in about the seventh digit.
-# The losses in the section about `micro.py` agreed in all printed digits. A loss is a mean over many bytes, so merging changed the loss too little for these digits.
+# The losses in the section about `micro.py` agreed in all printed digits. A loss is a mean over many bytes, so merging changed the loss too little to change these digits.
 #
 # ## Whole models
 #
 # The next picture shows how many parameters LoRA trains in published models. This number is the sum of $r\,(\text{in} + \text{out})$ over all matrices with an adapter. The picture shows two adapters for each model. The first adapter has $r = 8$ on the layers for queries and values, as in the LoRA paper. The second adapter has $r = 16$ on all linear layers. (GPT-2 computes queries, keys and values with one
-# matrix, `c_attn`.) The share in the picture is the number of trained parameters, divided by the number of all parameters with the adapter. The method `print_trainable_parameters` of PEFT prints the same share.
+# matrix, `c_attn`.) The share in the picture is the number of trained parameters, divided by the number of all parameters, including the parameters of the adapter. The method `print_trainable_parameters` of PEFT prints the same share.
 
 # %%
 plots.whole_models_chart(parameters.whole_models());
@@ -270,7 +270,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # - LoRA adds $s\,(xA^\top)B^\top$ to the output of a frozen linear layer. Only $A$ and $B$ are trained.
 # - Together $A$ and $B$ have $r\,(\text{in} + \text{out})$ parameters, and $W$ has $\text{in} \cdot \text{out}$ parameters. The larger $W$ is, the larger is the difference between these two numbers.
-# - $B$ starts at zero, so before training the model with LoRA computes exactly what the base computes.
+# - $B$ starts at zero, so before training, the model with LoRA gives exactly the same output as the base.
 # - LoRA does not compute the gradient of $W$.
 # - After training, $s\,BA$ can be added to $W$. The merged model needs as much memory and time as the base.
 #
@@ -288,7 +288,7 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# If $A$ and $B$ both start at zero, $h = xA^\top = 0$ gives $dB = s\,dy^\top h = 0$, and $B = 0$ gives $dh = 0$ and $dA = 0$. So all gradients are zero in every step, and $A$ and $B$ never change.
+# With $A = 0$, $h = xA^\top$ is zero, so $dB = s\,dy^\top h$ is zero. With $B = 0$, $dh = s\,dy\,B$ is zero, so $dA = dh^\top x$ is zero. So all gradients are zero in every step, and $A$ and $B$ never change.
 #
 # </details>
 #
@@ -314,11 +314,11 @@ plots.whole_models_chart(parameters.whole_models());
 #
 # <details><summary>Answer</summary>
 #
-# After training, the held-out loss is *higher* than the loss of the base, because each step changes $s\,BA$ about ten times as much as with `lora_alpha=16`. With `lora_alpha=160` and a ten times smaller learning rate, `ln.AdamW(lr=1e-3, weight_decay=0.0)`, the loss is nearly the same as with `lora_alpha=16` and `lr=1e-2`.
+# After training, the held-out loss is *higher* than the loss of the base, because each step changes $s\,BA$ about ten times as much as with `lora_alpha=16`. To undo this effect, divide the learning rate by ten: `ln.AdamW(lr=1e-3, weight_decay=0.0)`. Then the loss is nearly the same as with `lora_alpha=16` and `lr=1e-2`.
 #
 # </details>
 #
-# 2. The LoRA paper adapts only queries and values: `target_modules=["q_proj", "v_proj"]`. How many parameters does LoRA train with this setting? Divide the reduction of the held-out loss in this run by the reduction with adapters on all linear layers. How large is the quotient?
+# 2. The LoRA paper adapts only queries and values: `target_modules=["q_proj", "v_proj"]`. How many parameters does LoRA train with this setting? Divide the reduction of the held-out loss in this run by the reduction in a run with adapters on all linear layers. How large is the quotient?
 #
 # <details><summary>Hint</summary>
 #

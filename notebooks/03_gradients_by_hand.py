@@ -36,7 +36,7 @@
 #
 # $$dA \;=\; s\,B^\top dW \qquad\qquad dB \;=\; s\,dW A^\top$$
 #
-# The next three cells measure both sides of these equations in "tiny", a language model with a million parameters. The model reads Python code. We look at one layer whose $W$ has the shape (128, 384), with $r = 8$.
+# The next three cells compute both sides of these equations in the model tiny, a language model with a million parameters. The model reads Python code. We look at one layer whose $W$ has the shape (128, 384), with $r = 8$.
 #
 # **Predict.** What are the shapes of $dA$ and $dB$?
 
@@ -54,10 +54,10 @@ config = ln.LoraConfig(
 model = ln.get_peft_model(ln.load_model("tiny").astype("float64"), config)
 
 batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
-tokens, targets = batches[0]  # (b, t) = (4, 64): bytes of text, and the byte that follows each
+tokens, targets = batches[0]  # both (b, t) = (4, 64); targets: the next bytes
 
 # %% [markdown]
-# `init_lora_weights=False` makes $B$ random instead of zero, because $B$ is not zero after some training. The model computes in float64, because the comparison below needs the 16 digits of float64.
+# `init_lora_weights=False` makes $B$ random instead of zero. This random $B$ stands for a trained $B$, which is not zero. The model computes in float64, because the comparison below needs the 16 digits of float64.
 #
 # **LoRA.** One backward pass gives the gradients of all $A$ and $B$. We select the two gradients of our layer by the names of the parameters.
 
@@ -72,7 +72,7 @@ lora_B = parameters[f"base_model.model.{layer}.lora_B.default.weight"]
 print("dA", lora_A.grad.shape, "  dB", lora_B.grad.shape)
 
 # %% [markdown]
-# **Full fine-tuning.** We copy the model and merge the copy, so each layer of the copy has one weight $W + s\,BA$. Then we unfreeze the copy, so all its parameters are trained. The backward pass of this copy gives $dW$.
+# **Full fine-tuning.** We copy the model and merge the adapter of the copy, so each layer of the copy has one weight $W + s\,BA$. Then we unfreeze the copy, so all its parameters are trainable. The backward pass of this copy gives $dW$.
 
 # %%
 merged = deepcopy(model).merge_and_unload().unfreeze()
@@ -115,7 +115,7 @@ print(f"lengths of the rows of dW and dB:    correlation {correlation(1, lora_B.
 # Let $L$ be the loss, a single number. For any array $X$, $dX$ means $\partial L / \partial X$. The array $dX$ has the shape of $X$. Each entry of $dX$ is the derivative of $L$ with respect to the entry of $X$ at the same place.
 # The backward pass of a layer receives $dy$, the gradient with respect to the output of the layer. The backward pass returns the gradient with respect to each input of the layer.
 #
-# Write the forward pass with three indices: $n$ counts the tokens, $j$ the input features and $i$ the output features. The batch has $N = b \cdot t$ tokens.
+# Write the forward pass with three indices: $n$ counts the tokens, $j$ counts the input features, and $i$ counts the output features. The batch has $N = b \cdot t$ tokens.
 #
 # $$y_{ni} = \sum_j W_{ij}\, x_{nj}$$
 #
@@ -173,7 +173,7 @@ print("dB:", np.allclose(dB, s * np.einsum("ni,lj,nj->il", dy, A, x)))
 print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 
 # %% [markdown]
-# Now insert $dh = s\,dy\,B$ in $dA$ and $h = xA^\top$ in $dB$, and move the brackets:
+# Now insert $dh = s\,dy\,B$ into the equation for $dA$, insert $h = xA^\top$ into the equation for $dB$, and move the brackets:
 #
 # $$dA = s\,(dy\,B)^\top x = s\,B^\top (dy^\top x) \qquad\qquad dB = s\,dy^\top (x A^\top) = s\,(dy^\top x)\,A^\top$$
 #
@@ -187,7 +187,7 @@ print("dA:", np.allclose(dA, s * np.einsum("ni,il,nj->lj", dy, B, x)))
 #
 # A residual connection, $y = x + f(x)$, uses $x$ twice too, so its backward pass also adds two gradients. An attention layer uses its input $x$ in three projections, so its backward pass adds three gradients.
 #
-# The next cell writes the forward pass and the backward pass of the layer as two functions. Then the cell compares the gradients from these functions with the gradients that the library computes.
+# The next cell defines a function for the forward pass of the layer and a function for its backward pass. Then the cell compares the gradients from these functions with the gradients that the library computes.
 
 # %%
 def lora_forward(x, A, B):
@@ -263,7 +263,7 @@ plots.step_sizes(steps, step_errors, subtitle);
 #
 # ## From one number to a matrix
 #
-# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce the check of a layer to the derivative of one number with respect to one number.
+# A layer has many inputs and many outputs, but the complex step gives the derivative of one number with respect to one number. Two ideas reduce the check of a layer to a derivative of this kind.
 #
 # - **Output.** Draw a random $dy$ and use the loss $L = \sum dy \circ y$. The sign $\circ$ means multiplication entry by entry, and the sum is over all entries. The gradient of this $L$ with respect to $y$ is $dy$. So a backward pass that receives $dy$ must return the gradients of this $L$.
 # - **Input.** Draw a random direction $V$ with the shape of the input $X$. A complex step in the direction $V$ gives the number $\operatorname{Im} L(X + ihV)/h$. If $dX$ is right, this number equals $\sum dX \circ V$.
@@ -378,7 +378,7 @@ print_largest_gradients("after one step")
 #
 # ## The cost of a step
 #
-# A product of $(a, b)$ with $(b, c)$ costs $2abc$ operations (FLOPs): one multiplication and one addition per term. The table lists the products of one layer for $N$ tokens:
+# The product of a matrix of shape $(a, b)$ with a matrix of shape $(b, c)$ costs $2abc$ operations (FLOPs): one multiplication and one addition per term. The table lists the products of one layer for $N$ tokens:
 #
 # | product | shapes | full fine-tuning | LoRA |
 # |---|---|---|---|
@@ -388,7 +388,7 @@ print_largest_gradients("after one step")
 # | $xA^\top$, $\;dh^\top x$, $\;dh\,A$ | sizes N, in and r | | $6N \cdot in \cdot r$ |
 # | $hB^\top$, $\;dy^\top h$, $\;dy\,B$ | sizes N, out and r | | $6N \cdot out \cdot r$ |
 #
-# The sums of the last two columns are $6N \cdot in \cdot out$ for full fine-tuning and $4N \cdot in \cdot out + 6Nr\,(in + out)$ for LoRA. The next cell adds up the operations of all linear layers of "tiny", and compares the results with the results of
+# The sums of the last two columns are $6N \cdot in \cdot out$ for full fine-tuning and $4N \cdot in \cdot out + 6Nr\,(in + out)$ for LoRA. The next cell adds up the operations of all linear layers of the model tiny, and compares the results with the results of
 # `ln.costs.flops`. This function counts the operations of every product of a training step. The tests of the library compare this count with the products that a real step computes.
 
 # %%
@@ -409,7 +409,7 @@ not_needed = sum(2 * N * in_ * (out + r) for out, in_ in first_three)  # their d
 print(f"dx of the first three layers:                      {not_needed:13,}")
 
 # %% [markdown]
-# For full fine-tuning, the count by hand equals the count of the library. For LoRA, the count of the library is smaller than the count by hand. The difference is the cost of $dx$ in the first three linear layers, which the last line of the output shows. No parameter before these three layers is trained with LoRA, so LoRA does not need their $dx$.
+# For full fine-tuning, the count by hand equals the count of the library. For LoRA, the count of the library is smaller than the count by hand. The difference is the cost of $dx$ in the first three linear layers. The last line of the output shows this cost. With LoRA, no parameter before these three layers is trained, so LoRA does not need the $dx$ of these layers.
 #
 # Now compare the cost of LoRA with the cost of full fine-tuning, for a square layer with $in = out = d$:
 #
@@ -417,7 +417,7 @@ print(f"dx of the first three layers:                      {not_needed:13,}")
 #
 # ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/) also count the operations of these products.)
 #
-# **Predict.** From which rank on does LoRA need *more* operations than full fine-tuning? Answer for $d = 4096$, as in a 7B model, and for $d = 128$, as in "tiny".
+# **Predict.** From which rank on does LoRA need *more* operations than full fine-tuning? Answer for $d = 4096$, as in a 7B model, and for $d = 128$, as in the model tiny.
 
 # %%
 ranks, widths = [2**n for n in range(11)], (4096, 128)
@@ -479,7 +479,7 @@ for d in widths:
 #
 # <details><summary>Answer</summary>
 #
-# For every token $n$ the output $y_{ni}$ depends on $b_i$, so the sum runs over $n$: $db_i = \sum_n dy_{ni}$, in NumPy `dy.sum(axis=0)`. The gradients $dx$, $dA$ and $dB$ do not change.
+# For every token $n$ the output $y_{ni}$ depends on $b_i$, so the sum runs over $n$: $db_i = \sum_n dy_{ni}$. In NumPy, this sum is `dy.sum(axis=0)`. The gradients $dx$, $dA$ and $dB$ do not change.
 #
 # </details>
 #
@@ -498,8 +498,8 @@ for d in widths:
 #
 # </details>
 #
-# 3. After one step of gradient descent with learning rate $\eta$ from $B = 0$, LoRA has changed the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. Full fine-tuning changes the weight by $-\eta\,dW$.
-#    Compute the cosine of the angle between these two changes, for a random $A$ of shape (r, 384) with $r = 1, 8, 64, 384$. Use the gradient $dW$ that this notebook computed for "tiny":
+# 3. LoRA starts with $B = 0$. One step of gradient descent with learning rate $\eta$ then changes the weight by $\Delta W = -\eta\,s^2\,dW A^\top\!A$. One step of full fine-tuning changes the weight by $-\eta\,dW$.
+#    Compute the cosine of the angle between these two changes, for a random $A$ of shape (r, 384) with $r = 1, 8, 64, 384$. Use the gradient $dW$ that this notebook computed for the model tiny:
 #    `dW = dict(merged.named_parameters())[f"{layer}.weight"].grad`.
 #
 # <details><summary>Hint</summary>
@@ -516,7 +516,7 @@ for d in widths:
 #
 # </details>
 #
-# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy of the exercises. **Close this notebook first**, and derive both gradients from the rule of this notebook.
+# 4. Exercise 3 asks for $dA$ and $dB$. Run `make exercises` in a terminal to get your copy of the exercises. **Close this notebook**, and then derive both gradients with the rule of this notebook.
 #
 # <details><summary>Hint</summary>
 #

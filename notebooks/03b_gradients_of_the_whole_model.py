@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Gradients of the whole model
 #
-# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer also contains softmax, attention, RMSNorm, rotary embedding and SwiGLU, and its training needs a loss. This notebook derives the gradients of these layers and of the loss, proves each gradient, and then
-# proves the gradient of a whole model.
+# [Notebook 03](03_gradients_by_hand.ipynb) derived the gradients of one LoRA layer. A Transformer also contains softmax, attention, RMSNorm, rotary embedding and SwiGLU. To train a Transformer, we also need a loss. This notebook derives the gradients of these layers and of the loss, and proves that each gradient is right. Then
+# the notebook proves that the gradients of a whole model are right.
 #
 # **You will learn to**
 #
@@ -22,7 +22,7 @@
 # - explain which operations the complex step allows in a forward pass,
 # - find *invariances* of a layer (changes of the input that do not change the output), and check the gradient with an invariance.
 #
-# **Before you start:** [notebook 03](03_gradients_by_hand.ipynb).
+# **Before you start:** you have read [notebook 03](03_gradients_by_hand.ipynb).
 #
 # *Reading: 90 minutes. Tasks: 60 minutes. Running: about 10 seconds.*
 #
@@ -59,7 +59,7 @@ block_diagram();
 # | softmax | inside attention: turns scores into weights that are positive and sum to 1 |
 # | rotary | inside attention: makes the scores depend on the distance between two tokens |
 # | SwiGLU | the nonlinearity of the MLP: without SwiGLU, the linear layers before and after it could be replaced by one linear layer |
-# | ⊕ | a *residual* connection: adds the result of attention or of the MLP to $x$, so the gradient also reaches $x$ unchanged. The vectors $x$ that pass through all these additions are called the *residual stream* |
+# | ⊕ | a *residual* connection: adds the result of attention or of the MLP to $x$. So $x$ receives the unchanged gradient of the sum, plus the gradient through attention or the MLP. The vectors $x$ that pass through all these additions are called the *residual stream* |
 #
 # The table leaves out two layers outside the blocks: the output head and the embedding. The output head is a linear layer. The embedding looks up the vector of each byte in a table. The file `lora_np/ops/embedding.py` computes the gradient of the embedding.
 #
@@ -68,7 +68,7 @@ block_diagram();
 # For each layer below we make three checks:
 #
 # 1. Our gradient equals the library's gradient.
-# 2. Our gradient passes the check with the complex step. The function `ln.gradcheck` makes this check, like the function `errors_of` of notebook 03.
+# 2. Our gradient passes the check with the complex step. The function `ln.gradcheck` makes this check in the same way as the function `errors_of` of notebook 03.
 # 3. The complex step finds a typical mistake that we put into the gradient.
 
 # %%
@@ -169,7 +169,7 @@ print("correct:", softmax_backward(dy, y).sum(axis=-1).round(15) + 0.0)
 print("mistake:", first_term_only(dy, y).sum(axis=-1).round(3))
 
 # %% [markdown]
-# In softmax, the sum of each row of $dz$ is zero, because in a direction in which the output does not change, the correct gradient has no component. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
+# The correct gradient has no component in a direction in which the output does not change. In softmax, this direction is $(1, 1, \dots, 1)$, so the sum of each row of $dz$ is zero. The gradient with the mistake has a component in this direction. A change of the input that does not change the output is called an *invariance* of the layer. **An invariance of a layer gives a second check of its gradient, without any derivation.**
 #
 # ## Attention
 #
@@ -221,7 +221,7 @@ def dk_without_scale(do, cache):
 
 
 def library(do):
-    one_head = [a[None, None] for a in (q, k, v)]  # the library has (b, heads, t, d_h)
+    one_head = [a[None, None] for a in (q, k, v)]  # the library uses (b, heads, t, d_h)
     _, cache = ln.ops.attention_forward(*one_head)
     return tuple(g[0, 0] for g in ln.ops.attention_backward(do[None, None], cache))
 
@@ -322,7 +322,7 @@ print(f"mistake: |cosine| at most {largest_cosine(rho_as_a_constant(dy, cache)[0
 # \qquad\qquad
 # \begin{pmatrix} dx_1 \\ dx_2 \end{pmatrix} = \begin{pmatrix} \cos\varphi & \sin\varphi \\ -\sin\varphi & \cos\varphi \end{pmatrix} \begin{pmatrix} dy_1 \\ dy_2 \end{pmatrix}$$
 #
-# **Derivation.** The rule of notebook 03 gives $dx = R^\top dy$ for any $y = Rx$. The transpose of a rotation is the rotation by $-\varphi$. So the backward pass rotates back, by $-\varphi$.
+# **Derivation.** The rule of notebook 03 gives $dx = R^\top dy$ for any $y = Rx$. The transpose of a rotation is the rotation by $-\varphi$. So the backward pass rotates $dy$ by $-\varphi$.
 #
 # **Predict.** The typical mistake in the backward pass is to rotate by $\varphi$ again instead of $-\varphi$. Does a check with a single token find this mistake?
 
@@ -361,9 +361,9 @@ print(ln.gradcheck(rotary_forward, rotated_forward_again, {"q": q[:1]}), "\n")
 check("rotary", rotary_forward, rotary_backward, rotated_forward_again, library, q=q)
 
 # %% [markdown]
-# A check with a single token does not find that the backward pass rotates by $\varphi$ instead of $-\varphi$. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0. For $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
+# A check with a single token does not find the mistake. The single token has position 0, and its angle is 0. As in notebook 03, a mistake stays hidden if the check uses only a special point. The special point of this check is the angle 0. For $\varphi = 0$, the rotations by $\varphi$ and by $-\varphi$ are equal.
 #
-# The next cell tests the purpose of the rotation. All positions get the same query and the same key. Then the score must depend only on the distance between the two positions.
+# The next cell tests the purpose of the rotation. The cell copies one query to all positions, and one key to all positions. Then the score must depend only on the distance between the two positions.
 
 # %%
 same_q, same_k = np.tile(q[0], (t, 1)), np.tile(k[0], (t, 1))
@@ -415,7 +415,7 @@ check("SwiGLU", swiglu_forward, swiglu_backward, sigma_as_a_constant, library, g
 #
 # $$L = -\frac1N \sum_n \log \operatorname{softmax}(z_n)_{a_n} = \frac1N \sum_n \Big(\log \sum_j e^{z_{nj}} - z_{n a_n}\Big)$$
 #
-# **Derivation.** The bracket has two terms. The derivative of the first term is softmax, because $\partial \log E = \partial E / E$ for the sum of exponentials $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
+# **Derivation.** The bracket has two terms. The derivative of the first term is the output of softmax, because $\partial \log E = \partial E / E$ for the sum of exponentials $E$. The second term depends on $z_{nj}$ only if $j = a_n$:
 #
 # $$\frac{\partial}{\partial z_j} \log \sum_l e^{z_l} = \frac{e^{z_j}}{\sum_l e^{z_l}} \qquad\Rightarrow\qquad dz_{nj} = \frac1N \Big(\operatorname{softmax}(z_n)_j - [\,j = a_n\,]\Big)$$
 #
@@ -464,7 +464,7 @@ subtitle = "relative error against the complex step, in float64; one point per g
 plots.relative_errors(results, 1e-12, title, subtitle);
 
 # %% [markdown]
-# The wide gap between the errors of correct gradients and the errors of gradients with a mistake is the advantage of the complex step. With central differences instead of the complex step, the errors of correct gradients would be larger by several powers of ten. A small mistake could hide among these larger errors.
+# A wide gap separates the errors of correct gradients from the errors of gradients with a mistake. This gap is the advantage of the complex step. With central differences instead of the complex step, the errors of correct gradients would be larger by several powers of ten. A small mistake could hide among these larger errors.
 #
 # ## The whole model
 #
@@ -511,7 +511,7 @@ subtitle = "relative difference of the two sides, in float64; one point per laye
 plots.relative_errors(differences, 1e-12, title, subtitle);
 
 # %% [markdown]
-# The two sides of each equation agree in all digits, except the last one or two digits. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
+# The two sides of each equation agree in all digits except the last one or two. Each addition rounds its result, and the two passes add thousands of numbers in different orders. If a gradient contained a mistake, the first digits would differ too.
 #
 # ## Recap
 #
@@ -583,7 +583,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Hint</summary>
 #
-# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. A frozen layer `y = x @ W.T` has `dx = dy @ W`. The LoRA layer has the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice, so add the gradients of all uses.
+# Write `block_backward(dy, cache)`, which returns `dx, dA, dB`. Follow the lines of `block_forward` from the last to the first. For a frozen layer `y = x @ W.T`, the gradient is `dx = dy @ W`. For the LoRA layer, use the gradients of notebook 03: $dB = s\,dy^\top h$, $dh = s\,dy\,B$, $dA = dh^\top x$, $dx = dy\,W + dh\,A$. `normed` is used three times and `x` is used twice, so add the gradients of all uses.
 #
 # </details>
 #
@@ -600,7 +600,7 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #        return dy + rms_norm_backward(dnormed, norm_cache)[0], dA, dB  # dy: the residual
 #    ```
 #
-# `ln.gradcheck` reports errors below $10^{-12}$. If you leave out one of the added gradients, for example `dv @ Wv`, `ln.gradcheck` reports that $dx$ is wrong. But $dA$ and $dB$ stay right, because the gradients of $A$ and $B$ do not use `dnormed`.
+# `ln.gradcheck` reports errors below $10^{-12}$. If you leave out one of the added gradients, for example `dv @ Wv`, `ln.gradcheck` reports that $dx$ is wrong. But $dA$ and $dB$ are still right, because the gradients of $A$ and $B$ do not use `dnormed`.
 #
 # </details>
 #
@@ -614,16 +614,16 @@ plots.relative_errors(differences, 1e-12, title, subtitle);
 #
 # <details><summary>Answer</summary>
 #
-# The sum of $dx$ over the features of a token is zero. Also, $dx$ is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The backward pass of the layer that subtracts the mean subtracts the mean of the gradient from the gradient. So
+# The sum of $dx$ over the features of a token is zero. Also, $dx$ is perpendicular to $x - \bar x$, except for the small effect of $\varepsilon$. The first layer subtracts the mean of the features. The backward pass of this layer subtracts the mean of the gradient. So
 # the $dx$ of LayerNorm is the $dx$ that `rms_norm_backward` returns, minus the mean of this $dx$ over the features.
 #
 # </details>
 #
-# 4. Exercises 8 and 9 ask for the backward pass of RMSNorm and of attention. Run `make exercises` in a terminal to get your copy. **Close this notebook first**, and derive the gradients from the rule of notebook 03.
+# 4. Exercises 8 and 9 ask for the backward pass of RMSNorm and of attention. Run `make exercises` in a terminal to get your copy. **Close this notebook**, and then derive the gradients with the rule of notebook 03.
 #
 # <details><summary>Hint</summary>
 #
-# Write the forward pass with all indices, and list every path from an input to the outputs. The function `check` of the exercise names the mistake if your gradient contains a mistake.
+# Write the forward pass with all indices, and list every path from an input to the outputs. If your gradient is wrong, the function `check` of the exercise names the mistake.
 #
 # </details>
 #

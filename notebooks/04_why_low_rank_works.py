@@ -21,7 +21,7 @@
 # - explain the difference between the rank of a learned $\Delta W$ and the lower rank that is enough for nearly the same loss;
 # - compare the directions of two runs with the similarity $\varphi$ (in notebook 03b, the letter $\varphi$ is an angle), and decide which values of $\varphi$ can occur by chance.
 #
-# **Before you start:** [notebook 02](02_lora_from_one_equation.ipynb), and the singular value decomposition (SVD), $M = U \Sigma V^\top$. The columns of $U$ and of $V$ are orthonormal. The singular values
+# **Before you start:** you have read [notebook 02](02_lora_from_one_equation.ipynb), and you know the singular value decomposition (SVD), $M = U \Sigma V^\top$. The columns of $U$ and of $V$ are orthonormal. The singular values
 # $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ are on the diagonal of $\Sigma$.
 #
 # *Reading: 90 minutes. Tasks: 50 minutes. Running: about 30 seconds.*
@@ -66,19 +66,19 @@ print(f"from the singular values left out {np.sqrt((sigma[r:] ** 2).sum()):.12f}
 # The sum of all $\sigma_i^2$ equals $\lVert M \rVert_F^2$. This sum is called the *energy* of $M$. The best product of rank $r$ keeps the share $(\sigma_1^2 + \dots + \sigma_r^2) / \sum_i \sigma_i^2$ of the energy of $M$.
 # If the relative error of the best product is $e$, this product keeps the share $1 - e^2$ of the energy of $M$.
 #
-# A grey photograph is a matrix too. **Predict.** The two factors of a product of rank 8 have about 6 % as many numbers as the photograph below. Can you recognise the person in the picture of this product?
+# A grey photograph is a matrix too. **Predict.** The photograph below has one number per pixel. For 100 numbers of the photograph, the two factors of its best product of rank 8 have only about 6 numbers. Can you recognise the person in the picture of this product?
 
 # %%
 plots.photograph(photograph());
 
 # %% [markdown]
-# The photograph shows Rear Admiral Grace Hopper, from matplotlib's sample data. Eight directions (pairs of singular vectors) hold most of the energy of the photograph, but more directions are needed to recognise the face.
+# The photograph, a part of matplotlib's sample data, shows Rear Admiral Grace Hopper. Eight directions (pairs of singular vectors) hold most of the energy of the photograph, but more directions are needed to recognise the face.
 #
 # ## A learned change
 #
 # Now take a $\Delta W$ that a model has learned. The next cell fine-tunes all weights of the model tiny on Python code for 60 steps. Then the cell subtracts the weights before fine-tuning from the weights after fine-tuning. The result is one $\Delta W$ for each weight matrix. The picture shows one of these $\Delta W$ and its best product of rank 4.
 #
-# **Predict.** A few directions hold most of the energy of a photograph. Do a few directions of a learned $\Delta W$ hold a larger or a smaller share of its energy than the same number of directions of the photograph?
+# **Predict.** A few directions hold most of the energy of a photograph. Now take the same number of directions of a learned $\Delta W$. Do these directions hold a larger or a smaller share of the energy than in the photograph?
 
 # %%
 run = Run("full", lr=2e-3, max_steps=60, eval_every=60)
@@ -88,7 +88,7 @@ plots.decomposition_2d(decomposition);
 
 # %%
 def kept(matrix, r):
-    """Return a rank-r product's shares of the matrix's numbers and of its energy."""
+    """Return the share of numbers and the share of energy that the best rank-r product has."""
     sigma = np.linalg.svd(matrix, compute_uv=False)
     numbers = r * sum(matrix.shape) / matrix.size
     return numbers, (sigma[:r] ** 2).sum() / (sigma**2).sum()
@@ -108,9 +108,9 @@ for name, (matrix, r) in matrices.items():
 show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 
 # %% [markdown]
-# The share of the energy that the best product of low rank keeps is smaller for the learned $\Delta W$ than for the photograph. Most of the energy of the photograph comes from its mean brightness, which needs only one direction. But even if the mean is subtracted from the photograph, this share is larger for the photograph than for the learned $\Delta W$.
+# The best product of low rank keeps a smaller share of the energy for the learned $\Delta W$ than for the photograph. Most of the energy of the photograph comes from its mean brightness, which needs only one direction. But even after this mean is subtracted, the best product keeps a larger share of the energy for the photograph than for the learned $\Delta W$.
 #
-# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only how many coloured columns each side has.
+# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only the number of coloured columns in the two halves of the picture.
 
 # %%
 plots.scene_3d(decomposition);
@@ -123,7 +123,7 @@ plots.scene_3d(decomposition);
 # - *rank90* is the smallest $r$ for which the $r$ directions with the largest singular values hold at least 90 % of the energy of the matrix.
 # - The *effective rank* (Roy and Vetterli 2007) is $e^{H}$ with $H = -\sum_i \tilde\sigma_i \ln \tilde\sigma_i$ and $\tilde\sigma_i = \sigma_i / \sum_j \sigma_j$. For example, if five singular values are equal and all others are 0, the effective rank is 5.
 #
-# The rank90 and the effective rank of a matrix can differ much. The rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small singular values count more. So the effective rank can be larger than rank90.
+# The rank90 and the effective rank of a matrix can be very different. The rank90 uses the *squares* of the singular values, so the many small singular values hardly count. The effective rank uses the singular values *without* squares, so the small singular values count more. For this reason, the effective rank can be larger than the rank90.
 #
 # **Predict.** The learned $\Delta W$ in the pictures above and a random matrix of the same shape both have 64 directions. The random matrix needs most of these directions for 90 % of its energy. How many directions does the learned $\Delta W$ need for 90 % of its energy?
 
@@ -153,7 +153,7 @@ plots.singular_values(rank_reduction.singular_values(deltas, run));
 # These results come from one short run. The next picture shows the rank90 of $\Delta W$ in longer runs with two models. The model tiny learns code, and SmolLM2-135M, a real language model, learns to answer in the voice of a lighthouse keeper.
 # Each dot is one layer. Full fine-tuning and LoRA each use their best learning rate (notebook 05 explains how a study finds this rate). The black bars show the rank90 of a random matrix of the same shape. The number beside each bar is the rank90 of full fine-tuning divided by the rank90 of the random matrix.
 #
-# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. The rank of this $\Delta W$ was 10 to 100 times as high as the usual ranks of LoRA. In our two models, how many times as high as $r = 8$ is the rank90 of full fine-tuning?
+# **Predict.** Biderman et al. (2024) studied the $\Delta W$ of full fine-tuning on Llama-2-7B. In this study, the rank of $\Delta W$ was 10 to 100 times as high as the usual ranks of LoRA. For each of our two models, divide the rank90 of full fine-tuning by $r = 8$. How large is the quotient?
 
 # %%
 ranks = Table.load("../figures/data/spectra.json")
@@ -174,7 +174,7 @@ show(lines, dict(zip(lines[0], ("", "", "g", "g", ".0f"), strict=True)))
 display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2-135m")))
 
 # %% [markdown]
-# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times as high as $r = 8$. With full fine-tuning, the weight matrices of the keys and values have the lowest rank90 because they have the fewest rows. To compare matrices of different shapes, look at the numbers beside the bars. In the model tiny, the numbers of the keys and values are about the same as the numbers of the queries and the output projection. In SmolLM2, the numbers of the keys and values lie between the numbers of the other two attention matrices and the numbers of the MLP.
+# A matrix of width $d$ has at most $d$ directions. So the rank90 in a small model cannot be 100 times as high as $r = 8$. With full fine-tuning, the $\Delta W$ matrices of the keys and values have the lowest rank90, because they have the fewest rows. To compare matrices of different shapes, look at the numbers beside the bars. In the model tiny, these numbers are about the same for the keys, the values, the queries and the output projection. In SmolLM2, the numbers for the keys and values lie between the numbers for the other two attention matrices and the numbers for the MLP.
 #
 # So the $\Delta W$ of full fine-tuning does not have a low rank. Its rank90 is only *lower* than the rank90 of a random matrix. LoRA learns the voice of the lighthouse keeper about as well as full fine-tuning (notebook 10). In SmolLM2, LoRA may use eight directions per weight matrix, but fewer than eight directions hold 90 % of the energy of LoRA's $\Delta W$.
 # So a low rank is enough to learn the voice of the lighthouse keeper. But full fine-tuning, which may use any rank, does not find a $\Delta W$ of low rank.
@@ -183,14 +183,14 @@ display(Markdown(findings.say("low_rank.times_r.tiny", "low_rank.times_r.smollm2
 #
 # Training minimises the loss. The energy of $\Delta W$ tells us about the loss only indirectly. So the next study cuts every $\Delta W$ of a fully fine-tuned model to its top $r$ directions. Then the study measures the loss on code that the model has not read.
 #
-# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy in attention and less than half in the MLP. Which rank is needed to keep 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
+# **Predict.** In the picture of singular values, the top eight directions hold about half of the energy of $\Delta W$ in attention, and less than half of the energy in the MLP. Which rank is needed to keep 95 % of the gain? (The *gain* is the loss before training minus the loss after training.)
 
 # %%
 cut = Table.load("../figures/data/truncated_loss.json")
 plots.truncated_loss(cut);
 
 # %% jupyter={"source_hidden": true}
-# prints, per rank, the share of the energy (median over matrices) and the share of the gain
+# prints two shares per rank: of the energy (median over matrices), and of the gain
 spectrum = Table.load("../figures/data/singular_values.json")
 s = cut.settings
 gain = s["base_loss"] - s["full_loss"]
@@ -204,7 +204,7 @@ show(lines, {"r": "", "energy kept": ".0%", "gain kept": ".0%"})
 display(Markdown(findings.say("low_rank.gain_kept.norms")))
 
 # %% [markdown]
-# At every rank, the column "gain kept" includes the gain that the cut model would keep at rank 0, when only its norm layers are fine-tuned. This column shows which rank is needed to keep 95 % of the gain. Rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
+# The column "gain kept" shows which rank is needed to keep 95 % of the gain. At every rank, this column includes the gain of the fine-tuned norms. The cut model keeps the gain of the norms even at rank 0. Rank 16 keeps less than 95 % of the gain, and rank 32 keeps more than 95 %. So the smallest rank that keeps 95 % of the gain lies between 16 and 32.
 #
 # At each rank below the full rank, the share of the gain that the cut model keeps is larger than the share of the energy that the cut $\Delta W$ keeps. So a given share of the gain needs fewer directions than the same share of the energy. The next cell makes the same cuts for the model that you trained above.
 
@@ -221,9 +221,9 @@ for table in (cut, now):
 show(lines, {"steps": "", "η": "", "gain": ".3f"} | {f"r = {r}": ".0%" for r in shown})
 
 # %% [markdown]
-# For the same share of the gain, the shorter run needs fewer directions than the longer run. The two runs differ in the number of steps and in the learning rate. The table does not show which of these two differences causes the result (see tasks 2 and 3 under "Try").
+# To keep the same share of the gain, the shorter run needs fewer directions than the longer run. The two runs differ in the number of steps and in the learning rate. The table does not show which of these two differences causes the result (see tasks 2 and 3 under "Try").
 #
-# A cut of $\Delta W$ can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. A possible reason is that some of the removed directions hold noise. This notebook does not test whether the removed directions hold noise.
+# A cut of $\Delta W$ can keep more than 100 % of the gain. Then, on text that neither model has read, the cut model has a *lower* loss than the uncut model. A possible reason is that some of the removed directions hold noise. This notebook does not test this reason.
 #
 # ## Do two runs find the same directions?
 #
@@ -272,10 +272,10 @@ show(lines, dict(zip(lines[0], ("", "", "", ".3f", ".3f", ".3f", ".3f"), strict=
 # %% [markdown]
 # In the upper left corner of each map, $i$ and $j$ are small, so the $\varphi$ of random spans is small there.
 #
-# - *A:* For $A$, the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start. The $A$ of two runs could both move far, but in different directions.
-# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than the $\varphi$ of random spans, most of all for the first direction. But $\varphi$ differs much between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
+# - *A:* For $A$, the map after training looks like the map before training. The directions that two runs read are as different as random directions. This result does not show how far $A$ moves from its random start. The matrices $A$ of two runs could both move far, but in different directions.
+# - *B:* $B$ starts at zero, so all directions of $B$ come from training. For $B$, the $\varphi$ of two runs is larger than the $\varphi$ of random spans. The difference is largest for the first direction. But $\varphi$ varies strongly between pairs of runs, and for the first direction the median of $\varphi$ is below 0.5.
 #
-# For GPT-3, Hu et al. found that the $\varphi$ of the top direction of $A$ is larger than 0.5. For the model tiny, the median of the $\varphi$ of the top direction of $A$ is not larger than the $\varphi$ of random spans. So the task does not have one small subspace that the $A$ of each query matrix must read. Two runs may read different directions and still reach the same loss.
+# For GPT-3, Hu et al. found that the $\varphi$ of the top direction of $A$ is larger than 0.5. For the model tiny, the median of the $\varphi$ of the top direction of $A$ is not larger than the $\varphi$ of random spans. So there is no single small subspace that the $A$ of a query matrix must read in every run. Two runs may read different directions and still reach the same loss.
 # (The two runs of each pair have different seeds. With the same seed, the $A$ of the first layer would start with the same rows in both runs.)
 #
 # ## How large is W in the directions of ΔW?
@@ -328,7 +328,7 @@ for r in (4, 64):
 
 # %%
 D = 1000
-C, t = intrinsic_toy.constraints(D)  # (10, D): 1 where a weight is in the block; (10,)
+C, t = intrinsic_toy.constraints(D)  # C (10, D): 1 if a weight is in the block, else 0; t (10,)
 for d in (8, 9, 10, 11):
     P = np.linalg.qr(np.random.default_rng(0).standard_normal((D, d)))[0]  # (D, d)
     M = C @ P  # (10, d): the ten sums as functions of z
@@ -346,12 +346,12 @@ show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 # %% [markdown]
 # For all three values of $D$, the smallest $d$ with loss 0 is ten, which is the number of constraints. With nine dimensions, the smallest loss is larger than 0.
 #
-# For the model tiny and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. The sparse $P$ has only one entry per row that is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. The entries of $P$ for a group of $g$ weights are $\pm 1/\sqrt{g}$, with random signs. The columns of the sparse $P$ are orthonormal too. Each row has an entry in only one column, and the squares of the $g$ entries of a column sum to 1.
+# For the model tiny and $d = 50{,}000$, a dense $P$ would have fifty billion numbers. In each row of the sparse $P$, only one entry is not zero. Each weight belongs to one of $d$ groups, and $z_j$ changes all weights of group $j$. If a group has $g$ weights, its column of $P$ has $g$ entries $\pm 1/\sqrt{g}$ with random signs. All other entries of the column are zero. The columns of the sparse $P$ are orthonormal too. No two columns have a nonzero entry in the same row, and the squares of the entries of a column sum to 1.
 #
-# The loss of a language model never reaches 0. So the usual measure is $d_{90}$, the smallest $d$ with which training reaches 90 % of a reference gain. The reference gain is the gain of training all weights for the same number of steps. Two models learn the same Python code. The first model is the model tiny, which was trained on English (fine-tuning). The second model has the
-# same architecture as the first model, but the second model starts with random weights (training from scratch).
+# The loss of a language model never reaches 0. So the usual measure is $d_{90}$, the smallest $d$ with which training reaches 90 % of a reference gain. The reference gain is the gain of training all weights for the same number of steps. Two models learn the same Python code. The first model, tiny, was already trained on English, so its training on Python code is *fine-tuning*. The second model has the
+# same architecture as the first model, but starts with random weights, so its training is *training from scratch*.
 #
-# **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? And to reach the same gain, does a random subspace need more trained numbers than LoRA?
+# **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? Does a random subspace need more trained numbers than LoRA to reach the same gain?
 
 # %%
 dimension = Table.load("../figures/data/intrinsic_dimension.json")
@@ -362,22 +362,22 @@ names = ("low_rank.d90.tiny", "low_rank.d90.random", "low_rank.falls.random", "l
 display(Markdown(findings.say(*names)))
 
 # %% [markdown]
-# - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times larger than 200. So the intrinsic dimension depends on the model and on the task.
+# - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times as large as 200. So the intrinsic dimension depends on the model and on the task.
 # - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy, because the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
-# - The sparse $P$ is random, but not all subspaces are possible with a sparse $P$. So the dense $P$ is a control: it was tried with a $d$ that is small enough for a dense $P$ (the triangles in the picture).
-# - With the same number of trained parameters, random directions reach about the same gain as LoRA (the diamonds in the picture). The random directions also change the embedding and the norms, which LoRA freezes. The advantages of LoRA over random directions are that LoRA needs no product with a matrix of $D$ rows, and that $BA$ can be merged.
+# - The sparse $P$ is random, but not all subspaces are possible with a sparse $P$. So the study also used a dense $P$ as a control, with a $d$ that is small enough for a dense $P$ (the triangles in the picture).
+# - With the same number of trained parameters, random directions reach about the same gain as LoRA (the diamonds in the picture). The random directions also change the embedding and the norms, which LoRA freezes. LoRA has two advantages over random directions: it needs no product with a matrix of $D$ rows, and $BA$ can be merged.
 #
 # ## Recap
 #
 # - The best product of rank $r$ keeps the $r$ largest singular values. The error of this product is the square root of the sum of the other $\sigma_i^2$.
 # - For 90 % of its energy, the $\Delta W$ of full fine-tuning needs fewer directions than a random matrix, but many more directions than the usual ranks of LoRA.
-# - The number of directions that keep most of the gain is smaller than the number that keep most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
-# - The $A$ of two runs read different directions. The $B$ of two runs share some of the directions that they write.
-# - The study of the gain cut each $\Delta W$ to a low rank after training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
+# - Fewer directions are needed to keep most of the gain than to keep most of the energy. Most of the gain lies in the first directions, and a $\Delta W$ of low rank can hold these directions.
+# - The matrices $A$ of two runs read different directions. The matrices $B$ of two runs share some of the directions that they write.
+# - In the section "From energy to loss", each $\Delta W$ was cut to a low rank *after* training. LoRA trains a $\Delta W$ of low rank from the start. [Notebook 05](05_convergence.ipynb) measures the loss that LoRA reaches.
 #
 # ## Three questions
 #
-# 1. A product of rank 4 has a relative error of 80 %. Which share of the energy does this product keep? What is the relative error of a product that keeps half of the energy?
+# 1. A product of rank 4 has a relative error of 80 %. What share of the energy does this product keep? What is the relative error of a product that keeps half of the energy?
 #
 # <details><summary>Answer</summary>
 #
@@ -427,7 +427,7 @@ display(Markdown(findings.say(*names)))
 #
 # <details><summary>Answer</summary>
 #
-# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. But with every $\Delta W$ cut to rank 4, the model has 158 % of the uncut model's gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
+# Both medians first shrink and then hardly change. After 10, 60 and 200 steps, the median rank90 is 41, 36 and 37. The median effective rank is 83, 78 and 77. But if every $\Delta W$ is cut to rank 4, the cut model keeps 158 % of the gain after 10 steps, 85 % after 60 steps and 64 % after 200 steps. So with more steps, the gain is spread over more directions.
 #
 # </details>
 #
