@@ -89,7 +89,7 @@ plots.quality_against_parameters(compared, ranks);
 plots.method_diagrams();
 
 # %% [markdown]
-# Drawings of rsLoRA, LoRA+ and PiSSA would look like the drawing of LoRA. In a drawing of LoRA-FA, $A$ would be grey.
+# The figure does not draw four variants. Drawings of rsLoRA, LoRA+ and PiSSA would look like the drawing of LoRA, and in a drawing of LoRA-FA, $A$ would be grey.
 #
 # ## One call for all methods
 #
@@ -414,7 +414,7 @@ Markdown(lesson.costs_markdown(compared, costs))
 # - *share* is the number of trained numbers divided by the number of the base's parameters.
 # - *state* is the memory of the trained numbers, of their gradients and of AdamW's two averages.
 # - *step* is the time of a training step, divided by the time of a step of full fine-tuning.
-# - *peak* is the largest memory that a training step needs, not counting the base's weights. (QLoRA makes only the base's weights smaller.)
+# - *peak* is the largest memory that a training step needs, without the memory of the base's weights. (QLoRA makes only the base's weights smaller.)
 # - *prompt* is the time to read a prompt, and *token* is the time to write one token, each divided by the base's time. *merged* shows the ratios *prompt* and *token* after $\Delta W$ was merged into the weights.
 #
 # All times are medians on one BLAS thread. In each round, every model is measured once, in a new random order. The times are CPU times, so they do not include the time of other processes on the machine.
@@ -477,7 +477,7 @@ slow = " and ".join(label for label, rate in rates.items() if rate == low)
 Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
 # %% [markdown]
-# If all methods used one learning rate, the comparison would only show for which methods this learning rate is good. In LoRA+, the best learning rate of $B$ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
+# If all methods used one learning rate, the comparison would only show which methods this learning rate suits. In LoRA+, the best learning rate of $B$ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
 #
 # ## Does LoRA gain as much if it trains equally few numbers?
 #
