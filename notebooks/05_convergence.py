@@ -55,7 +55,7 @@ plots.recovered_gain(table, short);
 #
 # $$\frac{L_\text{base} - L_\text{LoRA}}{L_\text{base} - L_\text{full}}$$
 #
-# A share of 0 % means that LoRA has learned nothing. A share of 100 % means that LoRA reaches the same loss as full fine-tuning. We say that LoRA *recovers* this share of the gain.
+# A share of 0 % means that LoRA has learned nothing. A share of 100 % means that LoRA is as good as full fine-tuning. We say that LoRA *recovers* this share of the gain.
 
 # %%
 ranks = table.settings["ranks"]

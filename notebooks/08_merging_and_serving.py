@@ -286,7 +286,7 @@ for i, name in enumerate(names):
 # %% [markdown]
 # Each row continues in the style of its adapter. Up to rounding, the logits of a row in the mixed batch equal the logits that the model computes for this row alone. The generated text makes no sense. The reason is that "tiny" has only one million parameters and generates single bytes, and each adapter was trained for only 60 steps. The model imitates the form of Python code and of answers, but not their content. To see what each adapter learned, look at the held-out losses in the first table instead of this text. Notebook 10 trains a real language model.
 #
-# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. By what factor is a decode step with a different adapter for each row slower than a decode step with the same adapter for all rows?
+# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. In one decode step each row uses a different adapter, and in another decode step all rows use the same adapter. By what factor is the first of these steps slower?
 
 # %% jupyter={"source_hidden": true}
 # prints the time of a decode step with one adapter and with one adapter per row
@@ -429,7 +429,7 @@ while not server.idle:
 # ## Recap
 #
 # Many adapters can share the weights of one base. In the study with "tiny", the base with a thousand adapters needs a tenth of the memory of a thousand merged models. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
-# differ between the rows. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base alone. But a merged model can answer requests for one adapter only. The factors $A$ and $B$ have no meaning separately, so combine adapters by adding their $\Delta W$, and evaluate the combination on held-out
+# differ between the rows. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base alone. But a merged model can answer requests for one adapter only. The factors $A$ and $B$ have no meaning separately, so combine adapters by adding their $\Delta W$. Then evaluate the combination on held-out
 # text of each domain.
 #
 # ## Three questions

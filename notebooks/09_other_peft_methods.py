@@ -648,7 +648,7 @@ show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# With every seed, QLoRA also forgets more than LoRA. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. In forty steps the prefix probably learns to help with the keeper's answers. But the training never asks the prefix to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
+# With every seed, QLoRA also forgets more than LoRA. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods. Prefix tuning also forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. In forty steps the prefix probably learns to help with the keeper's answers. But the training never asks the prefix to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
 #
 # ## Recap
 #

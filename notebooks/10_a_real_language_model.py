@@ -204,7 +204,7 @@ show(lines, {"method": "", "rate": ".0e", "loss on answers": ".3f", "forgotten":
 display(Markdown(findings.say("finetuning.rate")))
 
 # %% [markdown]
-# At a third of its best learning rate, full fine-tuning reaches almost the same loss on answers as at its best learning rate, and it forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
+# At a third of its best learning rate, full fine-tuning reaches almost the same loss on answers as at the best rate, and forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
 #
 # ## The cost of a step
 #
@@ -262,7 +262,7 @@ for r in (1, 8, 64):
 show(lines, {"rank": "", "GFLOP per step": ".0f", "share of A and B": ".1%"})
 
 # %% [markdown]
-# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture of the step times, the time of a step seems to grow in proportion to the number of tokens, because in short rows attention needs only a small share of all operations:
+# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture of the step times, the time of a step seems to grow in proportion to the number of tokens. The reason is that attention needs only a small share of all operations if the rows are short:
 
 # %%
 config = ln.LoraConfig(r=8, target_modules="all-linear")
