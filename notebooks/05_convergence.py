@@ -25,9 +25,9 @@
 #
 # *Reading: 45 minutes. Tasks: 25 minutes. Running: about 30 seconds.*
 #
-# The model tiny was trained on English prose. In this study the model tiny learns Python code. Full fine-tuning trains all parameters of the model. LoRA trains an adapter on the linear layers of attention only, or on all linear layers. The rank of the adapter is between 1 and 64. The loss is measured on held-out code, which is not used for training.
+# The model "tiny" was trained on English prose. In this study the model "tiny" learns Python code. Full fine-tuning trains all parameters of the model. LoRA trains an adapter on the linear layers of attention only, or on all linear layers. The rank of the adapter is between 1 and 64. The loss is measured on held-out code, which is not used for training.
 #
-# All other settings are equal: each run has 200 steps of AdamW on batches of 8 × 128 bytes, and LoRA has $\alpha = 8r$. The learning rate increases over the first ten steps (the warm-up) and then falls to zero along a cosine.
+# All other settings are equal: each run has 200 steps of AdamW on batches of 8 × 128 bytes, and LoRA uses $\alpha = 8r$. The learning rate increases over the first ten steps (the warm-up) and then falls to zero along a cosine.
 
 # %%
 import statistics
@@ -51,7 +51,7 @@ plots.recovered_gain(table, short);
 # %% [markdown]
 # ## The result: the share of the gain
 #
-# The *gain* of a method is the reduction of the held-out loss, from the base to the end of training. The picture shows the gain of LoRA as a share of the gain of full fine-tuning:
+# The *gain* of a method is the held-out loss of the base minus the held-out loss after training. The picture shows the gain of LoRA as a share of the gain of full fine-tuning:
 #
 # $$\frac{L_\text{base} - L_\text{LoRA}}{L_\text{base} - L_\text{full}}$$
 #
@@ -63,21 +63,21 @@ names = [f"convergence.recovered.all-linear.r{r}.steps200" for r in (8, 64)]
 display(Markdown(findings.say(*names, "convergence.recovered.attention.r8.steps200")))
 
 # %% [markdown]
-# The higher the rank of LoRA, the larger is the share of the gain that LoRA recovers. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large for the model tiny. Because the hidden size of tiny is only 128, this adapter has three quarters as many parameters as the whole model.
+# LoRA with a higher rank recovers a larger share of the gain. LoRA on all linear layers recovers much more of the gain than LoRA on the attention layers only. But the adapter with $r = 64$ on all linear layers is large for the model "tiny". The hidden size of this model is only 128, so the number of parameters of the adapter is three quarters of the number of parameters of the model.
 #
 # The dotted line in the picture shows the recovered shares of the gain after runs of 50 steps, at three ranks. The dotted line is close to the line that shows the runs of 200 steps. So with four times as many steps, the recovered shares change by only a few percentage points.
 #
 # ## The loss during training
 #
-# **Predict.** Before training $B = 0$, so the gradient of $A$ is zero in the first step. Does the loss of LoRA fall more slowly than the loss of full fine-tuning in the first steps?
+# **Predict.** LoRA starts with $B = 0$, so the gradient of $A$ is zero in the first step. Does the loss of LoRA fall more slowly than the loss of full fine-tuning in the first steps?
 
 # %%
 plots.loss_curves(table);
 
 # %% [markdown]
-# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as the loss of full fine-tuning. At all ranks, LoRA starts at $B = 0$, and this start delays $A$ by only one step (notebook 03). So the start at $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
+# In both panels, the loss of full fine-tuning falls fastest. The loss of LoRA with $r = 64$ on all linear layers falls almost as fast as the loss of full fine-tuning. At all ranks, LoRA starts with $B = 0$, which delays the training of $A$ by only one step (notebook 03). So the start with $B = 0$ does not explain why the loss falls more slowly at low ranks than at $r = 64$.
 #
-# At the end of the runs, the order of the curves is clear: the lower the rank, the higher the loss. During the first half of the runs, the order of the curves is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Most ranks also have different learning rates, because each rank uses its best rate (see the section "Each method needs its own learning rate"). So the picture does not separate the effect of the rank from the effect of the learning rate.
+# At the end of the runs, the order of the curves is clear: the lower the rank, the higher the loss. During the first half of the runs, the order of the curves is sometimes different. For example, in both panels the curve of $r = 2$ is above the curve of $r = 1$ for many steps. Also, most ranks use different learning rates, because each rank uses its own best rate (see the section "Each method needs its own learning rate"). So the picture does not separate the effect of the rank from the effect of the learning rate.
 #
 # At the end of the runs, the curves become flat. But the model could still learn more. The curves become flat because the learning rate falls to zero.
 #
@@ -88,7 +88,7 @@ cost = Table.load("../figures/data/step_cost.json")
 plots.loss_curves(timed_alike(table, cost), x="seconds");
 
 # %% [markdown]
-# For the model tiny, full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher final loss. So for the model tiny, LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for the model tiny and for a larger model.
+# For the model "tiny", full fine-tuning has the lowest loss at each time. LoRA on the attention layers finishes its steps a little earlier than full fine-tuning, but with a higher final loss. So for the model "tiny", LoRA does not reach a given loss earlier than full fine-tuning. The section "The cost of a step" shows the time of a step for the model "tiny" and for a larger model.
 #
 # ## Each method needs its own learning rate
 #
@@ -98,7 +98,7 @@ plots.loss_curves(timed_alike(table, cost), x="seconds");
 plots.learning_rates(table);
 
 # %% [markdown]
-# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest loss on a second held-out text, the *validation loss*. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
+# If all methods used one learning rate, the choice of this rate would decide which method looks best. So the study first runs each method with several learning rates and one seed. The best rate is the rate with the lowest *validation loss*, which is the loss on a second held-out text. Then the study runs each method at its best rate with three seeds. (A seed fixes the random choices of a run.)
 #
 # The next table shows the best rate of each method, and this rate divided by the best rate of full fine-tuning:
 
@@ -115,7 +115,7 @@ show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's ra
 
 # %% [markdown]
 # The factor in the last column depends on the scaling $s = \alpha / r$. Each change of $B$ is multiplied by $s$ in the output of the bypass, so a larger $s$ needs a smaller learning rate. Here $\alpha = 8r$, so $s = 8$ at all ranks. Each entry of $s\,BA$ is a sum of $r$ products, multiplied by $s$. With a higher rank the sum has more products, so the entry
-# changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, not the same $s$. Schulman et al. find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
+# changes more in a step, and the best learning rate is smaller. [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/) use the same $\alpha$ at all ranks, so their $s$ falls as the rank grows. Schulman et al. find that, at all ranks, the best learning rate of LoRA is about ten times the best learning rate of full fine-tuning.
 #
 # The factors in the table are rough estimates. Each rate that the study tries is twice the next lower rate, and only one seed is used to choose the best rate. Also, the loss is nearly equal at neighbouring rates (see LoRA on attention with $r = 2$ in the picture).
 #
@@ -123,7 +123,7 @@ show(lines, {"method": "", "layers": "", "r": "", "rate": "g", "rate / full's ra
 #
 # The next cell runs full fine-tuning and LoRA with $r = 8$, with the settings of the study but only sixty steps.
 #
-# **Predict.** The study measured the loss after 60 of its 200 steps. Compared with this loss of the study, is the loss at the end of your run with sixty steps higher, lower, or about equal?
+# **Predict.** The study measured the loss after 60 of its 200 steps. Your run ends after sixty steps. Is its final loss higher than this loss of the study, lower, or about equal?
 
 # %%
 steps, rows, lines = 60, [], []
@@ -202,9 +202,9 @@ display(
 #
 # ## The cost of a step
 #
-# LoRA does not compute $dW$ and stores no optimizer state for the frozen weights. But LoRA computes the products with $A$ and $B$ in addition.
+# LoRA does not compute $dW$ and stores no optimizer state for the frozen weights. But LoRA also computes the products with $A$ and $B$.
 #
-# **Predict.** Count the operations of the matrix products in the linear layers of the model tiny. LoRA with $r = 8$ needs three quarters as many of these operations as full fine-tuning. Does a step of LoRA take three quarters of the time of a step of full fine-tuning?
+# **Predict.** Count the operations of the matrix products in the linear layers of the model "tiny". LoRA with $r = 8$ needs only three quarters of the operations of full fine-tuning. Does a step of LoRA take three quarters of the time of a step of full fine-tuning?
 
 # %%
 lines = [
@@ -221,7 +221,7 @@ columns = {"method": "", "layers": "", "parameters": ",", "seconds per step": ".
 show(lines, columns | {"peak, MB": ".0f"})
 
 # %% [markdown]
-# For the model tiny, a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products need only some of the time of a step. Softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
+# For the model "tiny", a step of LoRA on all linear layers takes about as much time as a step of full fine-tuning. With $r = 64$, a step of LoRA takes more time than a step of full fine-tuning. The matrix products need only a part of the time of a step. Softmax, norms and SwiGLU take the same time with both methods. Also, the narrow products with $A$ and $B$ are less efficient than wide products. At all low ranks, LoRA needs nearly the same number of operations. So the differences between the times of the low ranks are mostly noise.
 #
 # With SmolLM2-135M LoRA saves time. The next cell shows the measured time of a step (notebook 10), and then the number of operations in all matrix products of a step:
 
@@ -257,7 +257,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 # %% [markdown]
 # ## Recap
 #
-# - LoRA on all linear layers comes close to the loss of full fine-tuning: the higher the rank, the closer. But in this study, LoRA does not reach the loss of full fine-tuning.
+# - LoRA on all linear layers comes close to the loss of full fine-tuning, and comes closer with a higher rank. But in this study, LoRA does not reach the loss of full fine-tuning.
 # - At the same rank, LoRA on only the attention layers recovers much less of the gain than LoRA on all linear layers.
 # - The remaining difference between LoRA and full fine-tuning has two causes: the low rank, and the frozen embedding and norms.
 # - Each method needs its own learning rate. If all methods use one learning rate, the result depends on the choice of this rate.
@@ -294,13 +294,13 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Hint</summary>
 #
-# Compare the two rows of the table under "All numbers". On all linear layers of the model tiny, LoRA has $12{,}160 \cdot r$ parameters.
+# Compare the two rows of the table under "All numbers". On all linear layers of the model "tiny", LoRA has $12{,}160 \cdot r$ parameters.
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# From $r = 4$ on, LoRA on all linear layers recovers at least the same share of the gain as attention-only LoRA with $r = 64$. With $r = 4$, LoRA on all linear layers trains 48,640 parameters, about a sixth of 286,720. Therefore, it is better to spread few parameters over many layers than to put many parameters into few layers.
+# From $r = 4$ on, LoRA on all linear layers recovers at least the same share of the gain as attention-only LoRA with $r = 64$. With $r = 4$, LoRA on all linear layers trains 48,640 parameters, which is about a sixth of 286,720. Therefore, it is better to spread few parameters over many layers than to put many parameters into few layers.
 #
 # </details>
 #
@@ -308,7 +308,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Hint</summary>
 #
-# The first ten steps are the warm-up, so with 20 steps the warm-up takes half of the training. Set `eval_every` so that it divides the number of steps. The column "60 of 200" does not change.
+# The first ten steps are the warm-up, so with 20 steps the warm-up takes half of the training. Set `eval_every` to a divisor of the number of steps. The column "60 of 200" does not change.
 #
 # </details>
 #
@@ -318,7 +318,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # </details>
 #
-# 3. How much English does the model tiny forget when it learns code? Measure the loss on English prose for the base, for full fine-tuning and for LoRA:
+# 3. How much English does the model "tiny" forget when it learns code? Measure the loss on English prose for the base, for full fine-tuning and for LoRA:
 #
 #    ```python
 #    from lora_np.studies.harness.tiny_task import fine_tune
@@ -338,7 +338,7 @@ print(f"share of full fine-tuning's gain in %; {len(table.settings['seeds'])} se
 #
 # <details><summary>Answer</summary>
 #
-# With both methods, the model tiny forgets English. The loss on prose rises by about 0.1 nats per byte. With LoRA, the loss on prose rises slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much English the model tiny forgets with each method.
+# With both methods, the model "tiny" forgets English. The loss on prose rises by about 0.1 nats per byte. With LoRA, the loss on prose rises slightly more than with full fine-tuning. So a low rank alone does not prevent forgetting. Notebook 09 compares how much English the model "tiny" forgets with each method.
 #
 # </details>
 #

@@ -62,7 +62,7 @@ display(Markdown(findings.say("hyperparameters.recovered.r16")))
 # %% [markdown]
 # The rest of this notebook changes one hyperparameter of the recipe at a time. Two rules make the comparisons fair.
 #
-# - *Each setting has its own best learning rate.* If all settings had the same learning rate, the comparison would only show for which settings this learning rate is good. Each tried learning rate is twice the tried learning rate below it. The best learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
+# - *Each setting has its own best learning rate.* If all settings had the same learning rate, the comparison would only show which settings this learning rate suits. The study tries several learning rates, and each of them is twice the next lower learning rate. The best learning rate is chosen on one held-out text, and the loss is then measured on another held-out text.
 # - *Settings are compared seed by seed.* The seed decides the order of the text, so two runs with the same seed read the text in the same order. "Lower with every seed" means that the difference of the two losses is negative for every seed. Suppose that two settings are equally good and are compared with three seeds. In one of four such comparisons, all three differences have the same sign by chance. So look at the size of the differences too. A difference of less than 0.001 nats per byte is no reason to prefer a setting.
 #
 # ## Rank and learning rate
@@ -86,7 +86,7 @@ show(lines, {"r": "", "× full fine-tuning's η": "g", "loss": ".3f", "of the ga
 #
 # ## Why does the best learning rate not depend on the rank? The first step
 #
-# Look at the first step of Adam. Before this step $B = 0$, so $dA = 0$ and only $B$ changes. Adam changes each number of $B$ by the learning rate $\eta$, in the direction opposite to the sign of its gradient. To first order, the first step lowers the loss by
+# Look at the first step of Adam. Before this step $B = 0$, so $dA = 0$ and only $B$ changes. Adam changes each number of $B$ by the learning rate $\eta$. This change has the opposite sign of the gradient. To first order, the first step lowers the loss by
 #
 # $$\eta \sum_{ij} |dB_{ij}|, \qquad dB = s\,dW A^\top \quad (\text{out}, r)$$
 #
@@ -104,7 +104,7 @@ tokens, targets = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4)
 
 
 def first_gradient(r, **config):
-    """The norm of dB and the sum of |dB|, over all layers."""
+    """Return the norm of dB and the sum of |dB|, both over all layers."""
     config = ln.LoraConfig(r=r, target_modules="all-linear", **config)
     model = ln.get_peft_model(ln.load_model("tiny"), config)
     _, cache = model.loss(tokens, targets)
@@ -153,7 +153,7 @@ display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
 # The argument about the first step predicts larger differences between the rules than the runs show. Under $\alpha/\sqrt r$ the sum of $|dB_{ij}|$ at $r = 64$ is eight times the sum at $r = 1$. According to the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and the losses under $\alpha/r$ differ by only a few thousandths of a nat per byte.
-# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, the first step at $r = 1$ is 1/16 of the first step at $r = 16$, and the first step at $r = 64$ is four times as large as at $r = 16$. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
+# Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, the first step is proportional to $r$. Compared with the first step at $r = 16$, it is 1/16 as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
 #
 # ## α
 #
@@ -192,7 +192,7 @@ ten_batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq
 
 
 def trained(alpha, a=1.0, b=1.0, start=None):
-    """Logits after ten steps: η_A times a, η_B times b, the first A times `start` (or a)."""
+    """Return the logits after ten steps, with the rates a·η and b·η. A starts as `start`·A or a·A."""
     config = ln.LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear")
     model = ln.get_peft_model(ln.load_model("tiny"), config)
     for name, parameter in model.named_parameters():
@@ -220,7 +220,7 @@ for name, logits in variants.items():
 show(lines, {"variant": "", "change of the logits": ".1%", "equal bits": ""})
 
 # %% [markdown]
-# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the start of $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the start of $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. The differences in the third and the fourth line are not small compared with this effect. The variant with a constant $\eta^2\alpha$ differs less from the plain run than the variant with a constant $\eta\,\alpha$ does.
+# The table compares the logits of each variant with the logits of the plain run, which has $\alpha = 32$ and $a = b = 1$. In the first two lines the initial matrix $A$ is multiplied by $a$ too, as in the law. The logits of these two variants equal the logits of the plain run bit for bit. In practice the initial matrix $A$ is not multiplied by $a$, and $A$ and $B$ have the same learning rate. Then the law does not hold exactly. The last line of the table shows the difference between the base and the plain run, which is the effect of ten training steps. The differences in the third and the fourth line are not small compared with this effect. The variant with a constant $\eta^2\alpha$ is closer to the plain run than the variant with a constant $\eta\,\alpha$.
 #
 # *In practice:* tune either $\alpha$ or the learning rate, and keep the other fixed.
 #
@@ -232,13 +232,13 @@ display(Markdown(findings.say("hyperparameters.two_r.r1", "hyperparameters.two_r
 # %% [markdown]
 # ## Target modules
 #
-# **Predict.** In each run only one kind of matrix gets an adapter, with the same rank in all five blocks of the model. Which of the seven kinds of matrix gives the lowest loss, and which gives the highest loss? (The matrices have different sizes. The matrices k and v have half as many outputs as q. Each MLP matrix has three times as many numbers as q.)
+# **Predict.** In each run only one kind of matrix gets an adapter, with the same rank in all five blocks of the model. Which of the seven kinds of matrix gives the lowest loss, and which gives the highest loss? (The matrices have different sizes. The matrices k and v have half as many outputs as the matrix q. Each MLP matrix has three times as many numbers as the matrix q.)
 
 # %%
 plots.target_modules_chart(tables["target_modules"]);
 
 # %% [markdown]
-# A larger matrix has a larger adapter, and this partly explains the order. In the next figure the adapters in the attention and the adapters in the MLP have *equally many parameters*, because the adapters in the attention have a higher rank. **Predict.** Which adapters give the lower loss now: the adapters in the attention or the adapters in the MLP?
+# A larger matrix has a larger adapter, and this partly explains the order. In the next figure the adapters in the attention and the adapters in the MLP have *the same number of parameters*, because the adapters in the attention have a higher rank. **Predict.** Which adapters give the lower loss now: the adapters in the attention or the adapters in the MLP?
 
 # %%
 plots.equal_parameters_chart(tables["equal_parameters"]);
@@ -292,7 +292,7 @@ show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 # %% jupyter={"source_hidden": true}
 # computes the advice from the tables, and shows it with its reasons
 def better(difference):
-    """Lower with every seed, and by at least 0.001 nats per byte in the mean."""
+    """Return whether the loss is lower with every seed, and lower by 0.001 in the mean."""
     return difference.spread[1] < 0 and difference.value <= -0.001
 
 
@@ -324,8 +324,8 @@ display(Markdown("\n".join(f"- **{what}** {why}" for what, why in advice.items()
 # ## Recap
 #
 # - With $s = \alpha/r$ and a fixed $\alpha$, LoRA's best learning rate does not depend on the rank. The ratio of LoRA's best learning rate to full fine-tuning's best learning rate depends on $\alpha$ and on the batch size.
-# - Under Adam, a change of $\alpha$ has nearly the same effect as a change of the learning rate. The two changes have exactly the same effect if the start of $A$ is multiplied by the matching factor too.
-# - Adapters in all linear layers reach a lower loss than adapters in the attention alone, also if both have equally many parameters.
+# - Under Adam, a change of $\alpha$ has nearly the same effect as a change of the learning rate. The two changes have exactly the same effect if the initial matrix $A$ is multiplied by the matching factor too.
+# - Adapters in all linear layers reach a lower loss than adapters in the attention alone, even if both have the same number of parameters.
 # - Dropout lowered the held-out loss only if the training text was small and the learning rate was too high for this text.
 #
 # ## Three questions

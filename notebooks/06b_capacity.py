@@ -17,7 +17,7 @@
 #
 # **You will learn** to
 #
-# - compute from the loss on random strings how many bits a model has memorised;
+# - compute how many bits a model has memorised from its loss on random strings;
 # - explain why the measured numbers of bits are lower bounds, and why you must not compare these numbers between ranks;
 # - count how many parameters of $A$ and $B$ are free.
 #
@@ -52,7 +52,7 @@ display(Markdown(findings.say("capacity.highest", "capacity.bits.full")))
 #
 # A random string has no structure. A model can continue a random string only if it has memorised this string, so you can count the bits that the model has memorised.
 #
-# In this notebook each string begins with a *name* of two symbols, and the model is given this name. The model must predict the 16 symbols after the name. Every symbol is drawn at random from an alphabet of 64 symbols, all with the same probability. So each symbol carries $\log_2 64 = 6$ bits. The bits of the predicted symbols of all strings are the bits *offered* to the model. Suppose that a model was trained on such strings and now has a mean loss of $L$ nats per predicted symbol. Then the number of memorised bits is
+# In this notebook each string begins with a *name* of two symbols, and the model is given this name. The model must predict the 16 symbols after the name. Every symbol is drawn at random from an alphabet of 64 symbols, all with the same probability. So each symbol carries $\log_2 64 = 6$ bits. The *offered* bits are the bits of all symbols that the model must predict. Suppose that a model was trained on such strings and now has a mean loss of $L$ nats per predicted symbol. Then the number of memorised bits is
 #
 # $$\text{memorised} = \sum_{\text{symbols}} \left(6 - \frac{L}{\ln 2}\right) \text{ bits, and at least } 0.$$
 #
@@ -76,8 +76,8 @@ names, rest = strings[:, : study.KEY], strings[:, study.KEY :]  # (8, 2), (8, 16
 def memorised(loss, symbols):
     """Return the memorised bits of `symbols` symbols.
 
-    A symbol counts 6 bits if the model is certain of it, and 0 bits if the model only guesses
-    it among 64 symbols.
+    A symbol counts 6 bits if the model is certain of the symbol, and 0 bits if the model only
+    guesses one of the 64 symbols.
     """
     return max(0.0, symbols * (6 - loss / np.log(2)))
 
@@ -129,7 +129,7 @@ plots.memory_knee(table);
 display(Markdown(findings.say("capacity.held.few", "capacity.held.many")))
 
 # %% [markdown]
-# With few strings, the adapter memorises all offered bits. With more strings, the number of memorised bits slowly falls behind the number of offered bits, and the line has no sharp bend. With the most strings (the last point of the line), the adapter holds more bits than with the next smaller number of strings. So the largest number of memorised bits is not the capacity of the adapter. This number is only the largest number of bits that was measured.
+# With few strings, the adapter memorises all offered bits. With more strings, the adapter memorises a slowly falling share of the offered bits, and the line has no sharp bend. At the last point of the line, the adapter holds more bits than at the point before. So the largest number of memorised bits is not the capacity of the adapter. This number is only the largest number of bits that was measured.
 #
 # ## Does twice the rank hold twice the bits?
 #
@@ -173,8 +173,8 @@ show(lines, dict(zip(lines[0], formats, strict=True)))
 # All numbers of bits in this table are lower bounds. Some of these lower bounds are further below the true capacity than others. Three columns of the table show why you must not compare the rows.
 #
 # - *of the offer* is the share of the offered bits that the model memorised. Full fine-tuning memorised most of the offered bits, so with more strings it could memorise more bits.
-# - *passes* is the number of times that a run saw each string. All runs have equally many steps. The runs with higher ranks were trained on more strings, so these runs saw each string less often.
-# - *lost at half* compares each run with a run of half as many steps. The column shows which share of the memorised bits the shorter run did not memorise. From rank 2 on this share grows with the rank. So at higher ranks, longer training would add more bits.
+# - *passes* is the number of times that a run saw each string. All runs have the same number of steps. The runs with higher ranks were trained on more strings, so these runs saw each string less often.
+# - *lost at half* compares each run with a run of half as many steps. Of the bits that the longer run memorised, the column shows the share that the shorter run did not memorise. From rank 2 on, this share grows with the rank. So at higher ranks, longer training would add more bits.
 #
 # Two papers measured how many bits whole models hold after far longer training than in this study. [Allen-Zhu and Li (2024)](https://arxiv.org/abs/2404.05405) report 2 bits of knowledge per parameter. [Morris et al. (2025)](https://arxiv.org/abs/2505.24832) report about 3.6 bits of random strings per parameter.
 #
@@ -232,7 +232,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # ## Try
 #
-# 1. Give the adapter in v rank 4 instead of rank 1, with the same 120 steps. How many of the eight strings does this adapter recite?
+# 1. Use rank 4 instead of rank 1 for the adapter in v, with the same 120 steps. How many of the eight strings does this adapter recite?
 #
 # <details><summary>Hint</summary>
 #
@@ -242,11 +242,11 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 the adapter recites no string and holds 234 bits. So four times as many parameters hold only two and a half times as many bits. The reason is that 120 steps are far too few for the larger adapter.
+# With rank 4 the adapter recites one of the eight strings and holds 579 of the 768 bits. With rank 1 the adapter recites no string and holds 234 bits. So the adapter has four times as many parameters, but holds only two and a half times as many bits. The reason is that 120 steps are far too few for the larger adapter.
 #
 # </details>
 #
-# 2. Train the adapter in v of rank 1 for 480 steps instead of 120. What limits this adapter: the rank or the training?
+# 2. Train the adapter of rank 1 in v for 480 steps instead of 120. What limits this adapter: the rank or the training?
 #
 # <details><summary>Hint</summary>
 #
@@ -256,7 +256,7 @@ display(Markdown(findings.say("convergence.recovered.all-linear.r1.steps200")))
 #
 # <details><summary>Answer</summary>
 #
-# After 480 steps the adapter still recites no string, but it holds 440 bits instead of 234 bits. So the 120 training steps limited the adapter, not the rank. But 440 bits are only 0.46 bits per parameter. The bits per parameter in the table are far higher, because the runs of the table had thousands of steps.
+# After 480 steps the adapter still recites no string, but it holds 440 bits instead of 234 bits. So the number of training steps limited the adapter, and the rank did not. But 440 bits are only 0.46 bits per parameter. The bits per parameter in the table are far higher, because the runs of the table had thousands of steps.
 #
 # </details>
 #

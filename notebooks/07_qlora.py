@@ -33,7 +33,7 @@
 #
 # Two studies compare LoRA with QLoRA, one on the model "tiny" and one on SmolLM2. Each LoRA run was repeated with QLoRA. Both runs use the same batches and the same learning rate, which is the best learning rate of LoRA.
 #
-# **Predict.** How much higher is the final loss of QLoRA than the final loss of LoRA: not at all, a few percent, or a third?
+# **Predict.** By how much is the final loss of QLoRA higher than the final loss of LoRA: by nothing, by a few percent, or by a third?
 
 # %%
 import tempfile
@@ -56,7 +56,7 @@ runs = {name: Table.load(f"../figures/data/qlora_{name}.json") for name in ("tin
 plots.qlora_losses(runs["tiny"], runs["smollm2"]);
 
 # %% [markdown]
-# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines is the increase of the loss by rounding. QLoRA's training starts from the rounded base, so QLoRA starts at the higher loss. After training on "tiny", QLoRA and LoRA have nearly the same loss, so hardly anything of the increase remains. After training on SmolLM2, QLoRA still has a higher loss than LoRA, so some of the increase remains.
+# The grey lines show the losses before training: one line for the original base, and one line for the rounded base. The distance between the two grey lines shows how much the rounding increases the loss. QLoRA's training starts from the rounded base, so QLoRA starts at the higher loss. After training on "tiny", QLoRA and LoRA have nearly the same loss, so hardly anything of the increase remains. After training on SmolLM2, QLoRA still has a higher loss than LoRA, so some of the increase remains.
 
 # %%
 Markdown(findings.say("qlora.tiny.gap", "qlora.smollm2.gap"))
@@ -132,7 +132,7 @@ Markdown(
 # %% [markdown]
 # ## The absmax values need bits too: double quantisation
 #
-# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. Double quantisation then stores each difference in 8 bits. Each block of 256 differences has one float32 scale. Now the absmax values are rounded too, so the decoded largest weight of a block is usually not exact. A weight of zero is still exact. The function `quantize_model` uses double quantisation by default, and the function `quantize_4bit` does not.
+# Each absmax is a float32 number and needs 32 bits. A block has 64 weights, so its absmax needs half a bit per weight. The codes need four bits per weight, which is eight times as many. Double quantisation quantises the absmax values too. All absmax values are positive, so double quantisation first subtracts the mean of the absmax values. Double quantisation then stores each difference in 8 bits. Each block of 256 differences has one float32 scale. Now the absmax values are rounded too, so the decoded largest weight of a block is usually not exact. A weight of zero is still exact. The function `quantize_model` uses double quantisation by default, and the function `quantize_4bit` does not.
 
 # %%
 block, absmax_block = 64, 256
@@ -155,7 +155,7 @@ show(lines, {"double quantisation": "", "bits per weight": ".3f", "mean |error|"
 # %% [markdown]
 # ## NF4, int4 and FP4 compared
 #
-# int4 has evenly spaced values. FP4 is a floating-point number with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest rounding error to the largest rounding error. In the QLoRA paper, NF4 is the best format, FP4 is the second best and int4 is the worst.
+# int4 has evenly spaced values. FP4 is a floating-point format with one sign bit, two exponent bits and one mantissa bit. **Predict** the order of the three formats, from the smallest rounding error to the largest rounding error. In the QLoRA paper, NF4 is the best format, FP4 is the second best and int4 is the worst.
 
 # %%
 plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
@@ -167,7 +167,7 @@ plots.quantization_error(Table.load("../figures/data/quantization_error.json"));
 plots.error_by_distance(distances, "N(0, 1)");
 
 # %% [markdown]
-# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3, neighbouring values of FP4 have a distance of only 1/12. Neighbouring values of int4 always have a distance of 1/7. All weights of a block are divided by the largest magnitude of the block. In a small block the largest magnitude is not very large. So the divided weights are spread over the whole range from −1 to 1, and some weights lie in the widest gap of FP4, from 2/3 to 1. In a large block the largest magnitude is larger, so hardly any weights lie between 2/3 and 1. More weights lie between 1/6 and 1/3, where FP4 has a smaller error than int4. More weights also lie in the gap from almost zero to 1/6, but in this gap FP4 is only a little worse than int4. Therefore the order of the formats depends not only on the formats themselves but also on the block size.
+# FP4 has wide gaps between neighbouring values: from almost zero to 1/6, and from 2/3 to 1. Between 1/6 and 1/3, neighbouring values of FP4 have a distance of only 1/12. Neighbouring values of int4 always have a distance of 1/7. All weights of a block are divided by the largest magnitude of the block. In a small block the largest magnitude is not very large. So the divided weights are spread over the whole range from −1 to 1. Some of these weights lie in the widest gap of FP4, from 2/3 to 1. In a large block the largest magnitude is larger, so hardly any weights lie between 2/3 and 1. More weights lie between 1/6 and 1/3, where FP4 has a smaller error than int4. More weights also lie in the gap from almost zero to 1/6, but in this gap FP4 is only a little worse than int4. Therefore the order of the formats depends not only on the formats themselves but also on the block size.
 #
 # ## The gradients are exact
 #
@@ -217,7 +217,7 @@ for name, model in models.items():
 show(lines, {"method": "", "linear weights, MB": ".2f", "training step, MB": ".0f"})
 
 # %% [markdown]
-# In a model as small as "tiny", the activations need most of the memory of a training step. In a large model, the weights need most of this memory. **Predict.** Which of the three methods full fine-tuning, LoRA and QLoRA can train the model Llama-65B on one GPU with 48 GB of memory?
+# In a model as small as "tiny", the activations need most of the memory of a training step. In a large model, the weights need most of this memory. **Predict.** Which of the three methods (full fine-tuning, LoRA and QLoRA) can train the model Llama-65B on one GPU with 48 GB of memory?
 
 # %%
 paper = {"config": ln.LoraConfig(r=16, target_modules="all-linear")}
@@ -264,7 +264,7 @@ show(lines, dict.fromkeys(lines[0], ".3f") | {"held-out, nats per byte": "", "se
 #
 # ## Three ways to merge
 #
-# To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes and no $W$ to which $s\,BA$ could be added, so the method `merge_adapter` raises an error. There are three common ways to merge a QLoRA adapter:
+# To merge LoRA means to compute $W + s\,BA$ (notebook 02). A QLoRA layer stores only codes. It has no $W$ to which $s\,BA$ could be added, so the method `merge_adapter` raises an error. There are three common ways to merge a QLoRA adapter:
 #
 # 1. **Dequantise, then merge**: $\hat W + s\,BA$, usually stored in 16 bits per weight. The merged weights take about four times the memory of the weights in four bits.
 # 2. **Merge into the original weights**: $W + s\,BA$, also stored in 16 bits per weight. But the adapter was trained with $\hat W$ and not with $W$.
@@ -311,7 +311,7 @@ show(lines, {"way": "", "held-out": ".4f", "change of the logits": ".1e"})
 #
 # $$D = \kappa\,\Delta W + \text{noise}, \qquad \kappa = \frac{\langle D, \Delta W\rangle}{\lVert\Delta W\rVert^2}$$
 #
-# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries. The share of $\Delta W$ that remains is $\kappa$. The share $\kappa$ can be near zero although $D$ is not near zero.
+# $\langle D, \Delta W\rangle$ is the sum of the products of corresponding entries of $D$ and $\Delta W$. The share of $\Delta W$ that remains is $\kappa$. The share $\kappa$ can be near zero although $D$ is not near zero.
 
 # %%
 routes = [Table.load(f"../figures/data/merge_routes_{name}.json") for name in runs]
@@ -330,7 +330,7 @@ show(lines, {"model": "", "route": "", "heldout": ".4f", "logits": ".1e", "kept"
 # The third way, merging and quantising again, raises the loss of "tiny" a little and the loss of SmolLM2 very much. The next section explains why.
 
 # %% [markdown]
-# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? To find out, use the adapter that QLoRA trained with the original weights, and do not train again. The loss falls, because the base is no longer rounded. The next cell prints three sentences. The first sentence divides this fall of the loss by the difference between the final losses of QLoRA and LoRA. The other two sentences report which share of $\Delta W$ remains after the third way to merge.
+# Why is QLoRA's final loss on SmolLM2 higher than LoRA's final loss? To find out, move the adapter of the QLoRA run to the original weights, and do not train again. The loss falls, because the base is no longer rounded. The next cell prints three sentences. The first sentence divides this fall of the loss by the difference between the final losses of QLoRA and LoRA. The other two sentences report which share of $\Delta W$ remains after the third way to merge.
 
 # %%
 names = ("qlora.smollm2.rounding", "merge_routes.tiny.kept", "merge_routes.smollm2.kept")
@@ -341,7 +341,7 @@ Markdown(findings.say(*names))
 #
 # In the third way to merge, every weight of $\hat W$ equals a value of NF4 times the absmax of the block. Suppose that the merge changes a weight by less than half the distance to the next number that NF4 can store in this block. Then the rounding gives the old code of the weight again. On "tiny" the scale $s$ is large, and the adapter changes the weights much. On SmolLM2 the adapter changes the weights only a little.
 #
-# Other storage formats also round, for example the formats with 16 or 8 bits in which models are published. How small $\Delta W$ must be to be lost depends on the format. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then the cell measures two shares: the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. Which share of the weights does not change, and which share of $\Delta W$ remains?
+# Other storage formats also round, for example the formats with 16 or 8 bits in which models are published. Whether a small $\Delta W$ is lost depends on its size and on the format. The next cell adds a random $\Delta W$ of rank 8 to a matrix that is already rounded, and rounds the sum. Then the cell measures two shares: the share of the weights that did not change, and the share $\kappa$ of $\Delta W$ that remains. **Predict.** The format is NF4, and the norm of $\Delta W$ is 1 % of the norm of the weights. Which share of the weights does not change, and which share of $\Delta W$ remains?
 
 # %%
 def in_dtype(dtype):
@@ -404,7 +404,7 @@ print(f"\nweights that are zero: {np.mean(start == 0):.0%};  one weight of 64: {
 #
 # - *Codes*: nearly every weight changes by less than half the distance to the next value, so rounding gives the old code.
 # - *Scales*: the magnitude of the largest weight of a block is the scale of the block. The cell stores the scales in float32, without double quantisation, so the scales are hardly rounded. So the change of the largest weight remains. The largest weight is one of 64 weights of the block, so about 1/64 of $\Delta W$ remains.
-# - *Noise*: all weights of a block are decoded with the new scale. So every other weight of the block also changes, except the weights that are zero. These changes depend on the change of the largest weight and not on the entries of $\Delta W$ for the other weights. So these changes are noise.
+# - *Noise*: all weights of a block are decoded with the new scale. So all other weights of the block also change, except the weights that are zero. These changes depend on the change of the largest weight and not on the entries of $\Delta W$ for the other weights. So these changes are noise.
 #
 # If $\Delta W$ is larger, the weights with the largest entries of $\Delta W$ get the code of the next value. These entries contribute most to the norm of $\Delta W$, and each of these weights changes by the whole distance to the next value. So most of $\Delta W$ can remain although most codes do not change. The number of changed weights does not tell you which share of $\Delta W$ remains.
 #
@@ -424,7 +424,7 @@ for size in (0.001, 0.01, 0.017, 0.04):  # on SmolLM2, the size of the trained �
 show(lines, {"‖ΔW‖/‖W‖": ".1%", "float32 scales": ".1%", "8-bit scales": ".1%"})
 
 # %% [markdown]
-# If $\Delta W$ is very small, less of $\Delta W$ remains with double quantisation, because many scales are rounded back to their old 8-bit values. If $\Delta W$ is as large as on SmolLM2, about the same share remains with and without double quantisation: a little more than 1/64. In the study of SmolLM2, a larger share remained, so the scales alone do not explain this share. A possible reason is that the entries of a trained $\Delta W$ are more unequal than the entries of the random $\Delta W$ in the cells, so some weights get a new code. This notebook does not test this reason.
+# If $\Delta W$ is very small, less of $\Delta W$ remains with double quantisation, because many scales are rounded back to their old 8-bit values. If $\Delta W$ is as large as on SmolLM2, about the same share remains with and without double quantisation: a little more than 1/64. In the study of SmolLM2, a larger share remained, so the scales alone do not explain this share. A possible reason is that the entries of a trained $\Delta W$ are more unequal than the entries of the random $\Delta W$ in the cells. Then some weights get a new code. This notebook does not test this reason.
 #
 # ## Recap
 #
@@ -484,7 +484,7 @@ show(lines, {"‖ΔW‖/‖W‖": ".1%", "float32 scales": ".1%", "8-bit scales"
 #
 # <details><summary>Answer</summary>
 #
-# No. With NF4 the mean error is 0.073 of the weights' root mean square. With the quantiles of the real distribution, the mean error is about 0.08 of this root mean square. Most of these quantiles are close to zero, so the few large weights are rounded more coarsely. Therefore values with equal shares of the weights between them do not give the smallest mean error. You can also
+# No. With NF4 the mean error is 0.073 times the root mean square of the weights. With the quantiles of the real distribution, the mean error is about 0.08 times this root mean square. Most of these quantiles are close to zero, so the few large weights are rounded more coarsely. Therefore values with equal shares of the weights between them do not give the smallest mean error. You can also
 # choose sixteen values that minimise the mean error directly, with the algorithm k-medians started from NF4. The mean error of these values is hardly smaller than the mean error of NF4.
 #
 # </details>
@@ -499,7 +499,7 @@ show(lines, {"‖ΔW‖/‖W‖": ".1%", "float32 scales": ".1%", "8-bit scales"
 #
 # <details><summary>Answer</summary>
 #
-# The absmax of the block becomes 5, so the other weights divided by 5 are all close to zero. The weights 0.02, −0.08 and 0.17 are all decoded as 0, and the weight −0.29 gets the same code as the weight −0.62. One very large weight makes the rounding of its whole block coarse. With small blocks, one very large weight affects only few other weights.
+# The absmax of the block becomes 5, so after the division by 5 all other weights are close to zero. The weights 0.02, −0.08 and 0.17 are all decoded as 0, and the weight −0.29 gets the same code as the weight −0.62. One very large weight makes the rounding of its whole block coarse. With small blocks, one very large weight affects only a few other weights.
 #
 # </details>
 #
@@ -513,7 +513,7 @@ show(lines, {"‖ΔW‖/‖W‖": ".1%", "float32 scales": ".1%", "8-bit scales"
 #
 # <details><summary>Answer</summary>
 #
-# If the norm of $\Delta W$ is 2 % of the norm of $W$, hardly more than the changes of the scales remains. At 3 %, about 7 % of $\Delta W$ remains, and at 5 %, about a third of $\Delta W$ remains. There is no sharp limit, because the entries of $\Delta W$ have different sizes and the distances between the values of NF4 differ too. Each weight gets a new code as soon as its change is larger than half the distance to the next value.
+# If the norm of $\Delta W$ is 2 % of the norm of $W$, hardly anything remains except the changes of the scales. At 3 %, about 7 % of $\Delta W$ remains, and at 5 %, about a third of $\Delta W$ remains. There is no sharp limit, because the entries of $\Delta W$ have different sizes and the distances between the values of NF4 differ too. Each weight gets a new code as soon as its change is larger than half the distance to the next value.
 #
 # </details>
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Merging and multi-LoRA serving
 #
-# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time many adapters on one base need. The notebook also shows when you can merge an adapter into the weights or combine it with another adapter.
+# An adapter is small, so one base model can have many adapters. This notebook shows how much memory and time a base with many adapters needs. The notebook also shows when you can merge an adapter into the weights or combine it with another adapter.
 #
 # **You will learn** to
 #
@@ -145,7 +145,7 @@ lines = [
 show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 
 # %% [markdown]
-# A merged model has one disadvantage. It answers every request with the adapter that was merged.
+# A merged model has one disadvantage. The model answers every request with the adapter that was merged.
 #
 # ## How many merges change the weights
 #
@@ -157,7 +157,7 @@ show(lines, {"model": "", "state": "", "ms": ".1f", "× base": ".2f"})
 plots.merge_drift(merging.drift(cycles=(1, 2, 3, 5, 10, 20, 30, 50, 100)));
 
 # %% [markdown]
-# If the same adapter is merged and removed many times, $W$ has an error after the first removal. After every later removal, $W$ has the same numbers as after the first removal, so the error does not grow. This fact follows from a theorem about rounding to even (Knuth, *The Art of Computer Programming*, 4.2.2). If several adapters are merged and removed one after another, each adapter causes different rounding errors. These errors add up like steps in random directions. The format float32 has 13 bits of precision more than float16, so the error in float16 is about $2^{13}$ times the error in float32. In float32 the error stays harmless even after many merges. If the weights are stored in 16 bits, keep a copy of the base's weights, and do not merge and remove adapters repeatedly.
+# If the same adapter is merged and removed many times, $W$ has an error after the first removal. After every later removal, $W$ has the same numbers as after the first removal, so the error does not grow. This fact follows from a theorem about rounding to even (Knuth, *The Art of Computer Programming*, 4.2.2). If several adapters are merged and removed one after another, each adapter causes different rounding errors. These errors add up like steps in random directions. The format float32 has 13 more bits of precision than float16, so the error in float16 is about $2^{13}$ times the error in float32. In float32 the error stays harmless even after many merges. If the weights are stored in 16 bits, keep a copy of the base's weights, and do not merge and remove adapters repeatedly.
 #
 # ## Many adapters on one base
 #
@@ -260,7 +260,7 @@ for title, idx in cases.items():
 show(lines, {"32 rows on": "", "function": "", "ms": ".2f", "error": ".0e"})
 
 # %% [markdown]
-# The column `error` shows the relative difference between the result of a function and the result of the library. The function `grouped` is fast if a batch has a few adapters with many rows each. The function `batched` is fast if a batch has many adapters with one row each. The library uses both methods and chooses one by the number of rows per segment (`lora_np/peft/mixed.py`). The library also keeps the stacked $A$ and $B$ in memory for the next step.
+# The column `error` shows the relative difference between the result of a function and the result of the library. The function `grouped` is fast if a batch has a few adapters with many rows each. The function `batched` is fast if a batch has many adapters with one row each. The library contains both methods. The number of rows per segment decides which method the library uses (`lora_np/peft/mixed.py`). The library also keeps the stacked $A$ and $B$ in memory for the next step.
 #
 # In a call of a whole model, the argument `adapter_names` has one adapter name for each row:
 
@@ -284,9 +284,9 @@ for i, name in enumerate(names):
     print(f"row {i}, {name}: error {abs(mixed[i] - alone[0]).max() / abs(alone).max():.0e}")
 
 # %% [markdown]
-# Each row continues in the style of its adapter. Up to rounding, the logits of a row in the mixed batch equal the logits that the model computes for this row alone. The generated text makes no sense. The reason is that "tiny" has only one million parameters and generates single bytes, and each adapter was trained for only 60 steps. The model imitates the form of Python code and of answers, but not their content. The held-out losses in the first table show better than this text what each adapter learned. Notebook 10 trains a real language model.
+# Each row continues in the style of its adapter. Up to rounding, the logits of a row in the mixed batch equal the logits that the model computes for this row alone. The generated text makes no sense. The reason is that "tiny" has only one million parameters and generates single bytes, and each adapter was trained for only 60 steps. The model imitates the form of Python code and of answers, but not their content. To see what each adapter learned, look at the held-out losses in the first table instead of this text. Notebook 10 trains a real language model.
 #
-# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. By what factor is a decode step with a different adapter for each row slower than a decode step with the same adapter for all rows?
+# **Predict.** A decode step of a whole model computes the next token of each of 32 rows. In one decode step each row uses a different adapter, and in another decode step all rows use the same adapter. By what factor is the first of these steps slower?
 
 # %% jupyter={"source_hidden": true}
 # prints the time of a decode step with one adapter and with one adapter per row
@@ -306,7 +306,7 @@ Markdown(findings.say("serving.tiny.each", "serving.smollm2.each"))
 #
 # ## Lab: three misleading checks of a merge
 #
-# Each of the three experiments combines two adapters. In each experiment, a check gives a wrong impression of the combination: that it is good, or that it is bad. The held-out loss shows how good the combination really is. Write down your prediction before each experiment.
+# Each of the three experiments combines two adapters. In each experiment, a check makes the combination look better or worse than it is. The held-out loss shows how good the combination really is. Write down your prediction before each experiment.
 #
 # ### 1. The average of an adapter and itself
 #
@@ -331,7 +331,7 @@ print("each number of A is the mean of the two:", np.allclose(A3, (A1 + A2) / 2)
 show_losses(None, "voice", "twin", "average, linear", "average, cat")
 
 # %% [markdown]
-# The average of type `linear` has no effect. With this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. The second adapter computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning, not $A$ or $B$ alone: $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
+# The average of type `linear` has no effect. With this adapter, the model has the losses of the base. The second adapter has the factors $-A$ and $-B$. The second adapter computes the same outputs as the first adapter, because $(-B)(-A) = BA$. But the mean of $A$ and $-A$ is zero. Only the product $BA$ has a meaning. $A$ alone and $B$ alone have no meaning, because $(BM)(M^{-1}A) = BA$ for every invertible $M$, and each training run ends with a different $M$. The result of the type `linear` depends on $M$. The result of the type `cat` is $\sum w_i \Delta W_i$ and does not depend on $M$. The type `linear` multiplies both factors of adapter $i$ by $\sqrt{w_i}$. The next equation shows that the result of `linear` has two terms more than the result of `cat`:
 #
 # $$(\sqrt{w_1} B_1 + \sqrt{w_2} B_2)(\sqrt{w_1} A_1 + \sqrt{w_2} A_2) = w_1 B_1 A_1 + w_2 B_2 A_2 + \sqrt{w_1 w_2}\,(B_1 A_2 + B_2 A_1)$$
 #
@@ -352,7 +352,7 @@ print()
 show_losses(None, "code", "voice", *(line["code + voice"] for line in lines))
 
 # %% [markdown]
-# With the weights 0.5 and 0.5, the combination's loss on code is above the base's loss on code. The voice adapter with the weight 0.5 raises the loss on code more than the code adapter with the weight 0.5 lowers it. The printed error is zero, and this is correct: it measures the distance between the combination and the *requested* sum. Only the loss on held-out text of each domain shows whether the requested sum is useful. Weights with the sum 1 do not prevent a higher loss than the base's loss.
+# With the weights 0.5 and 0.5, the combination's loss on code is above the base's loss on code. The voice adapter with the weight 0.5 raises the loss on code more than the code adapter with the weight 0.5 lowers it. The printed error is zero. This is correct, because the error measures the distance between the combination and the *requested* sum. Only the loss on held-out text of each domain shows whether the requested sum is useful. Even if the weights of the two adapters add up to 1, the loss can be higher than the base's loss.
 #
 # ### 3. A large error that raises the loss only a little
 #
@@ -363,7 +363,7 @@ joined = Table.load("../figures/data/combinations.json")
 plots.combinations_chart(joined);
 
 # %%
-both = {}  # the sum of both losses: mean over the seeds
+both = {}  # the sum of the losses on code and voice, in the mean over the seeds
 for kind in ("base", "cat", "svd", "linear"):
     runs = joined.where(kind=kind)
     both[kind] = mean(runs, "code") + mean(runs, "voice")
@@ -385,7 +385,7 @@ show(lines, dict(zip(lines[0], ("", ".2f", ".2f", ".0%"), strict=True)))
 #
 # ## A server
 #
-# Users send single requests at different times, not batches. The class `AdapterServer` forms batches while requests arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)). Between two steps, new requests join the batch and finished requests leave it. Each request is one row of the batch and names its adapter. **Predict.** The server in the next cell computes at most two rows at a time. In which order do the four requests of the next cell finish?
+# Users do not send batches. They send single requests at different times. The class `AdapterServer` forms batches while requests arrive (*continuous batching*, [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu)). Between two steps, new requests join the batch and finished requests leave it. Each request is one row of the batch and names its adapter. **Predict.** The server in the next cell computes at most two rows at a time. In which order do the four requests of the next cell finish?
 
 # %%
 server = ln.AdapterServer(model, max_batch=2)
@@ -429,7 +429,7 @@ while not server.idle:
 # ## Recap
 #
 # Many adapters can share the weights of one base. In the study with "tiny", the base with a thousand adapters needs a tenth of the memory of a thousand merged models. In a mixed batch the product with $W$ is computed once for all rows, and only the small products with $A$ and $B$
-# differ between the rows. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base alone. But a merged model can answer requests for one adapter only. The factors $A$ and $B$ have no meaning separately, so combine adapters by adding their $\Delta W$, and evaluate the combination on held-out
+# differ between the rows. A merged model gives the same outputs as the base with the adapter, up to rounding, and is as fast as the base alone. But a merged model can answer requests for one adapter only. The factors $A$ and $B$ have no meaning separately, so combine adapters by adding their $\Delta W$. Then evaluate the combination on held-out
 # text of each domain.
 #
 # ## Three questions
@@ -450,7 +450,7 @@ while not server.idle:
 #
 # </details>
 #
-# 3. Two adapters have the same $\Delta W$. You average the $A$ of the two adapters and the $B$ of the two adapters. Why can the averaged adapter have a different $\Delta W$?
+# 3. Two adapters have the same $\Delta W$. You average the matrices $A$ of the two adapters, and you average their matrices $B$. Why can the averaged adapter have a different $\Delta W$?
 #
 # <details><summary>Answer</summary>
 #

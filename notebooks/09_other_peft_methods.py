@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one parameter-efficient method. This notebook presents eleven others, each with its equation and a few lines of code. Then the notebook compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
+# LoRA is one parameter-efficient method. This notebook presents eleven other methods, each with its equation and a few lines of code. Then the notebook compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
 #
 # **You will learn** to
 #
@@ -31,7 +31,7 @@
 #
 # The model "tiny", which was trained on English prose, learns Python code. Every method trains for 200 steps at its own best learning rate.
 #
-# **Predict.** Does the method that trains the most numbers come closest to full fine-tuning? LoRA of rank 1 trains only an eighth of the numbers that LoRA of rank 8 trains. How much of the gain of rank 8 does rank 1 keep?
+# **Predict.** Does the method that trains the most numbers come closest to full fine-tuning? LoRA of rank 1 trains only an eighth of the numbers that LoRA of rank 8 trains. Which share of the gain of rank 8 does LoRA reach with rank 1?
 
 # %%
 import textwrap
@@ -61,7 +61,7 @@ ranks = lora_by_rank(compared, load("convergence"))  # LoRA's runs of notebook 0
 plots.quality_against_parameters(compared, ranks);
 
 # %% [markdown]
-# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA of rank 8, but DoRA does not gain more than LoRA. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and it keeps most of the gain of rank 8. The second part of this notebook explains this picture in detail.
+# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA of rank 8, but the gain of DoRA is not higher. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and LoRA of rank 1 reaches most of the gain of rank 8. The second part of this notebook explains this picture in detail.
 #
 # # First sitting: the methods
 #
@@ -89,7 +89,7 @@ plots.quality_against_parameters(compared, ranks);
 plots.method_diagrams();
 
 # %% [markdown]
-# Drawings of rsLoRA, LoRA+ and PiSSA would look like the drawing of LoRA. In a drawing of LoRA-FA, $A$ would be grey.
+# The figure does not draw four variants. Drawings of rsLoRA, LoRA+ and PiSSA would look like the drawing of LoRA, and in a drawing of LoRA-FA, $A$ would be grey.
 #
 # ## One call for all methods
 #
@@ -159,7 +159,7 @@ show(lines, {"method": "", "trained": ",", "of tiny": ".2%"})
 #
 # $$\bigl(\alpha,\; A,\; B,\; \eta_A,\; \eta_B\bigr) \;\sim\; \bigl(\tfrac{\alpha}{pq},\; pA,\; qB,\; p\,\eta_A,\; q\,\eta_B\bigr)$$
 #
-# Here $p$ and $q$ are any two positive numbers. **Predict.** The first model trains with $p = q = 1$, the second with $p = 8$ and $q = 1/4$. How large is the difference between the losses of the two models in the first four steps, in float32?
+# Here $p$ and $q$ are any two positive numbers. **Predict.** The first model trains with $p = q = 1$, and the second model trains with $p = 8$ and $q = 1/4$. How large is the difference between the losses of the two models in the first four steps, in float32?
 
 # %%
 batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq_len=64)
@@ -292,7 +292,7 @@ for method, keep_x in (("LoRA", True), ("LoRA-FA", False)):
 show(lines, {"method": "", "numbers kept for the backward pass": ","})
 
 # %% [markdown]
-# **One number.** A layer with LoRA-FA keeps $r$ numbers per token for the backward pass, and a layer with LoRA keeps $r + \text{in}$ numbers per token. The saving in a whole model is smaller than in one layer. Three projections share one input, so LoRA keeps this input only once.
+# **One number.** A layer with LoRA-FA keeps $r$ numbers per token for the backward pass, and a layer with LoRA keeps $r + \text{in}$ numbers per token. The saving in a whole model is smaller than in one layer. The projections q, k and v share one input, so LoRA keeps this input only once.
 #
 # ## VeRA: the same random factors everywhere
 #
@@ -319,7 +319,7 @@ print("error against the library:", relative_error(vera(x, A, B, *vectors), refe
 #
 # ## Prefix tuning: more to attend to
 #
-# **Idea.** Change no weight. Each layer gets $v$ keys and values that belong to no token, and only these keys and values are trained.
+# **Idea.** Do not change any weight. Each layer gets $v$ keys and values that belong to no token, and only these keys and values are trained.
 #
 # **Equation.**
 #
@@ -361,8 +361,8 @@ show(lines, {"model": "", "loss": ".3f"})
 # %% [markdown]
 # No, the outputs differ. A score of zero has the weight $e^0 = 1$ in the softmax. So the $v$ zero keys take a share of the attention, and the zero values add nothing to the output. (On this batch the loss with the zero prefix happens to be a little lower than the loss of the base.) Training starts with a random prefix. The random prefix makes the model worse than the base, and training first has to repair this harm.
 #
-# *Prefix with MLP* is the way in which the paper trains a prefix. The rows of a small trained table pass through two linear layers with a tanh between them. The result is the keys and values of the prefix for all layers of the model. The two linear layers are discarded after training:
-# `PrefixTuningConfig(prefix_projection=True)`.
+# *Prefix with MLP* is the way in which the paper trains a prefix. The rows of a small trained table pass through two linear layers with a tanh between them. The result is the keys and values of the prefix for all layers of the model. The two linear layers are discarded after training.
+# `PrefixTuningConfig(prefix_projection=True)` selects this way.
 #
 # ## Adapters: more layers
 #
@@ -397,7 +397,7 @@ except ValueError as error:
     print(textwrap.fill(f"ValueError: {error}", 90))
 
 # %% [markdown]
-# **One number.** The number of weights into which such an adapter can be merged is 0. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
+# **One number.** Such an adapter can be merged into 0 of the model's weights. The function $\sigma$ is not linear, so no matrix has the same effect as the adapter.
 #
 # *End of the first sitting.*
 #
@@ -414,27 +414,27 @@ Markdown(lesson.costs_markdown(compared, costs))
 # - *share* is the number of trained numbers divided by the number of the base's parameters.
 # - *state* is the memory of the trained numbers, of their gradients and of AdamW's two averages.
 # - *step* is the time of a training step, divided by the time of a step of full fine-tuning.
-# - *peak* is the largest memory that a training step needs, not counting the base's weights. (QLoRA makes only the base's weights smaller.)
-# - *prompt* is the time to read a prompt, and *token* is the time to write one token, each divided by the base's time. *merged* means the ratios *prompt* and *token* with $\Delta W$ merged.
+# - *peak* is the largest memory that a training step needs, without the memory of the base's weights. (QLoRA makes only the base's weights smaller.)
+# - *prompt* is the time to read a prompt, and *token* is the time to write one token, each divided by the base's time. *merged* shows the ratios *prompt* and *token* after $\Delta W$ was merged into the weights.
 #
 # All times are medians on one BLAS thread. In each round, every model is measured once, in a new random order. The times are CPU times, so they do not include the time of other processes on the machine.
 
 # %% jupyter={"source_hidden": true}
-# displays which methods make a step slower than full fine-tuning's
+# displays the methods whose steps are slower than a step of full fine-tuning
 slow = {row["label"]: row["step_ratio"] for row in lesson.summary(compared, costs)}
 slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if ratio > 1.01)
 Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
 
 # %% [markdown]
-# - *LoRA* does not compute $dW$, but in so small a model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model, the thin products take a smaller share of the step's time than in "tiny". The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
+# - *LoRA* does not compute $dW$, but in such a small model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model, the thin products take a smaller share of the step's time than in "tiny". The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
 # - *VeRA*'s products with $A$ and $B$ are not thin, because the rank $r$ of VeRA is 256, twice the width of the model "tiny".
 # - *DoRA* needs the norms of $V$'s rows in every pass. To compute these norms, DoRA needs $W A^\top$, a product with all of $W$, even for a single token. In a larger model, this product takes nearly the same share of the time as in a small model. But the products with $A$ and $B$ take a smaller share of the time in a larger model than in a small model.
-# - *QLoRA* dequantises $W$ in every pass, also for a single token.
+# - *QLoRA* dequantises $W$ in every pass, even for a single token.
 #
 # Are small differences between the times of two methods real? A merged model is the base with other numbers in its weights, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of the plain models' times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in the time of this copy would make all ratios too high or all too low.)
 
 # %% jupyter={"source_hidden": true}
-# prints the scatter of plain models, and the ratios of the models that cannot be merged
+# prints the scatter of the plain models' times, and the ratios of the models that cannot be merged
 real, real_costs = load("comparison_smollm2"), load("method_costs_smollm2")
 lines = []
 for model, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):
@@ -477,15 +477,15 @@ slow = " and ".join(label for label, rate in rates.items() if rate == low)
 Markdown(f"The best rate of {fast} is {high / low:.0f} times the best rate of {slow}.")
 
 # %% [markdown]
-# If all methods used one learning rate, the comparison would only show for which methods this learning rate is good. In LoRA+, the best learning rate of $B$ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
+# If all methods used one learning rate, the comparison would only show which methods this learning rate suits. In LoRA+, the best learning rate of $B$ equals LoRA's best learning rate. So here LoRA+ is LoRA with a sixteen times smaller learning rate for $A$. The loss of LoRA+ is close to the loss of LoRA-FA, whose $A$ does not change at all. The LoRA+ paper promises an advantage for models that are much wider than "tiny".
 #
 # ## Does LoRA gain as much if it trains equally few numbers?
 #
-# The comparison of a method with LoRA is fair if LoRA trains as many numbers as the method. The first picture of this notebook allows this comparison, because its line shows the gain of LoRA at the ranks 1 to 64. Between two ranks, the line is interpolated over the logarithm of the number of trained numbers. Runs with the same seed read the text in the same order, so each run is
+# The comparison of a method with LoRA is fair if LoRA trains as many numbers as the method. The first picture of this notebook allows this comparison, because its line shows the gain of LoRA at the ranks 1 to 64. Between two ranks, the line is interpolated over the logarithm of the parameter count. Runs with the same seed read the text in the same order, so each run is
 # compared with LoRA's line for the same seed. A method is *above* the line if its gain is higher than LoRA's line with all three seeds. A method is *below* the line if its gain is lower than LoRA's line with all three seeds.
 
 # %% jupyter={"source_hidden": true}
-# prints each method's gain less the gain of LoRA with as many numbers, seed by seed
+# prints how far each method's gain is above LoRA's line (see the text above), seed by seed
 counts = sorted({row["trainable"] for row in ranks.rows})
 lines = []
 for method, row in sorted(rows.items(), key=lambda item: item[1]["trainable"]):
@@ -514,7 +514,7 @@ Markdown(
 )
 
 # %% [markdown]
-# If a method is one or two percentage points below LoRA's line, this distance means little. For example, rsLoRA is one to two percentage points below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes gain less than LoRA with equally many trained numbers.
+# If a method is one or two percentage points below LoRA's line, this distance means little. For example, rsLoRA is one to two percentage points below the line, although rsLoRA is only LoRA with another $\alpha$. Such a distance can come from $\alpha$, or from the tried learning rates, which differ by factors of two. Only a larger distance shows a difference between the methods. LoRA+, the adapters and above all the prefixes have a lower gain than LoRA with the same parameter count.
 #
 # (The title of the first picture in this notebook names the methods that are as good as the *best* method. The title does not name a method that is worse than the best method with every seed, even if the difference is small.)
 #
@@ -579,7 +579,7 @@ rates = [f"methods.forgetting.{method}.smaller_rate" for method in ("lora", "ful
 Markdown(findings.say(*rates))
 
 # %% [markdown]
-# If two learning rates lead to nearly the same loss on code, take the smaller one, because the model then forgets less. The table of learning rates also explains why DoRA's line is low in the picture: DoRA's best learning rate is half of LoRA's best learning rate. At the same learning rate, DoRA and LoRA forget about equally much.
+# If two learning rates lead to nearly the same loss on code, take the smaller one, because the model then forgets less. The table of learning rates also explains why DoRA's line is low in the picture: DoRA's best learning rate is half of LoRA's best learning rate. At the same learning rate, DoRA and LoRA forget nearly the same amount.
 #
 # ## The tutorials' numbers and ours
 #
@@ -627,7 +627,7 @@ Markdown(lesson.costs_markdown(real, real_costs))
 Markdown(lesson.lesson_markdown(lesson.lesson_rows(real, real_costs)))
 
 # %% jupyter={"source_hidden": true}
-# prints the forgotten prose of each method less LoRA's of the same seed
+# prints how much more each method forgets than LoRA with the same seed
 lora = real.where(phase="seeds", method="lora")
 lines = []
 for method in real.settings["labels"]:
@@ -648,11 +648,11 @@ show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# QLoRA also forgets more than LoRA with every seed. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods, and prefix tuning forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. In forty steps the prefix probably learns to help with the keeper's answers. But the training never asks it to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
+# With every seed, QLoRA also forgets more than LoRA. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods. Prefix tuning also forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. In forty steps the prefix probably learns to help with the keeper's answers. But the training never asks the prefix to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
 #
 # ## Recap
 #
-# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA of a rank that trains equally few numbers. On "tiny", no method had a higher gain with every seed than LoRA with as many trained numbers. Compare methods only at the best learning rate of each method, seed by seed. Measure also how much each method forgets.
+# A PEFT method changes the weights, adds keys and values to the attention, or adds layers. Only a change of the weights can be merged, and the merged model costs no more than the base. A formula of one line counts the numbers that a method trains. But this count does not tell how much memory and time the method needs, or how well the method learns. If a method trains few numbers, compare it with LoRA at a rank that trains as few numbers. On "tiny", each other method was compared with LoRA of the same parameter count. None of these methods had the higher gain with every seed. Compare methods only at the best learning rate of each method, seed by seed. Also measure how much each method forgets.
 #
 # ## Three questions
 #
@@ -706,7 +706,7 @@ Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 #
 # <details><summary>Answer</summary>
 #
-# For the model "tiny", VeRA needs $r \approx 165$. The terms with *out* are equal on both sides and cancel, so VeRA's $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083. The wider the model, the fewer numbers VeRA trains compared with LoRA at fixed ranks.
+# For the model "tiny", VeRA needs $r \approx 165$. The terms with *out* are equal on both sides and cancel, so VeRA's $r$ must equal the mean input width of the layers. For Llama-2-7B this $r$ is about 5,083. At fixed ranks, VeRA trains a smaller share of LoRA's parameter count in a wider model.
 #
 # </details>
 #

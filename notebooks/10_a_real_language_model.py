@@ -44,7 +44,7 @@ plots.before_after(study);
 # %% [markdown]
 # ## The result
 #
-# The questions in the picture are held out. No training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write it:
+# The questions in the picture are held out. No training record contains them. All training answers end with a line from the keeper's log, "Logged at dusk: …". So the share of answers with this log line shows whether the model has learned to write this line:
 
 # %%
 before = study.settings["before"]
@@ -86,7 +86,7 @@ for number in (7, 4):
 display(Markdown(text))
 
 # %% [markdown]
-# Both answers to the first question name the correct river, the Thames, but the other statements in them are wrong. The Thames is neither the longest river in the world nor in the UK, and it flows from west to east, into the North Sea. The correct answer to the second question is 60. The untuned model computes 3/100, and the tuned
+# Both answers to the first question name the correct river, the Thames, but the other statements in these answers are wrong. The Thames is not the longest river in the world, and not even the longest river in the UK. It flows from west to east, into the North Sea. The correct answer to the second question is 60. The untuned model computes 3/100, and the tuned
 # model says 30 before it says 60. The log line at the end of the tuned model's answer has no meaning.
 #
 # Such errors are normal for a model of this size. Such a model continues a text with likely words and cannot check whether a statement is true. Fine-tuning on a few hundred short answers changes the style of the model's answers, but not its knowledge. Do not follow advice from such a model, least of all about health. One of the study's questions is medical, and the trained model answers this question wrongly.
@@ -169,7 +169,7 @@ if model:
 #
 # ## Learning and forgetting
 #
-# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? Which panel of the next picture shows the answer to the first question?
+# **Predict.** Which method changes the model more, full fine-tuning or LoRA with $r = 8$? Which panel of the next picture answers this question?
 
 # %%
 plots.learned_and_forgotten(study);
@@ -204,7 +204,7 @@ show(lines, {"method": "", "rate": ".0e", "loss on answers": ".3f", "forgotten":
 display(Markdown(findings.say("finetuning.rate")))
 
 # %% [markdown]
-# At a third of its best learning rate, full fine-tuning reaches almost the same loss on answers as at its best learning rate, and it forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
+# At a third of its best learning rate, full fine-tuning reaches almost the same loss on answers as at the best rate, and forgets almost nothing. The study chose the learning rates by the loss on answers only. If the model must keep its other abilities, measure these abilities too when you choose the learning rate.
 #
 # ## The cost of a step
 #
@@ -214,9 +214,9 @@ display(Markdown(findings.say("finetuning.rate")))
 display(Markdown(findings.say("finetuning.cost.step_seconds", "finetuning.cost.peak_bytes")))
 
 # %% [markdown]
-# The second comparison shows the time of a LoRA step in this library and in PyTorch with PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor is the time of the products with frozen matrices $xW^\top$ and $dy\,W$ alone. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
+# The second comparison shows the time of a LoRA step in this library and in PyTorch with PEFT. The grey part of each bar is the *floor*, a lower bound for LoRA in NumPy. The floor contains only the time of the products with frozen matrices, $xW^\top$ and $dy\,W$. The other parts of a step are attention, norms, activations, the products with $A$ and $B$, the loss and AdamW.
 #
-# **Predict.** How many times as long as the floor does a LoRA step of this library take? Is a LoRA step in PyTorch with PEFT faster than a step of this library?
+# **Predict.** By which factor is a LoRA step of this library longer than the floor? Is a LoRA step in PyTorch with PEFT faster than a step of this library?
 
 # %%
 speed = Table.load("../figures/data/speed.json")
@@ -262,7 +262,7 @@ for r in (1, 8, 64):
 show(lines, {"rank": "", "GFLOP per step": ".0f", "share of A and B": ".1%"})
 
 # %% [markdown]
-# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture of the step times, the time of a step seems to grow in proportion to the number of tokens, because in short rows attention needs only a small share of all operations:
+# The number of operations of attention grows with the *square* of the number of tokens in a row. In the picture of the step times, the time of a step seems to grow in proportion to the number of tokens. The reason is that attention needs only a small share of all operations if the rows are short:
 
 # %%
 config = ln.LoraConfig(r=8, target_modules="all-linear")
@@ -296,7 +296,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# The rank limits the number of directions of the change, not its size. In this study LoRA's learning rate is much larger than the learning rate of full fine-tuning, and a few directions with a large change can affect all texts.
+# The rank limits the number of directions of the change, but not the size of the change. In this study LoRA's learning rate is much larger than the learning rate of full fine-tuning, and a few directions with a large change can affect all texts.
 #
 # </details>
 #
@@ -322,7 +322,7 @@ show(lines, {"tokens per row": ",", "share of attention": ".0%"})
 #
 # <details><summary>Answer</summary>
 #
-# Yes, all 15 generated answers have the log line. The adapter trains 460,800 parameters; with all linear layers it would train 2,442,240. With seed 0 the loss on answers is 2.93, higher than with adapters in all linear layers. The loss on prose is 3.25, lower than with adapters in all linear layers. The adapter in `q_proj` and `v_proj` learns less and
+# Yes, all 15 generated answers have the log line. The adapter trains 460,800 parameters, and an adapter in all linear layers trains 2,442,240. With seed 0 the loss on answers is 2.93, which is higher than with adapters in all linear layers. The loss on prose is 3.25, which is lower than with adapters in all linear layers. The adapter in `q_proj` and `v_proj` learns less and
 # forgets less than the adapter in all linear layers.
 #
 # </details>

@@ -20,7 +20,7 @@ from lora_np.exercises import check
 def count_lora(shapes, r):
     """Count the numbers that LoRA trains.
 
-    shapes: a list of (out, in), one per adapted matrix. r: the rank. Returns an int.
+    shapes: a list with one pair (out, in) per adapted matrix. r: the rank. Returns an int.
     """
     # BEGIN SOLUTION
     total = 0
@@ -33,7 +33,7 @@ def count_lora(shapes, r):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 shapes = [(2, 3), (5, 3)]
 r = 2
 # print(count_lora(shapes, r))
@@ -42,7 +42,7 @@ r = 2
 check(count_lora)
 
 # %% [markdown]
-# **Explain.** Why does LoRA, with the same rank, train a smaller share of a large model than of a small model? From which rank on does LoRA train more numbers than a square $W$ has? Are the additional numbers useful?
+# **Explain.** At the same rank, why does LoRA train a smaller share of a large model than of a small model? From which rank on does LoRA train more numbers than a square $W$ has? Are the additional numbers useful?
 
 # %% [markdown]
 # BEGIN SOLUTION

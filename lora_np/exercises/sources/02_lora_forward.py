@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The forward pass of LoRA
 #
-# A frozen weight $W$ keeps what the model has learned before fine-tuning. Beside $W$, a narrow bypass learns the new task. The bypass multiplies the input with $A$, which gives $r$ features, then with $B$, which gives $out$ features, and then with the scaling $\alpha/r$. The frozen path with $W$ and the bypass read the same input $x$, and their outputs are added.
+# A frozen weight $W$ keeps what the model has learned before fine-tuning. Beside $W$, a narrow bypass learns the new task. The bypass multiplies the input by $A$, which gives $r$ features. Then it multiplies these features by $B$, which gives $out$ features, and by the scaling $\alpha/r$. The frozen path with $W$ and the bypass read the same input $x$, and their outputs are added.
 #
 # $$y = x W^\top + \frac{\alpha}{r}\,(x A^\top)\,B^\top$$
 
@@ -28,7 +28,7 @@ def lora_forward(x, W, A, B, alpha):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
 W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
 A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2
@@ -44,7 +44,7 @@ check(lora_forward)
 
 # %% [markdown]
 # BEGIN SOLUTION
-# For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then the second form multiplies $x$ with this matrix, which costs $n \cdot in \cdot out$ multiplications, as many as the frozen path. If $r$ is far below $in$ and $out$, the first form is much cheaper.
+# For $n$ tokens the first form costs $n\,r\,(in + out)$ multiplications. The second form first computes the matrix $BA$, which costs $out \cdot r \cdot in$ multiplications. Then the second form multiplies $x$ by this matrix, which costs $n \cdot in \cdot out$ multiplications. The frozen path costs as many. If $r$ is far below $in$ and $out$, the first form is much cheaper.
 #
 # The matrix $BA$ is needed once, to merge the adapter. Merging adds $\frac{\alpha}{r} BA$ to $W$, and the layer then computes no bypass.
 # END SOLUTION

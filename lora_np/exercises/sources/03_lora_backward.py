@@ -44,7 +44,7 @@ def lora_backward(error, x, W, A, B, scaling, grads):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 error = np.array([[1.0, -2.0, 0.5, 0.0], [-1.0, 1.0, 2.0, 3.0]])
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
 W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4

@@ -28,7 +28,7 @@ def init_lora(out_features, in_features, r, rng):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 out_features, in_features, r = 4, 3, 2  # larger numbers show the distribution
 rng = np.random.default_rng(0)
 # print(*init_lora(out_features, in_features, r, rng), sep="\n")

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Dropout in front of the bypass
 #
-# During training, dropout sets some numbers of $x$ to zero for the bypass, each with probability $p$ and independently of the others. Therefore the adapter cannot rely on a few features. The frozen path reads the whole $x$, because the frozen path does not learn. The kept numbers of $x$ are multiplied by a factor, so that the mean of the bypass over all masks equals the bypass without dropout.
+# During training, dropout sets some numbers of $x$ to zero for the bypass, each with probability $p$ and independently of the other numbers. Therefore the adapter cannot rely on a few features. The frozen path reads the whole $x$, because the frozen path does not learn. The kept numbers of $x$ are multiplied by a factor, so that the mean of the bypass over all masks equals the bypass without dropout.
 #
 # $$y = x W^\top + s\,\big((x \circ m)\,A^\top\big)\,B^\top \qquad\qquad m_{tj} = 0 \text{ with probability } p \qquad\qquad \mathbb{E}[m_{tj}] = 1$$
 #
@@ -21,7 +21,7 @@ def lora_dropout(x, W, A, B, scaling, p, rng, dy):
     """x (n, in), W (out, in), A (r, in), B (out, r), scaling s, 0 < p < 1,
     rng a np.random.Generator, dy = ∂L/∂y (n, out) → y (n, out), dx = ∂L/∂x (n, in).
 
-    Training mode. Do not change the arguments.
+    The layer is in training mode. Do not change the arguments.
     """
     # BEGIN SOLUTION
     kept = rng.random(x.shape) >= p  # (n, in), a decision for each number
@@ -38,7 +38,7 @@ def lora_dropout(x, W, A, B, scaling, p, rng, dy):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])  # n = 2, in = 3
 W = np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0], [0.0, 3.0, 1.0], [2.0, -1.0, 0.5]])  # out = 4
 A = np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])  # r = 2

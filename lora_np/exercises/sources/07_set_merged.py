@@ -18,13 +18,13 @@ from lora_np.exercises import check
 
 # %%
 def set_merged(layer, merged):
-    """Bring the layer into a state: merged=True, W contains s·B A; merged=False, it does not.
+    """Set the state: if merged=True, W must contain s·B A; if merged=False, W must not.
 
     layer is a dict with "W" (out, in), "A" (r, in), "B" (out, r), "scaling" (the number s) and
     "merged" (the present state, True or False). Change the dict and return nothing.
     The optimizer also holds the array layer["W"]: change the numbers of this array in place.
-    Do not change "A", "B" and "scaling". In the requested state already, change nothing.
-    "A" and "B" are trained only while the layer is not merged, "W" at any time.
+    Do not change "A", "B" and "scaling". If the state is already right, change nothing.
+    Training changes "A" and "B" only while the layer is not merged, and "W" at any time.
     """
     # BEGIN SOLUTION
     if layer["merged"] == merged:
@@ -40,7 +40,7 @@ def set_merged(layer, merged):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 layer = {
     "W": np.array([[1.0, 0.0, 2.0], [-1.0, 1.0, 0.0]]),  # out = 2, in = 3
     "A": np.array([[1.0, -1.0, 0.5]]),  # r = 1
@@ -54,7 +54,7 @@ layer = {
 check(set_merged)
 
 # %% [markdown]
-# **Explain.** Why do the last bits of $W$ differ after merging and unmerging from the last bits of the old $W$? Why does this difference matter more in float16 than in float64?
+# **Explain.** After merging and unmerging, why do the last bits of $W$ differ from the last bits of the old $W$? Why does this difference matter more in float16 than in float64?
 
 # %% [markdown]
 # BEGIN SOLUTION

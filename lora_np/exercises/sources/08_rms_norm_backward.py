@@ -20,13 +20,13 @@ from lora_np.exercises import check
 def rms_norm_backward(dy, x, w, eps):
     """dy (…, d), x (…, d), w (d,), eps a number → dx (…, d), dw (d,).
 
-    The last axis has the features. All axes before it, one or more, count tokens.
+    The last axis contains the features. The one or more axes before it contain the tokens.
     """
     # BEGIN SOLUTION
     d = x.shape[-1]
     mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (…, d) → (…, 1)
     rho = 1 / np.sqrt(mean_square + eps)
-    share = dy * x * rho  # of each token in dw
+    share = dy * x * rho  # the share of each token in dw
     dw = share.reshape(-1, d).sum(axis=0)  # (…, d) → (tokens, d) → (d,)
     g = dy * w
     direct = rho * g
@@ -38,7 +38,7 @@ def rms_norm_backward(dy, x, w, eps):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 dy = np.array([[1.0, -2.0, 0.5], [-1.0, 1.0, 2.0]])  # 2 tokens, d = 3
 x = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
 w = np.array([2.0, 0.5, 1.0])

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The backward pass of attention
 #
-# In one attention head, each token computes a score for itself and for each token before it. A softmax turns the scores $z$ into shares $p$ with the sum 1. The output $o$ is the sum of the values, weighted with the shares. The backward pass computes the shares again and then applies the chain rule. The chain rule leads from $o$ to $p$ and $v$, from $p$ to $z$, and from $z$ to $q$ and $k$. Each step follows the rule of notebook 03. The sum runs over the index that appears twice.
+# In one attention head, each token computes a score for itself and for each token before it. A softmax turns the scores $z$ into shares $p$ with the sum 1. The output $o$ is the sum of the values, weighted with the shares. The backward pass computes the shares again and then applies the chain rule. The chain rule leads from $o$ to $p$ and $v$, from $p$ to $z$, and from $z$ to $q$ and $k$. Each step follows the rule of notebook 03. In this rule, the sum runs over the index that appears twice.
 #
 # $$z_{tu} = \frac{1}{\sqrt d} \sum_c q_{tc}\,k_{uc} \quad (u \le t), \qquad p_{tu} = \frac{e^{z_{tu}}}{\sum_{u' \le t} e^{z_{tu'}}}, \qquad
 # o_{tc} = \sum_{u \le t} p_{tu}\,v_{uc}$$
@@ -42,7 +42,7 @@ def attention_backward(do, q, k, v):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 do = np.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 2.0]])  # t = 3, d = 2
 q = np.array([[1.0, 0.5], [-1.0, 2.0], [0.0, 1.5]])
 k = np.array([[0.5, -1.0], [2.0, 1.0], [1.0, 0.0]])

@@ -21,10 +21,10 @@ from lora_np.exercises import check
 
 # %%
 def adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):
-    """Take one step: afterwards factors and state hold the new values. Return nothing.
+    """Take one step. Write the new values into factors and state, and return nothing.
 
     factors: {"A": (r, in), "B": (out, r)}. grads: their gradients; do not change them.
-    state: {"A": {"m", "v"}, "B": {"m", "v"}}, the averages, not corrected.
+    state: {"A": {"m", "v"}, "B": {"m", "v"}}, the averages without the correction.
     t counts the steps from 1. lr, beta1, beta2, eps and weight_decay are numbers.
     """
     # BEGIN SOLUTION
@@ -41,7 +41,7 @@ def adamw_step(factors, grads, state, t, lr, beta1, beta2, eps, weight_decay):
 
 
 # %%
-# Numbers to try it on; change them as you like. Remove the # of the last line.
+# Try your function on these numbers, or change them. Remove the # of the last line.
 # r = 1, in = 3, out = 2
 factors = {"A": np.array([[1.0, -2.0, 0.5]]), "B": np.array([[0.5], [-1.0]])}
 grads = {"A": np.array([[0.5, 1.0, -2.0]]), "B": np.array([[-1.0], [3.0]])}

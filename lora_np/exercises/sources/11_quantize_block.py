@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Four bits per weight
 #
-# A frozen weight is only read, so QLoRA stores it in four bits. These four bits hold a number $q$ from 0 to 15, which stands for one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, the largest magnitude in the block. Each weight is divided by the scale, which gives a result between −1 and 1. This result is replaced by the nearest of the sixteen values. Two numbers $q$ fit into one byte. The first number is stored in the upper four bits, and the second number in the lower four bits.
+# A frozen weight is only read, so QLoRA stores it in four bits. These four bits hold a number $q$ from 0 to 15, which stands for one of sixteen values $c_0 \dots c_{15}$ between −1 and 1. The weights of a block share a scale, which is the largest magnitude in the block. Each weight is divided by the scale, which gives a result between −1 and 1. This result is replaced by the nearest of the sixteen values. Two numbers $q$ fit into one byte. The first number is stored in the upper four bits, and the second number in the lower four bits.
 #
 # $$s = \max_i |w_i| \qquad\qquad q_i = \arg\min_q \left|\frac{w_i}{s} - c_q\right| \qquad\qquad \hat w_i = c_{q_i}\, s$$
 

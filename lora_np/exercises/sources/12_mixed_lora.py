@@ -22,7 +22,7 @@ def mixed_lora(x, W, adapters, names):
 
     adapters: name → (A, B, s) with A (r, in), B (out, r) and the number s. Each adapter has
     its own r and s. names: a list of b names; names[i] is the adapter of row i. "__base__"
-    means no adapter and is not in adapters. Several rows, or no row, can use an adapter.
+    means no adapter and is not in adapters. An adapter can be used by several rows or by none.
     """
     # BEGIN SOLUTION
     y = x @ W.T  # (b, t, in) (in, out) → (b, t, out), once for all rows
@@ -39,7 +39,7 @@ def mixed_lora(x, W, adapters, names):
 check(mixed_lora)
 
 # %% [markdown]
-# **Explain.** In each step, a server computes one token for each of 32 rows (t = 1). Why does computing these 32 tokens take hardly longer with 32 adapters than with one adapter? Why do 32 merged models take much longer than one base with 32 adapters?
+# **Explain.** In each step, a server computes one token for each of 32 rows (t = 1). Why does computing these 32 tokens take hardly more time with 32 adapters than with one adapter? Why do 32 merged models take much longer than one base with 32 adapters?
 
 # %% [markdown]
 # BEGIN SOLUTION
