@@ -423,7 +423,7 @@ Markdown(lesson.costs_markdown(compared, costs))
 # displays the methods whose steps are slower than a step of full fine-tuning
 slow = {row["label"]: row["step_ratio"] for row in lesson.summary(compared, costs)}
 slow = ", ".join(f"{label} ({ratio:.2f}×)" for label, ratio in slow.items() if ratio > 1.01)
-Markdown(f"A step is slower than full fine-tuning's with: {slow}.")
+Markdown(f"These methods have a slower step than full fine-tuning: {slow}.")
 
 # %% [markdown]
 # - *LoRA* does not compute $dW$, but in such a small model the thin products with $A$ and $B$ take almost as long as $dW$. In a larger model, the thin products take a smaller share of the step's time than in "tiny". The cost of the thin products is proportional to $r\,(\text{in} + \text{out})$, and the cost of $dW$ is proportional to $\text{in} \cdot \text{out}$.
@@ -636,8 +636,8 @@ for method in real.settings["labels"]:
     runs = real.where(phase="seeds", method=method)
     apart = ", ".join(f"{x:+.3f}" for x in paired_differences(runs, lora, "forgotten"))
     name = real.settings["labels"][method]
-    lines.append({"method": name, "forgotten less LoRA's, by seed": apart})
-show(lines, {"method": "", "forgotten less LoRA's, by seed": ""})
+    lines.append({"method": name, "forgotten minus LoRA's, by seed": apart})
+show(lines, {"method": "", "forgotten minus LoRA's, by seed": ""})
 
 # %% [markdown]
 # As on the model "tiny", LoRA and DoRA gain the most of these methods, and prefix tuning gains the least. On "tiny", QLoRA gains more than Houlsby adapters; on SmolLM2-135M, Houlsby adapters gain more than QLoRA. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.

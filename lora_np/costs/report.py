@@ -69,7 +69,7 @@ def report(model: str | Architecture, config: PeftConfig | None = None, *, quant
             *([f"also added, frozen, {what}: {frozen:,}"] if frozen else []),
             "",
             str(result),
-            f"{result.reduction:,.1f} times fewer than full fine-tuning trains",
+            f"full fine-tuning trains {result.reduction:,.1f} times as many parameters",
             f"adapter file: {4 * saved / 1e6:,.1f} MB in float32, {2 * saved / 1e6:,.1f} MB in 16 bit",
         ]
     )

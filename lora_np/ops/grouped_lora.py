@@ -47,7 +47,7 @@ def grouped_lora_forward(x: Array, A: Array, B: Array, scaling: Array) -> tuple[
 
     References
     ----------
-    Punica's SGMV (Chen et al. 2023, arXiv 2310.18547), here for groups of equal size and rank.
+    The GPU kernel SGMV of Punica (Chen et al. 2023, arXiv 2310.18547). This function needs groups of equal size and rank.
 
     Examples
     --------

@@ -188,7 +188,7 @@ class AdaptedLinear(Module):
             if isinstance(called, Rows) or (called is not None and called not in self.merged):
                 other = "a mixed batch" if isinstance(called, Rows) else repr(called)
                 raise RuntimeError(
-                    f"adapter {self._merged()} is merged into the weights; call unmerge_adapter() before using {other}"
+                    f"the weights contain the merged {self._merged()}; call unmerge_adapter() before using {other}"
                 )
             if any(name in self.adapters for name in self.merged):
                 return None
@@ -217,7 +217,7 @@ class AdaptedLinear(Module):
         adapter = self.adapters[name]
         if self.merged and adapter.depends_on_weight:
             raise RuntimeError(
-                f"the ΔW of {name!r} depends on W, but {self._merged()} is merged into W; call unmerge_adapter() first"
+                f"the ΔW of {name!r} depends on W, but W contains the merged {self._merged()}; call unmerge_adapter() first"
             )
         return adapter.delta_weight(self.base_layer)
 
@@ -247,7 +247,7 @@ class AdaptedLinear(Module):
             If other adapters are already merged, or if the base layer is quantised.
         """
         if self.merged and set(names) != set(self.merged):
-            raise RuntimeError(f"adapter {self._merged()} is merged; call unmerge_adapter() before merging {names}")
+            raise RuntimeError(f"the weights contain the merged {self._merged()}; call unmerge_adapter() before merging {names}")
         if self.merged:
             return
         self.check_mergeable()
@@ -311,4 +311,4 @@ class AdaptedLinear(Module):
         return total
 
     def _merged(self) -> str:
-        return " and ".join(map(repr, self.merged))
+        return ("adapter " if len(self.merged) == 1 else "adapters ") + " and ".join(map(repr, self.merged))

@@ -46,7 +46,7 @@ def one_matrix_chart(table: Table, drawn_rank: int = 8) -> Figure:
     full, size = rows[0]["full"], round(rows[0]["full"] ** 0.5)
     tall = max(4.5, 1.95 + 0.42 * (len(rows) + 1))
     factors = _range([row["factor"] for row in rows])
-    title = f"LoRA trains {factors} times fewer parameters than a {size} × {size} matrix has"
+    title = f"A {size} × {size} matrix has {factors} times as many parameters as LoRA trains"
     figure = new_figure(9, tall, title, "bars and areas show the numbers of parameters to scale")
     _bars(axes_at(figure, 0.8, 0.72, 4.5, tall - 1.6), rows, full)
     nearest = min(rows, key=lambda row: abs(row["r"] - drawn_rank))
