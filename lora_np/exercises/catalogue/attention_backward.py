@@ -89,7 +89,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the masked scores are set to zero instead of a very negative number",
-            "The exponential of a score of 0 is 1, so its share is not zero. Test it: print your shares p "
+            "The exponential of a score of 0 is 1, so the share of this score is not zero. Test it: print your shares p "
             "above the diagonal. Are these shares zero?",
             {MASKED: "z = np.tril(scale * (q @ k.T))"},
         ),
@@ -124,7 +124,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the gradients dq and dk are multiplied by 1/√d twice",
-            "The equation for z contains the factor 1/√d once. How often do your lines from dz to dq multiply by 1/√d?",
+            "The equation for z contains the factor 1/√d once. How often does your code multiply by 1/√d between dz and dq?",
             {DZ: f"scale * {DZ}"},
             {DQ: f"scale * {DQ}", DK: f"scale * {DK}"},
         ),
@@ -141,7 +141,7 @@ EXERCISE = Exercise(
             {SCALE: "1 / d"},
         ),
         Mistake(
-            "the scores z are divided by the root of the number of tokens, not by √d",
+            "the scores z are divided by the square root of the number of tokens instead of √d",
             "Test it: add a token at the end of the sequence. The score between the first two tokens should "
             "not change. Does this score change?",
             {SCALE: "1 / np.sqrt(t)"},
@@ -167,8 +167,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the sum in the softmax lacks its last axis (keepdims=True)",
-            "With a sum of shape (t,), NumPy divides each column by one number, not each row. Test it: print "
-            "the shape of your sum.",
+            "With a sum of shape (t,), NumPy divides each column by one number, but each row must be divided by one "
+            "number. Test it: print the shape of your sum.",
             {SUM: "e.sum(axis=-1)"},
             {MAX: "z.max(axis=-1)", SUM: "e.sum(axis=-1)"},
         ),
@@ -180,8 +180,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the inner sum in the softmax's derivative lacks its last axis (keepdims=True)",
-            "With a sum of shape (t,), NumPy subtracts one number from each column of dp, not from each row. "
-            "Test it: print the shape of your inner sum.",
+            "With a sum of shape (t,), NumPy subtracts one number from each column of dp, but one number must be "
+            "subtracted from each row. Test it: print the shape of your inner sum.",
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(

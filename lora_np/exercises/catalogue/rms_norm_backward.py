@@ -106,7 +106,7 @@ EXERCISE = Exercise(
             {"g = dy * w": "g = dy"},
         ),
         Mistake(
-            "the inner sum of the gradient dx is multiplied by w_j, not each of its terms by w_i",
+            "the inner sum of the gradient dx is multiplied by w_j, but each term of the sum must be multiplied by w_i",
             "ρ changes every output y_i = w_i x_i ρ. Write out the sum over i of dy_i · ∂y_i/∂ρ. Is w_i inside your "
             "sum or in front of it?",
             {"g = dy * w": "g = dy", "dx = direct + through_rho": "dx = w * (direct + through_rho)"},

@@ -43,7 +43,7 @@ ANSWERS = {
     "the weight decay is not multiplied by the learning rate": answer(
         new="factors[key] = p - lr * step - weight_decay * p"
     ),
-    "the weight decay uses the weight after the gradient step instead of before": answer(
+    "the weight decay uses the weight after the gradient step instead of the weight before the step": answer(
         new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"
     ),
     "the factors A and B share one state": answer(slots="s = state['A']"),
@@ -63,7 +63,7 @@ ANSWERS = {
     ),
     "eps is left out of the divisor": answer(denominator="below = np.sqrt(v / c2)"),
     "the step divides by v̂ instead of the square root of v̂": answer(denominator="below = eps + v / c2"),
-    "v is an average of the gradient, not of the squared gradient": answer(
+    "v is an average of the gradient instead of the squared gradient": answer(
         v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"
     ),
     "the new gradient enters an average with the weight 1 instead of 1 − β": answer(
@@ -81,7 +81,7 @@ ANSWERS = {
     "a new average, m or v, leaves out the old average": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
     "the new averages m and v are not stored in the state": answer(keep=""),
     "the new weights are not stored in `factors`": answer(new="p = p - lr * (step + weight_decay * p)"),
-    "the step goes in the direction of the gradient, not against the gradient": answer(
+    "the step goes in the direction of the gradient instead of the opposite direction": answer(
         new="factors[key] = p + lr * (step - weight_decay * p)"
     ),
 }

@@ -46,7 +46,7 @@ ANSWERS = {
     ),
     "the gradient dk is multiplied by 1/√d twice": answer(scores="q = s * q\n    z = q @ k.T"),
     "the scores z are divided by d instead of √d": answer(scale="s = 1 / d"),
-    "the scores z are divided by the root of the number of tokens, not by √d": answer(scale="s = len(q) ** -0.5"),
+    "the scores z are divided by the square root of the number of tokens instead of √d": answer(scale="s = len(q) ** -0.5"),
     "the gradient dk is computed from dz instead of dzᵀ": answer(dk="dk = dz @ (s * q)"),
     "the gradient dv is computed from p instead of pᵀ": answer(dv="dv = np.einsum('tu,uc->tc', p, do)"),
     "the softmax runs over the queries instead of the keys": answer(

@@ -35,7 +35,7 @@ ANSWERS = {
     "the factor w is missing in both terms of the gradient dx": dx(
         "rho * dy - rho**3 * x * (dy * x).mean(axis=-1, keepdims=True)"
     ),
-    "the inner sum of the gradient dx is multiplied by w_j, not each of its terms by w_i": dx(
+    "the inner sum of the gradient dx is multiplied by w_j, but each term of the sum must be multiplied by w_i": dx(
         "w * rho * (dy - rho**2 * x * (dy * x).mean(axis=-1, keepdims=True))"
     ),
     "the factor 1/d is missing in the second term of the gradient dx": dx(
