@@ -127,7 +127,7 @@ EXERCISE = Exercise(
             {"beta1**t": "beta1 ** (t + 1)", "beta2**t": "beta2 ** (t + 1)"},
         ),
         Mistake(
-            "the weight decay is added to the gradient",
+            "the weight decay is added to the gradient, but it must be applied to the weight directly",
             "Test it: call your function with the gradient 0 and a state of zeros. Then m and v must stay "
             "zero. Print your m and v.",
             {G: "g = grads[name] + weight_decay * p", DECAY: "pass"},
@@ -169,7 +169,7 @@ EXERCISE = Exercise(
             {LOOP: "in list(factors)[:1]:"},
         ),
         Mistake(
-            "eps is added inside the square root of v̂",
+            "eps is added inside the square root of v̂ instead of outside",
             "Test it: set v̂ to 0 and eps to 0.25. The equation then divides by 0.25. By which number does "
             "your code divide?",
             {ROOT: "np.sqrt(v + eps)"},

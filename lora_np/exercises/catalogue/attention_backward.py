@@ -82,7 +82,7 @@ EXERCISE = Exercise(
             {MASK: "mask = np.tril(np.full((t, t), -1e30), k=-1)"},
         ),
         Mistake(
-            "the causal mask is applied after the softmax",
+            "the causal mask is applied after the softmax instead of before the softmax",
             "Each row of the shares p must have the sum 1. Test it: print the sum of each row of your shares. "
             "Which line changes the sums after the softmax?",
             {" + mask": "", SHARES: f"np.tril({SHARES})"},
@@ -185,7 +185,7 @@ EXERCISE = Exercise(
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(
-            "the inner sum in the softmax's derivative runs over all queries and keys",
+            "the inner sum in the softmax's derivative runs over all queries and keys instead of the keys of one query",
             "Test it: change one number in the last row of `do`. The first row of dz should not change. Does your "
             "first row change?",
             {DOT: "(p * dp).sum()"},
@@ -252,7 +252,7 @@ EXERCISE = Exercise(
             {"-1e30": "-1000.0"},
         ),
         Mistake(
-            "the maximum of the whole score matrix z is subtracted from every row",
+            "the maximum of the whole score matrix z is subtracted from every row instead of the maximum of the row",
             "If all scores of a row are a thousand below your maximum, all exponentials of this row are 0. "
             "Which maximum does each row need?",
             {MAX: "z.max()"},

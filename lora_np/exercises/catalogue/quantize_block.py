@@ -100,7 +100,7 @@ EXERCISE = Exercise(
             {PACKED: "first + 16 * second"},
         ),
         Mistake(
-            "weights of the first half of the block are paired with weights of the second half",
+            "weights of the first half of the block are paired with weights of the second half instead of their neighbours",
             "The first byte should contain the first two weights. Test it: change the second weight only. "
             "Which of your bytes changes?",
             {PAIRS: "q[: len(q) // 2], q[len(q) // 2 :]"},

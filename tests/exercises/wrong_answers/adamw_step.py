@@ -36,7 +36,7 @@ ANSWERS = {
     "the correction of m and v uses t + 1 instead of t": answer(
         c1="c1 = 1 - beta1 * beta1**t", c2="c2 = 1 - beta2 * beta2**t"
     ),
-    "the weight decay is added to the gradient": answer(
+    "the weight decay is added to the gradient, but it must be applied to the weight directly": answer(
         old="p = factors[key]\n        g = weight_decay * p + g", new="factors[key] = p - lr * step"
     ),
     "the weight decay is missing": answer(new="factors[key] = p - lr * step"),
@@ -50,7 +50,7 @@ ANSWERS = {
     "only one of the factors A and B gets a step": answer(
         new="factors[key] = p - lr * (step + weight_decay * p)\n        return"
     ),
-    "eps is added inside the square root of v̂": answer(denominator="below = np.sqrt(eps + v / c2)"),
+    "eps is added inside the square root of v̂ instead of outside": answer(denominator="below = np.sqrt(eps + v / c2)"),
     "the weight decay has the wrong sign": answer(new="factors[key] = p - lr * (step - weight_decay * p)"),
     "eps is added before v is corrected": answer(
         denominator="below = v**0.5 + eps", step="step = c2**0.5 / c1 * m / below"

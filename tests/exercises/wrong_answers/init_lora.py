@@ -11,7 +11,9 @@ def answer(b="1 / math.sqrt(k)", A="b * (2 * rng.random((r, k)) - 1)", B="np.ful
 
 ANSWERS = {
     "the bound b is computed from r instead of the number of input features": answer(b="r**-0.5"),
-    "the bound b is computed from the number of output features instead of the number of input features": answer(b="d**-0.5"),
+    "the bound b is computed from the number of output features instead of the number of input features": answer(
+        b="d**-0.5"
+    ),
     "the slope a is left out of the bound b": answer(b="math.sqrt(6 / k)"),
     "the slope a is not squared in the bound b": answer(b="math.sqrt(2 / (1 + math.sqrt(5))) * math.sqrt(3 / k)"),
     "the slope a is squared twice in the bound b": answer(b="math.sqrt(2 / (1 + 5**2)) * math.sqrt(3 / k)"),

@@ -63,7 +63,9 @@ ANSWERS = {
     "the gradient dx is not returned": answer(add='grads["A"] += dA\n    grads["B"] += dB'),
     "the gradient dx lacks the part that comes from the frozen path x Wᵀ": answer(dx="s * dy @ (B @ A)"),
     "the gradient dx lacks the part that comes from the bypass": answer(dx="np.dot(dy, W)"),
-    "the part of the gradient dx that comes from the frozen path is multiplied by the scaling": answer(dx="s * dy @ (W + B @ A)"),
+    "the part of the gradient dx that comes from the frozen path is multiplied by the scaling": answer(
+        dx="s * dy @ (W + B @ A)"
+    ),
     "the gradients are not divided by the number of tokens n": answer(dy="1.0 * error"),
     "the gradient dx is not divided by the number of tokens n": answer(dx="len(x) * dy @ (W + s * B @ A)"),
     "the gradients are divided by the number of tokens n twice": answer(
@@ -72,7 +74,9 @@ ANSWERS = {
     "the gradients are divided by the size n · out of the error instead of n": answer(
         dy="error * np.mean(np.ones_like(error)) / error.size"
     ),
-    "the gradients are divided by the number of output features instead of the number of tokens n": answer(dy="error / W.shape[0]"),
+    "the gradients are divided by the number of output features instead of the number of tokens n": answer(
+        dy="error / W.shape[0]"
+    ),
     "all three gradients dA, dB and dx are twice as large as they should be": answer(dy="(error + error) / len(error)"),
     "all three gradients dA, dB and dx are half as large as they should be": answer(dy="0.5 * error / len(error)"),
     "the signs of all three gradients dA, dB and dx are reversed": answer(dy="(0 - error) / len(error)"),

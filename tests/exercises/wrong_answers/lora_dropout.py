@@ -20,7 +20,9 @@ def binomial(shape):
 
 ANSWERS = {
     "the frozen path x Wᵀ has dropout too": answer(y="(m * x) @ (W + D).T", dx="m * (dy @ (W + D))"),
-    "the whole gradient dx is masked, but only the part that comes from the bypass must be masked": answer(dx="m * (dy @ (W + D))"),
+    "the whole gradient dx is masked, but only the part that comes from the bypass must be masked": answer(
+        dx="m * (dy @ (W + D))"
+    ),
     "dropout is applied to the frozen path instead of the bypass": answer(
         y="(x * m) @ W.T + x @ D.T", dx="m * (dy @ W) + dy @ D"
     ),
