@@ -20,11 +20,11 @@ from .shapes import explained
 
 NEW_CASES = 2  # a function fails if it is wrong on all of these sets of random cases; one result can be wrong by chance
 KINDS = {  # the kinds of verdict, as the page for teachers explains them
-    "right": "the function is right on every case and changes no input that it must not change",
+    "right": "the function is right on every case, and the inputs that must stay unchanged are unchanged",
     "known": "the function makes one or two mistakes of the list below",
     "unknown": "the function makes a mistake that is not in the list; `exercises check FILE` shows the smallest wrong case",
     "raised": "the function raised an exception; the column `words` quotes the student's line that raised the exception",
-    "changed": "the function changes an input in place that it must not change",
+    "changed": "the function changes an input in place, but this input must stay unchanged",
     "blank": "the function is not written yet, or not finished",
     "stopped": "the answer ran too long, printed too much, or ended its Python process",
     "unreadable": "the file is neither Python nor a notebook, or several files have different answers to one exercise",

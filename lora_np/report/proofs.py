@@ -22,7 +22,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "proved by the tests `tests/proofs/test_ops.py`, `tests/proofs/test_transformer.py`, "
             "`tests/oracles/test_ops_oracles.py`, `tests/proofs/test_mutants.py`",
             note="The gradients of each operation and of the whole model agree with complex-step derivatives to 1e-12. The "
-            "gradients agree with PEFT's to 1e-10. The tests reject wrong versions of each backward function.",
+            "gradients agree with PEFT's gradients to 1e-10. The tests reject wrong versions of each backward function.",
         ),
         Claim(
             "At the start the adapted model equals the base",
@@ -30,10 +30,11 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "yes",
             "bit for bit",
             "proved by the test `test_at_init_the_adapted_model_equals_the_base_bit_for_bit`",
-            note="B starts at zero, so the adapted model and the base compute equal bits in float32 and in float64.",
+            note="B starts at zero, so the outputs of the adapted model and of the base are equal bit for bit, in float32 and "
+            "in float64.",
         ),
         Claim(
-            "With Adam, the settings α/(pq), A·p, lr_A·p, lr_B·q train the same model as α, A, lr_A, lr_B",
+            "With Adam and any p, q > 0, the settings α/(pq), A·p, lr_A·p, lr_B·q train the same model as α, A, lr_A, lr_B",
             "Schulman et al. 2025",
             "yes",
             "bit for bit",
@@ -42,7 +43,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             "√v̂ + ε equals √v̂ after rounding.",
         ),
         Claim(
-            "What PiSSA leaves in the base has the smallest singular values of W",
+            "The part of W that PiSSA leaves in the base has the smallest singular values of W",
             "Meng et al. 2024, §3",
             "yes",
             "to 1e-12",

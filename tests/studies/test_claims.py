@@ -75,11 +75,11 @@ def test_the_effect_of_the_rate_is_compared_with_that_of_the_method(tables):
 
     table = tables["finetuning"]
     assert rate().sentence.endswith(
-        "The learning rate has a larger effect on the loss on held-out answers and the loss on other prose than the choice "
+        "For the loss on held-out answers and the loss on other prose, the learning rate has a larger effect than the choice "
         "between LoRA and full fine-tuning."
     )
     table.where(phase="seeds", method="lora")[0]["prose"] += 1
-    assert "no larger effect on the loss on other prose than" in rate().sentence
+    assert "For the loss on other prose, the learning rate has no larger effect than" in rate().sentence
     best = table.where(phase="seeds", method="full")[0]["lr"]
     table.rows = [row for row in table.rows if not (row["phase"] == "sweep" and row["lr"] < best)]
     assert "With the learning rate 0.0009, the final loss" in rate().sentence, (

@@ -282,11 +282,13 @@ def test_a_paper_is_answered_seed_by_seed():
     assert said["dora"] == (
         "On the model tiny, which learns Python code, dora ends at a held-out loss of 0.925 nats per byte and LoRA at 1.010. "
         "With every seed, the final loss of dora is lower than the final loss of LoRA, by 0.0700 to 0.1000. With every seed, "
-        "dora has a lower loss than LoRA after 50, 100 of 100 steps."
+        "dora has a lower loss than LoRA after 50 and 100 of 100 steps."
     )
     none = "At each evaluation during training, at least one seed of {} has a loss as high as LoRA's loss or higher."
     assert "the final loss of vera is higher than the final loss of LoRA, by 0.8000 to 0.8800." in said["vera"]
-    assert said["vera"].startswith("On the model tiny, VeRA trains 10 parameters and LoRA 110, 11.0 times as many.")
+    assert said["vera"].startswith(
+        "On the model tiny, VeRA trains 10 parameters, and LoRA trains 110, 11.0 times as many."
+    )
     assert said["vera"].endswith(none.format("vera"))
     assert "is −0.0100 to +0.0100, so neither is clearly lower." in said["pissa"]
     assert said["pissa"].endswith("50 of 100 steps.")

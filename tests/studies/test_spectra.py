@@ -245,7 +245,7 @@ def test_the_verdicts_on_d90_agree_with_the_table(fine, scratch, few, fewer, sai
     _, one, two = claims_on_low_rank.on_dimension(dimensions(fine, scratch))
     assert one.verdict == few and two.verdict == fewer and said in two.number and "rough" not in two.note
     assert claims_on_low_rank.on_dimension(dimensions(fine, scratch, dip=0.1))[2].note.endswith(
-        "From random weights, training with d = 20 gains less than training with a smaller d, with the one seed. Therefore "
+        "From random weights, training in 20 dimensions gains less than training in fewer dimensions, with the one seed. Therefore "
         "the number of dimensions that training from random weights needs is a rough estimate."
     )
 

@@ -127,7 +127,7 @@ EXERCISE = Exercise(
             {"beta1**t": "beta1 ** (t + 1)", "beta2**t": "beta2 ** (t + 1)"},
         ),
         Mistake(
-            "the weight decay is added to the gradient",
+            "the weight decay is added to the gradient, but it must be applied to the weight directly",
             "Test it: call your function with the gradient 0 and a state of zeros. Then m and v must stay "
             "zero. Print your m and v.",
             {G: "g = grads[name] + weight_decay * p", DECAY: "pass"},
@@ -150,7 +150,7 @@ EXERCISE = Exercise(
             {DECAY: "p *= 1 + lr * weight_decay"},
         ),
         Mistake(
-            "the weight decay uses the weight after the gradient step instead of before",
+            "the weight decay uses the weight after the gradient step instead of the weight before the step",
             "On the right side of the equation, every θ is the weight before the step. Which θ does your "
             "weight decay use?",
             {DECAY: "pass", STEP: f"{STEP}\n        {DECAY}"},
@@ -169,7 +169,7 @@ EXERCISE = Exercise(
             {LOOP: "in list(factors)[:1]:"},
         ),
         Mistake(
-            "eps is added inside the square root of v̂",
+            "eps is added inside the square root of v̂ instead of outside",
             "Test it: set v̂ to 0 and eps to 0.25. The equation then divides by 0.25. By which number does "
             "your code divide?",
             {ROOT: "np.sqrt(v + eps)"},
@@ -202,7 +202,7 @@ EXERCISE = Exercise(
             {ROOT: "v + eps"},
         ),
         Mistake(
-            "v is an average of the gradient, not of the squared gradient",
+            "v is an average of the gradient instead of the squared gradient",
             "Test it: let the gradient be 3 in every step. The correct v̂ is then 9. Print your v̂.",
             {V: V.replace("g**2", "g")},
             {V: V.replace("g**2", "np.abs(g)")},
@@ -259,7 +259,7 @@ EXERCISE = Exercise(
             {SLOTS: "slots = factors[name].copy(), state[name]"},
         ),
         Mistake(
-            "the step goes in the direction of the gradient, not against the gradient",
+            "the step goes in the direction of the gradient instead of the opposite direction",
             "Test it: use the loss p², which has the gradient 2p, and start at p = 1. After a step p should "
             "be closer to zero. Is your p closer to zero?",
             {STEP: STEP.replace("-=", "+=")},

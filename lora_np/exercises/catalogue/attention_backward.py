@@ -82,14 +82,14 @@ EXERCISE = Exercise(
             {MASK: "mask = np.tril(np.full((t, t), -1e30), k=-1)"},
         ),
         Mistake(
-            "the causal mask is applied after the softmax",
+            "the causal mask is applied after the softmax instead of before the softmax",
             "Each row of the shares p must have the sum 1. Test it: print the sum of each row of your shares. "
             "Which line changes the sums after the softmax?",
             {" + mask": "", SHARES: f"np.tril({SHARES})"},
         ),
         Mistake(
             "the masked scores are set to zero instead of a very negative number",
-            "The exponential of a score of 0 is 1, so its share is not zero. Test it: print your shares p "
+            "The exponential of a score of 0 is 1, so the share of this score is not zero. Test it: print your shares p "
             "above the diagonal. Are these shares zero?",
             {MASKED: "z = np.tril(scale * (q @ k.T))"},
         ),
@@ -124,7 +124,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the gradients dq and dk are multiplied by 1/√d twice",
-            "The equation for z contains the factor 1/√d once. How often do your lines from dz to dq multiply by 1/√d?",
+            "The equation for z contains the factor 1/√d once. How often does your code multiply by 1/√d between dz and dq?",
             {DZ: f"scale * {DZ}"},
             {DQ: f"scale * {DQ}", DK: f"scale * {DK}"},
         ),
@@ -141,7 +141,7 @@ EXERCISE = Exercise(
             {SCALE: "1 / d"},
         ),
         Mistake(
-            "the scores z are divided by the root of the number of tokens, not by √d",
+            "the scores z are divided by the square root of the number of tokens instead of √d",
             "Test it: add a token at the end of the sequence. The score between the first two tokens should "
             "not change. Does this score change?",
             {SCALE: "1 / np.sqrt(t)"},
@@ -167,8 +167,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the sum in the softmax lacks its last axis (keepdims=True)",
-            "With a sum of shape (t,), NumPy divides each column by one number, not each row. Test it: print "
-            "the shape of your sum.",
+            "With a sum of shape (t,), NumPy divides each column by one number, but each row must be divided by one "
+            "number. Test it: print the shape of your sum.",
             {SUM: "e.sum(axis=-1)"},
             {MAX: "z.max(axis=-1)", SUM: "e.sum(axis=-1)"},
         ),
@@ -180,12 +180,12 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the inner sum in the softmax's derivative lacks its last axis (keepdims=True)",
-            "With a sum of shape (t,), NumPy subtracts one number from each column of dp, not from each row. "
-            "Test it: print the shape of your inner sum.",
+            "With a sum of shape (t,), NumPy subtracts one number from each column of dp, but one number must be "
+            "subtracted from each row. Test it: print the shape of your inner sum.",
             {DOT: "(p * dp).sum(axis=-1)"},
         ),
         Mistake(
-            "the inner sum in the softmax's derivative runs over all queries and keys",
+            "the inner sum in the softmax's derivative runs over all queries and keys instead of the keys of one query",
             "Test it: change one number in the last row of `do`. The first row of dz should not change. Does your "
             "first row change?",
             {DOT: "(p * dp).sum()"},
@@ -252,7 +252,7 @@ EXERCISE = Exercise(
             {"-1e30": "-1000.0"},
         ),
         Mistake(
-            "the maximum of the whole score matrix z is subtracted from every row",
+            "the maximum of the whole score matrix z is subtracted from every row instead of the maximum of the row",
             "If all scores of a row are a thousand below your maximum, all exponentials of this row are 0. "
             "Which maximum does each row need?",
             {MAX: "z.max()"},

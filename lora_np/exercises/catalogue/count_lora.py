@@ -56,7 +56,7 @@ EXERCISE = Exercise(
             {BOTH: "size_B"},
         ),
         Mistake(
-            "the numbers of the product ΔW are counted instead of A and B",
+            "the numbers of the product ΔW are counted instead of the numbers of A and B",
             "Your count does not change with r. Are the numbers of the product ΔW trained, or the numbers of "
             "its factors A and B?",
             {BOTH: "out * in_"},
@@ -97,7 +97,7 @@ EXERCISE = Exercise(
             {B: "size_B = out"},
         ),
         Mistake(
-            "the rank r is added to the sides of the weight matrix instead of multiplied by the sides",
+            "the rank r is added to the sides of the weight matrix, but it must multiply each side",
             "How many numbers does an array with 2 rows and 8 columns have? Count the numbers of A, of shape "
             "(r, in), in the same way.",
             {BOTH: "r + out + in_"},

@@ -41,7 +41,7 @@ EXERCISE = Exercise(
             {SCALING: "1.0"},
         ),
         Mistake(
-            "the scaling of plain LoRA is alpha, not alpha/r",
+            "the scaling of plain LoRA is alpha instead of alpha/r",
             "Test it: print your scaling for alpha = 8, once with r = 2 and once with r = 8. Does your "
             "scaling depend on r?",
             {SCALING: "alpha"},
@@ -52,7 +52,7 @@ EXERCISE = Exercise(
             {SCALING: "1 / divisor"},
         ),
         Mistake(
-            "alpha is multiplied by the rank r instead of divided",
+            "alpha is multiplied by the rank r, but it must be divided by r",
             "Test it: print your scaling for r = 8 and for r = 64. Does your scaling become smaller when the "
             "rank grows?",
             {SCALING: "alpha * divisor"},
@@ -96,7 +96,7 @@ EXERCISE = Exercise(
             {ROOT: "np.sqrt(r)"},
         ),
         Mistake(
-            "use_rslora=True and use_rslora=False are exchanged",
+            "the scalings for use_rslora=True and use_rslora=False are exchanged",
             "Test it: print your scaling for use_rslora=True and for use_rslora=False. Which of the two numbers "
             "should be alpha/√r?",
             {ROOT: "r if use_rslora else np.sqrt(r)"},
@@ -113,13 +113,13 @@ EXERCISE = Exercise(
             {SCALING: "np.sqrt(alpha) / r if use_rslora else alpha / r"},
         ),
         Mistake(
-            "the scaling of rsLoRA divides by the square of r, not by the square root of r",
-            "For the same r > 1 and alpha, rsLoRA has a larger scaling than plain LoRA. Does your function "
-            "give rsLoRA a larger scaling?",
+            "the scaling of rsLoRA divides by the square of r instead of the square root of r",
+            "If r > 1, the scaling of rsLoRA is larger than the scaling of plain LoRA with the same r and alpha. Does "
+            "your function give rsLoRA a larger scaling?",
             {ROOT: "r**2 if use_rslora else r"},
         ),
         Mistake(
-            "the scaling of rsLoRA divides by half of r, not by the square root of r",
+            "the scaling of rsLoRA divides by half of r instead of the square root of r",
             "The mistake makes no difference for r = 4. Test it: print your denominator for r = 9. Is your "
             "denominator 3?",
             {ROOT: "r / 2 if use_rslora else r"},

@@ -117,13 +117,13 @@ EXERCISE = Exercise(
     mistakes=(
         Mistake(
             "the bound b is computed from r instead of the number of input features",
-            "One row of A times one token x is a sum, which gives one hidden feature. Does the number of terms in this "
+            "One hidden feature is a sum: the product of one row of A and one token x. Does the number of terms in this "
             "sum depend on r?",
             {FAN: "fan_in = r"},
         ),
         Mistake(
-            "the bound b is computed from the number of output features instead of input features",
-            "One row of A times one token x is a sum, which gives one hidden feature. Does the number of terms in this "
+            "the bound b is computed from the number of output features instead of the number of input features",
+            "One hidden feature is a sum: the product of one row of A and one token x. Does the number of terms in this "
             "sum depend on the number of output features?",
             {FAN: "fan_in = out_features"},
         ),
@@ -156,7 +156,7 @@ EXERCISE = Exercise(
             {BOUND: "bound = np.sqrt(3 / fan_in)"},
         ),
         Mistake(
-            "the numbers of A are drawn from an interval half as wide as from −b to b",
+            "the numbers of A are drawn from an interval that is half as wide as the interval from −b to b",
             "Test it: print A.min() and A.max() of a large A. Are these two numbers close to −b and b?",
             {DRAW_A: "rng.uniform(-bound / 2, bound / 2, (r, in_features))"},
         ),
@@ -167,14 +167,14 @@ EXERCISE = Exercise(
             {NO_BOUND: "A = rng.uniform(-1, 1, "},
         ),
         Mistake(
-            "the numbers of A are drawn from 0 to b, not from −b to b",
+            "the numbers of A are drawn between 0 and b instead of between −b and b",
             "Test it: print A.min() of a large A. Is this minimum close to −b?",
             {DRAW_A: "rng.uniform(0, bound, (r, in_features))"},
         ),
         Mistake(
-            "the numbers of A are drawn from a normal distribution, not from a uniform distribution",
-            "Test it: draw a histogram of a large A. A uniform distribution has no numbers outside −b and b. "
-            "Does your A have such numbers?",
+            "the numbers of A are drawn from a normal distribution instead of a uniform distribution",
+            "Test it: draw a histogram of a large A. The uniform distribution has no numbers below −b or above "
+            "b. Does your A have such numbers?",
             {NO_BOUND: "A = rng.normal(0, 1 / r, "},
         ),
         Mistake(
@@ -192,7 +192,7 @@ EXERCISE = Exercise(
             {DRAW_A: "np.repeat(rng.uniform(-bound, bound, (r // 2, in_features)), 2, axis=0)"},
         ),
         Mistake(
-            "A starts at zero and B is random, not the reverse",
+            "A starts at zero and B is random, but A must be random and B must start at zero",
             "According to the equation, which of the factors A and B starts at zero? Which factor starts at "
             "zero in your function?",
             {NO_BOUND: "A = np.zeros(", ZERO_B: "rng.uniform(-1, 1, (out_features, r))"},

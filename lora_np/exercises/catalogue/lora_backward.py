@@ -63,8 +63,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the factor scaling is missing in the gradient dA",
-            "Test it: compute a difference quotient for A with scaling = 1 and with scaling = 2, for the same "
-            "error. The quotient doubles. Does your dA double?",
+            "Test it: compute a difference quotient for A with scaling = 1 and with scaling = 2, but with the same "
+            "argument `error`. The quotient doubles. Does your dA double?",
             {DA: "dhidden.T @ x"},
         ),
         Mistake(
@@ -85,7 +85,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "all three gradients dA, dB and dx are multiplied by the scaling twice",
-            "Test it: keep the error and double the scaling. The correct dA and dB double. By what factor do "
+            "Test it: double the scaling, but not `error`. The correct dA and dB double. By what factor do "
             "your dA and dB grow?",
             {
                 DA: "scaling**2 * dhidden.T @ x",
@@ -95,7 +95,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the gradient dA is multiplied by the scaling twice",
-            "Test it: keep the error and double the scaling. The correct dA doubles. By what factor does your dA grow?",
+            "Test it: double the scaling, but not `error`. The correct dA doubles. By what factor does your dA grow?",
             {DA: "scaling**2 * (dhidden.T @ x)"},
         ),
         Mistake(
@@ -117,7 +117,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the part of the gradient dx that comes from the bypass is multiplied by the scaling twice",
-            "Test it: keep the error, set W to zero and double the scaling. The correct dx doubles. By what "
+            "Test it: set W to zero and double the scaling, but not `error`. The correct dx doubles. By what "
             "factor does your dx grow?",
             {BYPASS: "bypass = scaling**2 * (dhidden @ A)"},
         ),
@@ -131,7 +131,7 @@ EXERCISE = Exercise(
             {HIDDEN: "hidden = x @ B.T", DHIDDEN: "dhidden = dy @ A", BYPASS: "bypass = scaling * (dy @ B @ A)"},
         ),
         Mistake(
-            "dA is added to the gradient of B, and dB to the gradient of A",
+            "dA is added to the gradient of B, and dB is added to the gradient of A",
             "A gradient has the shape of its parameter. Test it: print the shapes of dA and dB, and of the "
             "arrays in grads.",
             {ADD_A: 'grads["A"] += dB', ADD_B: 'grads["B"] += dA'},
@@ -150,14 +150,14 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the weight matrix W is transposed in the gradient dx",
-            "For a square W your code runs without an error. The array dy of shape (n, out) is multiplied by "
-            "a matrix, which gives dx of shape (n, in). Which shape must this matrix have?",
+            "For a square W your code runs without an error. The array dy of shape (n, out) times a "
+            "matrix gives dx of shape (n, in). Which shape must this matrix have?",
             {FROZEN: "frozen = dy @ W.T"},
         ),
         Mistake(
             "the factor B is transposed in the backward pass",
-            "For a square B (r = out) your code runs without an error. The array dy of shape (n, out) is "
-            "multiplied by a matrix, which gives an array of shape (n, r). Which shape must this matrix have?",
+            "For a square B (r = out) your code runs without an error. The array dy of shape (n, out) times a "
+            "matrix gives an array of shape (n, r). Which shape must this matrix have?",
             {DHIDDEN: "dhidden = dy @ B.T"},
         ),
         Mistake(
@@ -200,17 +200,17 @@ EXERCISE = Exercise(
             {RETURN: "return None"},
         ),
         Mistake(
-            "the gradient dx lacks the part of the frozen path x Wᵀ",
+            "the gradient dx lacks the part that comes from the frozen path x Wᵀ",
             "Test it: set B to zero. Then y = x Wᵀ still depends on x. Is your dx zero?",
             {RETURN: "return bypass"},
         ),
         Mistake(
-            "the gradient dx lacks the part of the bypass",
+            "the gradient dx lacks the part that comes from the bypass",
             "Test it: set W to zero. Then y still depends on x, through A and B. Is your dx zero?",
             {RETURN: "return frozen"},
         ),
         Mistake(
-            "the part of the frozen path in the gradient dx is multiplied by the scaling",
+            "the part of the gradient dx that comes from the frozen path is multiplied by the scaling",
             "Test it: set B to zero and change the scaling. Then y does not change, so dx should not change. "
             "Does your dx change?",
             {FROZEN: "frozen = scaling * (dy @ W)"},
@@ -234,13 +234,13 @@ EXERCISE = Exercise(
             {DA: "scaling * (dhidden.T @ x) / n", DB: "scaling * (dy.T @ hidden) / n"},
         ),
         Mistake(
-            "the gradients are divided by the size of the error, n · out, not by n",
+            "the gradients are divided by the size n · out of the error instead of n",
             "L divides by the number of tokens n only. Test it: print your divisor for an error of shape (2, "
             "4). Is your divisor 2?",
             {DY: "dy = error / error.size"},
         ),
         Mistake(
-            "the gradients are divided by the number of output features, not by n",
+            "the gradients are divided by the number of output features instead of the number of tokens n",
             "L divides by the number of tokens n. Test it: print your divisor for an error of shape (2, 4). "
             "Is your divisor 2?",
             {DY: "dy = error / error.shape[1]"},

@@ -52,13 +52,13 @@ EXERCISE = Exercise(
             {"frozen = x @ W.T": "frozen = dropped @ W.T"},
         ),
         Mistake(
-            "the whole gradient dx is masked, not only the part that comes from the bypass",
+            "the whole gradient dx is masked, but only the part that comes from the bypass must be masked",
             "Only the bypass has the mask m. If the mask drops a number of x, this number still changes y through W. "
             "What is the gradient of this number in your dx?",
             {RETURN_DX: "(dx_frozen + dx_dropped) * mask"},
         ),
         Mistake(
-            "the frozen path has dropout instead of the bypass",
+            "dropout is applied to the frozen path instead of the bypass",
             "Test it: set B to zero. Then y must equal x Wᵀ in every call. To which path does your code apply "
             "the mask?",
             {
@@ -68,7 +68,7 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "all tokens have the same dropout mask",
+            "the same dropout mask is used for all tokens",
             "Each number of x must be kept or dropped independently. Test it: print your mask. Do the rows of "
             "your mask differ?",
             {KEPT: "rng.random(x.shape[-1]) >= p"},
@@ -87,7 +87,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the backward pass draws a second dropout mask",
-            "dx must be the derivative of the y of the same call. How many masks does your function draw in one call?",
+            "Each call returns y and dx, and dx must be the derivative of this y. How many masks does your function draw in "
+            "one call?",
             {RETURN_DX: "dx_frozen + dx_dropped * (rng.random(x.shape) >= p) / (1 - p)"},
         ),
         Mistake(
@@ -114,14 +115,14 @@ EXERCISE = Exercise(
             {RETURN_DX: "dx_frozen + dx_dropped * kept"},
         ),
         Mistake(
-            "the numbers of x are kept with probability p instead of dropped",
-            "Test it: call your function with p = 0.01. About one number in a hundred of your mask should be "
-            "zero. How many are zero?",
+            "the numbers of x are kept with probability p, but they must be dropped with probability p",
+            "Test it: call your function with p = 0.01. About one in a hundred numbers of your mask should be "
+            "zero. How many numbers are zero?",
             {KEPT: "rng.random(x.shape) < p"},
             {KEPT: "rng.random(x.shape) < p", TIMES: "1 / p"},
         ),
         Mistake(
-            "half of the numbers of x are dropped, whatever p is",
+            "half of the numbers of x are dropped for every p",
             "Test it: count the zeros in your mask for p = 0.1 and for p = 0.9. The share of zeros should be "
             "close to p. Is your share close to p?",
             {KEPT: "rng.random(x.shape) >= 0.5"},
@@ -137,13 +138,13 @@ EXERCISE = Exercise(
             {KEPT: "rng.random(x.shape) >= 0.1", TIMES: "1 / 0.9"},
         ),
         Mistake(
-            "an equal number of features is dropped in every call",
+            "every call drops exactly the same number of features",
             "If each number is dropped independently, the count of dropped numbers varies. Test it: count the "
             "zeros of your mask in ten calls. Does your count vary?",
             {KEPT: "rng.permutation(x.size).reshape(x.shape) >= round(p * x.size)"},
         ),
         Mistake(
-            "the kept numbers of x are divided by p, not by 1 − p",
+            "the kept numbers of x are divided by p instead of 1 − p",
             "Test it: call your function with p = 0.01. Few numbers are dropped, so the kept numbers should "
             "hardly change. By what factor do your kept numbers change?",
             {TIMES: "1 / p"},
@@ -156,7 +157,7 @@ EXERCISE = Exercise(
             {TIMES: "p"},
         ),
         Mistake(
-            "dropout is applied to the output of the bypass, not to x",
+            "dropout is applied to the output of the bypass instead of x",
             "Test it: set W to zero and print y. If the mask drops a feature of x, all numbers of y change. "
             "Are single numbers of your y zero?",
             {
@@ -168,9 +169,9 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "dropout is applied to the hidden features x Aᵀ, not to x",
-            "The equation multiplies the mask m with x, which has the shape (n, in). Test it: print the shape "
-            "of your mask. Is the shape (n, in)?",
+            "dropout is applied to the hidden features x Aᵀ instead of x",
+            "The equation multiplies x, of shape (n, in), by the mask m. Test it: print the shape of your mask. Is the "
+            "shape (n, in)?",
             {
                 KEPT: "rng.random((len(x), len(A))) >= p",
                 DROPPED: "dropped = x",
@@ -180,7 +181,7 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "dropout is applied to the output y of the layer, not to x",
+            "dropout is applied to the output y of the layer instead of x",
             "Some numbers of your y are exactly zero, but the frozen path x Wᵀ has no dropout. To which array "
             "does your code apply the mask?",
             {
@@ -193,7 +194,7 @@ EXERCISE = Exercise(
             },
         ),
         Mistake(
-            "the dropout mask is applied to dy in the backward pass, not to dx",
+            "the backward pass applies the dropout mask to dy instead of dx",
             "Your code runs only if in and out are equal. The forward pass multiplies the mask with x. Which "
             "gradient has the shape of x?",
             {BACK: "(dy * mask) @ B @ A", RETURN_DX: "dx_frozen + dx_dropped"},
@@ -207,13 +208,13 @@ EXERCISE = Exercise(
         Mistake(
             "the random generator rng of the caller is not used",
             "Test it: call your function twice, each time with a new np.random.default_rng(0), and then twice "
-            "with one generator. The first two results should be equal, the last two should differ. Which of "
-            "your results are equal?",
+            "with one generator. The first two results should be equal, and the last two results should "
+            "differ. Which of your results are equal?",
             {"rng.random": "np.random.random"},
             {"rng.random": "np.random.default_rng(0).random"},
         ),
         Mistake(
-            "the factor scaling is missing in the bypass, in y and in dx",
+            "the factor scaling is missing both in y and in dx",
             "If the scaling doubles, the parts of y and dx that come from the bypass should double. Which argument "
             "does your code not use?",
             {"scaling * (dropped": "1.0 * (dropped", "scaling * (dy": "1.0 * (dy"},
@@ -231,7 +232,7 @@ EXERCISE = Exercise(
             {"scaling * (dy": "1.0 * (dy"},
         ),
         Mistake(
-            "the gradient dx lacks the part of the frozen path x Wᵀ",
+            "the gradient dx lacks the part that comes from the frozen path x Wᵀ",
             "Test it: set B to zero. Then y still depends on x, through W. Is your dx zero?",
             {RETURN_DX: "dx_dropped * mask"},
         ),

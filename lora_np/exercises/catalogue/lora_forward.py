@@ -56,23 +56,23 @@ EXERCISE = Exercise(
             {SCALING: "(alpha / r) ** 2"},
         ),
         Mistake(
-            "the scaling is alpha times r, not alpha/r",
+            "the scaling is alpha times r instead of alpha/r",
             "Test it: print your scaling for r = 2 and for r = 8. Does your scaling get smaller when r grows?",
             {SCALING: "alpha * r"},
         ),
         Mistake(
-            "the scaling is alpha, not alpha/r",
-            "A bypass of rank 8 is a sum of four times as many terms as a bypass of rank 2. Which part of the "
+            "the scaling is alpha instead of alpha/r",
+            "A bypass of rank 8 is a sum of 8 terms, and a bypass of rank 2 is a sum of 2 terms. Which part of the "
             "equation compensates for the larger number of terms?",
             {SCALING: "alpha"},
         ),
         Mistake(
-            "the scaling is r/alpha, not alpha/r",
+            "the scaling is r/alpha instead of alpha/r",
             "If alpha doubles, the bypass should double. By what factor does your bypass change?",
             {SCALING: "r / alpha"},
         ),
         Mistake(
-            "the scaling divides alpha by the square root of r, not by r",
+            "the scaling divides alpha by the square root of r instead of r",
             "Your scaling is the scaling of rsLoRA (exercise 4). Which denominator does the equation of this "
             "exercise have?",
             {SCALING: "alpha / r**0.5"},
@@ -111,8 +111,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "A and B are swapped in the bypass",
-            "Write the shape of each array beside each product. Which factor takes the input from `in` to r "
-            "features, and which factor from r to `out` features?",
+            "Write the shape of each array beside each product. Which factor maps `in` features to r features, and which "
+            "factor maps r features to `out` features?",
             {"hidden = x @ A.T": "hidden = x @ B", BYPASS: "hidden @ A"},
         ),
         Mistake(
@@ -135,8 +135,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "none of the matrices W, A and B is transposed",
-            "For square matrices your code runs without an error, but the numbers are wrong. In the equation, a ᵀ "
-            "follows each of W, A and B. Where is this ᵀ in your code?",
+            "For square matrices your code runs without an error, but the numbers are wrong. In the equation, "
+            "W, A and B are transposed. Does your code transpose all three matrices?",
             {FROZEN: "frozen = x @ W", "hidden = x @ A.T": "hidden = x @ A", BYPASS: "hidden @ B"},
         ),
     ),

@@ -91,7 +91,7 @@ EXERCISE = Exercise(
             {ADDED: "y[rows] += x[rows] @ W.T + s * bypass"},
         ),
         Mistake(
-            "the adapter of a batch row is selected by the row's index instead of its name",
+            "the adapter of a batch row is selected by the index of the row instead of the name in `names`",
             "Test it: swap two different names in `names`. The outputs of these two batch rows should change. "
             "Do your outputs change?",
             {WANTED: "list(adapters)[i % len(adapters)] == name"},
@@ -146,8 +146,8 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "none of the matrices W, A and B is transposed",
-            "For square matrices your code runs without an error. In the equation, a ᵀ follows each of W, A and B. "
-            "Where is this ᵀ in your code?",
+            "For square matrices your code runs without an error. In the equation, W, A and B are "
+            "transposed. Does your code transpose all three matrices?",
             {FROZEN: "y = x @ W", "x[rows] @ A.T": "x[rows] @ A", "hidden @ B.T": "hidden @ B"},
         ),
         Mistake(

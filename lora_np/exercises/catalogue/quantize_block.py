@@ -94,13 +94,13 @@ EXERCISE = Exercise(
             {NEAREST: "np.rint((scaled + 1) * 7.5).astype(int)"},
         ),
         Mistake(
-            "the upper four bits of a byte contain the second number of the pair, not the first",
+            "the upper four bits of a byte contain the second number of the pair instead of the first",
             "Test it: print the byte of two weights in hexadecimal. The first digit should be the number of "
-            "the first weight. Is this the first digit of your byte?",
+            "the first weight. Is the first digit of your byte this number?",
             {PACKED: "first + 16 * second"},
         ),
         Mistake(
-            "weights of the first half of the block are paired with weights of the second half",
+            "weights of the first half of the block are paired with weights of the second half instead of their neighbours",
             "The first byte should contain the first two weights. Test it: change the second weight only. "
             "Which of your bytes changes?",
             {PAIRS: "q[: len(q) // 2], q[len(q) // 2 :]"},

@@ -106,7 +106,7 @@ EXERCISE = Exercise(
             {"g = dy * w": "g = dy"},
         ),
         Mistake(
-            "the inner sum of the gradient dx is multiplied by w_j, not each of its terms by w_i",
+            "the inner sum of the gradient dx is multiplied by w_j, but each term of the sum must be multiplied by w_i",
             "ρ changes every output y_i = w_i x_i ρ. Write out the sum over i of dy_i · ∂y_i/∂ρ. Is w_i inside your "
             "sum or in front of it?",
             {"g = dy * w": "g = dy", "dx = direct + through_rho": "dx = w * (direct + through_rho)"},
@@ -159,7 +159,7 @@ EXERCISE = Exercise(
             {MEAN: "np.mean(x * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
-            "the mean of the squares in ρ runs over all tokens and features",
+            "the mean of the squares in ρ runs over all tokens and features instead of the features of one token",
             "Every token has its own ρ. Test it: print the shape of your ρ for three tokens. Does your ρ have "
             "three numbers?",
             {MEAN: "np.mean(x * x)"},
@@ -180,12 +180,12 @@ EXERCISE = Exercise(
             {"1 / np.sqrt(mean_square + eps)": "np.sqrt(mean_square + eps)"},
         ),
         Mistake(
-            "ε is added outside the square root in ρ",
+            "ε is added outside the square root in ρ instead of inside",
             "Test it: set x to 0 and ε to 0.01. The correct ρ is 10. What is your ρ?",
             {"np.sqrt(mean_square + eps)": "(np.sqrt(mean_square) + eps)"},
         ),
         Mistake(
-            "the function computes the backward pass of LayerNorm",
+            "the function computes the backward pass of LayerNorm instead of RMSNorm",
             "LayerNorm subtracts the mean of a token's features, but RMSNorm does not. Which line of your code "
             "computes a mean that is not in the equation of RMSNorm?",
             {DIRECT: CENTRED},
@@ -217,7 +217,7 @@ EXERCISE = Exercise(
             {DOT: "np.sum(g * x, axis=tuple(range(x.ndim - 1)), keepdims=True)"},
         ),
         Mistake(
-            "the inner sum of the gradient dx runs over all tokens and features",
+            "the inner sum of the gradient dx runs over all tokens and features instead of the features of one token",
             "Test it: add a second token to x. The dx of the first token should not change. Does your dx of "
             "the first token change?",
             {DOT: "np.sum(g * x)"},

@@ -90,7 +90,7 @@ EXERCISE = Exercise(
             {DELTA: 'layer["scaling"] ** 2 * product'},
         ),
         Mistake(
-            "only one of merging and unmerging uses the scaling",
+            "the scaling is used either in merging or in unmerging, but not in both",
             "Write down the term that merging adds to W and the term that unmerging subtracts from W. Are the "
             "two terms equal in your code?",
             {SUBTRACT: 'layer["W"] -= product'},
@@ -132,7 +132,7 @@ EXERCISE = Exercise(
             {SUBTRACT: 'layer["W"] += delta'},
         ),
         Mistake(
-            "merging subtracts the bypass from W, and unmerging adds the bypass",
+            "merging subtracts the bypass from W and unmerging adds it, but it must be the other way round",
             "Test it: set W to zero and merge. Then W should equal the scaled product BA. Does your W have "
             "the same sign as this product?",
             {"    if merged:": "    if not merged:"},
@@ -153,7 +153,7 @@ EXERCISE = Exercise(
             {ADD: COPY + NEW, SUBTRACT: 'layer["W"] = layer["saved"]'},
         ),
         Mistake(
-            'the function replaces layer["W"] by a new array instead of changing the array',
+            'the function replaces layer["W"] by a new array instead of changing the existing array',
             'Test it: run held = layer["W"], merge, and print held. The optimizer uses the array `held`, so '
             "`held` must change. Does `held` change?",
             {ADD: NEW},

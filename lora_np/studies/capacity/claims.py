@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..harness.findings import Claim, Finding, agrees
 from ..harness.table import Table, groups, mean
-from ..harness.words import percent
+from ..harness.words import listed, percent
 from .study import matrices
 
 NEEDED = ("capacity",)
@@ -45,22 +45,25 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"at least {most.number} bits (LoRA), {full.number} (full fine-tuning)",
             STUDY,
             (*by_rank.values(), *free.values(), most, full),
-            f"The bits of random strings that LoRA holds per trained parameter have a lower bound of {span(by_rank)}, which "
-            f"depends on the rank ({low} to {high}). LoRA's product BA has r(in + out − r) free parameters, fewer than LoRA "
-            f"trains. Per free parameter, the lower bound is {span(free)} bits, depending on the rank. {most.sentence} "
+            f"The lower bound on the random strings that LoRA holds is {span(by_rank)} bits per trained parameter, depending "
+            f"on the rank ({low} to {high}). LoRA trains r(in + out) parameters for each matrix, but the product BA has only "
+            f"r(in + out − r) free parameters. Per free parameter, the lower bound is {span(free)} bits, depending on "
+            f"the rank. {most.sentence} "
             f"{full.sentence} All numbers of bits are lower bounds, so a number below {BITS} does not refute the claim. The "
-            "numbers of bits cannot be compared, because some are further below the capacity than others. Each string was "
+            "numbers of bits cannot be compared with each other: for some runs, the bound is further below the "
+            "capacity than for other runs. Each string was "
             f"read {listed(seen)}. Runs with half the steps hold fewer bits than runs with all steps: {listed(less)}.",
         ),
         Claim(
-            "LoRA of twice the rank holds twice the bits of random strings",
+            "LoRA with twice the rank holds twice as many bits of random strings",
             "after Allen-Zhu and Li 2024: bits in proportion to parameters",
             agrees(*(near_one(*each) for each in ranges)),
             f"bits grow as r to the power {growth[0].number} to r = {middle}, {growth[1].number} to r = {high}",
             STUDY,
             (*growth, few, many, against),
-            f"{growth[0].sentence} {growth[1].sentence} The training runs had not converged. Suppose that longer runs gain at most "
-            f"as many bits as the second half of the steps. Then the power from r = {low} to r = {middle} is between {between[0]}, "
+            f"{growth[0].sentence} {growth[1].sentence} The training runs had not converged. Suppose that longer runs add at most "
+            f"as many bits as the second half of the steps added. Then the power from r = {low} to r = {middle} is "
+            f"between {between[0]}, "
             f"and the power from r = {middle} to r = {high} is between {between[1]}. {few.sentence} "
             f"{many.sentence}{' With more strings, LoRA memorised more bits, so no limit was found.' * rises} "
             f"{against.sentence}",
@@ -72,11 +75,6 @@ def span(found: Mapping[int, Finding]) -> str:
     """Return the lowest and the highest value of the findings as text, for example "1.49 to 1.84"."""
     values = [finding.value for finding in found.values()]
     return f"{min(values):.2f} to {max(values):.2f}"
-
-
-def listed(parts: Sequence[str]) -> str:
-    """Join the parts of a list with commas and "and"."""
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def of(table: Table, method: str, r: int | None = None) -> list[dict[str, Any]]:
@@ -171,7 +169,8 @@ def highest(table: Table) -> Finding:
     runs = groups([*of(table, "lora"), *table.where(phase="offered")], "r", "offered").items()
     means = {setting: statistics.mean(row["memorised"] / row["trained"] for row in same) for setting, same in runs}
     r, offered = max(means, key=lambda setting: means[setting])
-    sentence = f"LoRA's largest value is {means[r, offered]:.2f} bits per trained parameter, measured with r = {r} and strings "
+    sentence = f"The largest value for LoRA is {means[r, offered]:.2f} bits per trained parameter, measured with r = "
+    sentence += f"{r} and strings "
     sentence += f"of {offered:,.0f} bits in total."
     return Finding("capacity.highest", means[r, offered], sentence, "bits per trained parameter", form=".2f")
 

@@ -13,7 +13,7 @@ from ..harness.words import percent
 NEEDED = ("convergence", "convergence_short", "shortfall")
 STUDY = "`lora_np/studies/convergence/study.py`, notebook 05"
 GAIN = "of full fine-tuning's gain"
-OWN = "Each method has its own best learning rate."
+OWN = "Each method is trained at its own best learning rate."
 ENOUGH = 0.95  # the share of the gain that counts as reaching full fine-tuning
 
 

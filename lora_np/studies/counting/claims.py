@@ -28,7 +28,7 @@ def small_share(one_matrix: Table, whole_models: Table) -> Claim:
         "counting.one_matrix.r8",
         row["share"],
         f"For one 4096 × 4096 matrix, LoRA with r = 8 trains {row['lora']:,} parameters. The matrix has "
-        f"{row['full']:,} parameters, {row['factor']:g} times as many.",
+        f"{row['full']:,} parameters, {row['factor']:g} times as many as LoRA trains.",
         form=".2%",
     )
     model = Finding(
@@ -83,7 +83,8 @@ def operations() -> Claim:
         form=".2f",
     )
     return Claim(
-        "For an N × N matrix and one token, a LoRA step takes 2N² + 6Nr multiplications, and a full fine-tuning step 3N²",
+        "For an N × N matrix and one token, a LoRA step takes 2N² + 6Nr multiplications, and a full fine-tuning step takes "
+        "3N²",
         "Schulman et al. 2025",
         agrees(lora == 2 * n**2 + 6 * n * r, weight.total // 2 == 3 * n**2),
         f"exact; SmolLM2-135M, r = {r}: {whole.number} {whole.unit}",
@@ -138,7 +139,7 @@ def memory() -> list[Claim]:
         "memory.gpt-3.full",
         gpt3_full.total / 1e12,
         f"Full fine-tuning of GPT-3 with AdamW takes {gpt3_full.total / 1e12:.1f} TB of memory, with 12 bytes per parameter. "
-        "The 1.2 TB of Hu et al. 2021 are 7 bytes per parameter of GPT-3.",
+        "The 1.2 TB that Hu et al. 2021 report are 7 bytes per parameter of GPT-3.",
         "TB",
         form=".1f",
     )

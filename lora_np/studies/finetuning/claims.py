@@ -31,7 +31,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         "finetuning.lr_factor",
         factor,
         f"On SmolLM2-135M, the best learning rate of LoRA (r = {lora['r']}, α = 2r) is {factor:.3g} times the best learning rate "
-        f"of full fine-tuning, {full['lr']:g}. Neighbouring learning rates of the search differ by a factor of up to {grid:.2g}, "
+        f"of full fine-tuning ({full['lr']:g}). Neighbouring learning rates of the search differ by a factor of up to {grid:.2g}, "
         "so the ratio of the two best rates is known only up to this factor. Both rates were chosen with one seed.",
         form=".3g",
     )
@@ -44,7 +44,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
         )
         for key, what in (
             ("step_seconds", "time of a full fine-tuning step"),
-            ("peak_bytes", "memory of a full fine-tuning step (both without the base's weights)"),
+            ("peak_bytes", "memory of a full fine-tuning step (the base's weights are not counted)"),
         )
     )
     return [
@@ -57,7 +57,7 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             (learned, forgotten, at_rates),
         ),
         Claim(
-            "On SmolLM2-135M, LoRA's best learning rate is ten times that of full fine-tuning",
+            "On SmolLM2-135M, LoRA's best learning rate is ten times the best learning rate of full fine-tuning",
             "Schulman et al. 2025",
             agrees(10 / grid**0.5 < factor < 10 * grid**0.5),
             f"{rate.number} times",
@@ -107,11 +107,11 @@ def other_rate(table: Table, full: Mapping[str, Any], method: Mapping[str, Seque
     for key, (_, text) in TEXTS.items():
         larger = abs(full[key] - other[key]) > max(map(abs, method[key]))
         effects.setdefault("a larger effect" if larger else "no larger effect", []).append(f"the loss on {text}")
-    said = [f"The learning rate has {effect} on {' and '.join(losses)}" for effect, losses in effects.items()]
+    said = [f"For {' and '.join(losses)}, the learning rate has {effect}" for effect, losses in effects.items()]
     return Finding(
         "finetuning.rate",
         full["prose"] - other["prose"],
-        f"SmolLM2-135M learns to answer like a lighthouse keeper, by full fine-tuning (seed {full['seed']}). With the learning "
+        f"With full fine-tuning (seed {full['seed']}), SmolLM2-135M learns to answer like a lighthouse keeper. With the learning "
         f"rate {other['lr']:g}, the final loss is {other['final']:.3f} nats per token on the answers and {other['prose']:.3f} on "
         f"other prose. With the learning rate {full['lr']:g}, the final loss is {full['final']:.3f} nats per token on the answers "
         f"and {full['prose']:.3f} on other prose. "

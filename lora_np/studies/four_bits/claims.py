@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ..harness.findings import Claim, Finding, agrees, paragraph
 from ..harness.table import Table, median, model_in_text, model_name
+from ..harness.words import listed
 from .qlora import means
 from .quantization import ANOTHER_BATCH
 
@@ -63,8 +64,9 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             agrees(step <= DEAR),
             f"{step:.2f}× the time of a LoRA step",
             "`python -m lora_np bench --only quantized`",
-            note="The time is measured with steps of 2 × 256 tokens on SmolLM2-135M. The computer is "
-            f"{speed.settings['processor']} with {speed.settings['threads']} threads. Decoding each 4-bit matrix twice takes "
+            note="The time is measured with steps of 2 × 256 tokens on SmolLM2-135M. The computer has "
+            f"{speed.settings['threads']} threads of this processor: {speed.settings['processor']}. Decoding each "
+            "4-bit matrix twice takes "
             f"{decoding:.2f} times the time of a LoRA step with a float32 base.",
         ),
     ]
@@ -79,6 +81,9 @@ def codes(table: Table) -> list[Claim]:
     def three(kind: str, size: int) -> str:
         return ", ".join(f"{name} {found[kind, size, name.lower()]:.4f}" for name in ("NF4", "FP4", "int4"))
 
+    def each(kind: str, size: int) -> str:
+        return listed([f"{found[kind, size, name.lower()]:.4f} for {name}" for name in ("NF4", "FP4", "int4")])
+
     nearest = [found[w, b, "nf4"] < min(found[w, b, "fp4"], found[w, b, "int4"]) for w, b, _ in found]
     nearest_at_64 = [found[kind, 64, "nf4"] < min(found[kind, 64, "fp4"], found[kind, 64, "int4"]) for kind in kinds]
     sizes = sorted({b for w, b, _ in found if w == "tiny"})
@@ -86,7 +91,7 @@ def codes(table: Table) -> list[Claim]:
     blocks = f"in blocks of {', '.join(f'{b:,}' for b in second)} weights" if second else "at no block size"
     return [
         Claim(
-            "NF4 is nearest to the weights, then FP4, then int4, in blocks of 64",
+            "NF4 is nearest to the weights in blocks of 64, FP4 is second and int4 is third",
             "Dettmers et al. 2023, §4, by perplexity",
             agrees(all(nearest_at_64), all(found[kind, 64, "fp4"] < found[kind, 64, "int4"] for kind in kinds)),
             f"tiny, blocks of 64: {three('tiny', 64)}",
@@ -94,8 +99,8 @@ def codes(table: Table) -> list[Claim]:
             note=f"At each block size, NF4 {'has' if all(nearest) else 'does not always have'} a smaller error than FP4 and int4. "
             f"On the model tiny, blocks of {sizes[0]} to {sizes[-1]:,} weights are measured. FP4 has a smaller error than int4 "
             f"{blocks}. An error is the mean absolute error of the weights, divided by the root mean square of the weights. "
-            + " ".join(f"In blocks of 64, the errors on {in_words(k)} are {three(k, 64)}." for k in kinds)
-            + f" In blocks of 1,024, the errors on the model tiny are {three('tiny', 1024)}.",
+            + " ".join(f"In blocks of 64, the errors on {in_words(k)} are {each(k, 64)}." for k in kinds)
+            + f" In blocks of 1,024, the errors on the model tiny are {each('tiny', 1024)}.",
         ),
         Claim(
             "Double quantisation saves 0.373 bits per weight, without a loss of quality",
@@ -105,7 +110,7 @@ def codes(table: Table) -> list[Claim]:
             STUDY.format("quantization"),
             note=f"The saving is 32/64 − 8/64 − 32/(64 · 256) = {bits:.3f} bits per weight. Double quantisation raises "
             "the mean error of NF4 by "
-            + ", ".join(f"{grown[kind]:.2%} on {in_words(kind)}" for kind in kinds).replace("%", " %")
+            + listed([f"{grown[kind]:.2%} on {in_words(kind)}" for kind in kinds]).replace("%", " %")
             + ".",
         ),
     ]

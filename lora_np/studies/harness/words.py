@@ -39,6 +39,11 @@ def semicolons(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def listed(parts: Sequence[str]) -> str:
+    """Join the parts of a list with commas and "and": ["16", "4", "1"] → "16, 4 and 1"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+
+
 def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) -> str:
     """Return how much computing a table needed, such as "90 runs, 37 minutes", or "" if the table has no seconds.
 

@@ -17,7 +17,7 @@ NEEDED = (
     "convergence",
 )
 STUDY = "`lora_np/studies/hyperparameters/study.py`, notebook 06"
-OWN = "Each α has its own best learning rate."
+OWN = "Runs with each α use the best learning rate for this α."
 GRID = 2.0  # neighbouring learning rates of a sweep differ by this factor
 ENOUGH = 0.95  # the share of full fine-tuning's gain that a recipe should recover
 LOSS = "nats per byte"
@@ -60,8 +60,8 @@ def recipe(by_rank: Table) -> Claim:
         f"The model tiny learns Python code with the recipe and a learning rate of {lora[0]['lr']:g}. The recipe lowers the "
         f"held-out loss from {s['base_loss']:.3f} to {mean(lora):.3f} {LOSS}. Full fine-tuning lowers the held-out loss to "
         f"{mean(full):.3f} {LOSS}. {paragraph(*(finding.sentence for finding in shown.values()))} "
-        f"The verdict is yes if the recipe recovers at least {percent(ENOUGH)} of full fine-tuning's gain. The recipe recovers "
-        f"{share} of full fine-tuning's gain in the mean over the seeds. A single seed recovers between "
+        f'The verdict is "yes" if the recipe recovers at least {percent(ENOUGH)} of full fine-tuning\'s gain. In the mean over '
+        f"the seeds, the recipe recovers {share} of full fine-tuning's gain. A single seed recovers between "
         f"{least} and {most}.{narrow}",
     )
 
@@ -107,7 +107,7 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
         note += " LoRA's best learning rate, divided by the best learning rate of full fine-tuning, depends on α. With "
         note += f"α = {listed(of_alpha)}, this ratio is {listed(f.value for f in of_alpha.values())}."
     return Claim(
-        "LoRA's best learning rate is about ten times full fine-tuning's",
+        "LoRA's best learning rate is about ten times the best learning rate of full fine-tuning",
         "Schulman et al. 2025",
         agrees(*near),
         f"{times} times (r = {min(ratios)} to {max(ratios)}, α = {a})",
@@ -130,7 +130,7 @@ def independent_of_rank(by_rank: Table, converged: Table) -> Claim:
     fixed, doubled = best_rates(by_rank, "α/r"), best_rates(by_rank, "α = 2r")
     longer = {row["r"]: row["lr"] for row in seeds(converged, method="lora", target_modules="all-linear")}
     return Claim(
-        "LoRA's best learning rate is independent of the rank, with s = α/r and α fixed",
+        "With s = α/r and a fixed α, LoRA's best learning rate is independent of the rank",
         "Schulman et al. 2025",
         agrees(max(fixed.values()) <= GRID * min(fixed.values()) * (1 + 1e-9)),  # within one step of the grid
         ends(fixed),
@@ -160,7 +160,8 @@ def alpha_and_rate(table: Table) -> Claim:
         )
     )
     sentence = f"On the model tiny, LoRA's best learning rate falls from {rates[low]:g} with α = {low:g} to {rates[high]:g} with "
-    sentence += f"α = {high:g}. Fitted to {len(rates)} values of α, LoRA's best learning rate falls as α to the power {power:.2f}."
+    sentence += f"α = {high:g}. In a fit to {len(rates)} values of α, LoRA's best rate is proportional to α to the "
+    sentence += f"power {power:.2f}."
     slope = Finding("hyperparameters.alpha.power", power, sentence.replace("-", "−"), form=".2f")
     usual = s["lora_alpha"]
     against = [
@@ -184,7 +185,7 @@ def two_r(by_rank: Table, scaled: Table) -> Claim:
     ranks = sorted(set(s["doubled_ranks"]) & set(s["ranks"]) - {s["r"]})
     top = max(row["r"] for row in scaled.rows)
     sets = {f"r{r}": (r, OWN, seeds(by_rank, r=r)) for r in ranks}
-    common = f"Both values of α have the best learning rate of r = {s['r']}."
+    common = f"For both values of α, the learning rate is the best learning rate at r = {s['r']}."
     sets["fixed"] = (top, common, scaled.where(r=top))
     found = {}
     for name, (r, rate, rows) in sets.items():
@@ -211,16 +212,20 @@ def rank_stabilised(scaled: Table) -> Claim:
         sentence = f"On the model tiny with s = {rule}, the norm of the first gradient with r = {top} is {times:.2f} times the "
         sentence += f"norm with r = {low}."
         norms.append(Finding(f"hyperparameters.gradient_norm.{name}", times, sentence, form=".2f"))
-    root, rate = (low / top) ** 0.5, f"Runs with s = α/r and with s = α/√r use the learning rate {s['fixed_lr']:g}."
+    root, rate = (
+        (low / top) ** 0.5,
+        f"Runs with s = α/r and with s = α/√r use the same learning rate, {s['fixed_lr']:g}.",
+    )
     loss = compared("rslora", "s = α/√r", stable[top], "s = α/r", plain[top], rate, f"With r = {top}, ")
     return Claim(
-        "With s = α/r gradients vanish as the rank grows; with s = α/√r (rsLoRA) they do not, and the loss is lower",
+        "With s = α/r the gradients vanish as the rank grows; with s = α/√r (rsLoRA) they do not vanish, and the "
+        "loss is lower",
         "Kalajdzievski 2023",
         agrees(abs(log2(norms[0].value / root)) < 0.5, abs(log2(norms[1].value)) < 0.5, lower(loss)),
         f"norm {norms[0].number}×, rsLoRA {norms[1].number}×; loss {loss.number} {LOSS}",
         STUDY,
         (*norms, loss),
-        f"{norms[0].sentence} The theory of rsLoRA predicts √({low}/{top}) = {root:.2f} times. {norms[1].sentence} But "
+        f"{norms[0].sentence} The theory of rsLoRA predicts the factor √({low}/{top}) = {root:.2f}. {norms[1].sentence} But "
         f"Adam's steps hardly depend on the size of the gradients. {loss.sentence} With r = {low}, LoRA ends at a loss of "
         f"{mean(plain[low]):.3f} {LOSS}.",
     )
@@ -244,13 +249,13 @@ def where(equal: Table, alone: Table) -> Claim:
     order = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(single.items(), key=lambda item: item[1]))
     said = paragraph(*(finding.sentence for finding in [*found, *more]))
     return Claim(
-        "At equal parameters the MLP alone beats attention alone",
+        "With equally many parameters, LoRA in the MLP alone reaches a lower loss than LoRA in the attention alone",
         "Schulman et al. 2025; Hu et al. 2021 disagree",
         agrees(*map(lower, found)),
         f"{'; '.join(numbers)} {LOSS}",
         STUDY,
         (*found, *more),
-        f"{said} LoRA with r = {alone.settings['module_r']} is also trained in one kind of matrix at a time. The final losses in "
+        f"{said} In other runs, LoRA with r = {alone.settings['module_r']} adapts only one kind of matrix. The final losses in "
         f"{LOSS} are: {order}.",
     )
 
@@ -262,10 +267,13 @@ def dropping(table: Table) -> Claim:
     size = f"{s['small_bytes'] // 1024} kB"
     small = f"The model tiny reads {size} of text many times, and"
     sets = {
-        "fixed": (f"{small} all runs have one learning rate.", [row for row in little if row["phase"] == "fixed"]),
-        "own": (f"{small} each p has its own best learning rate.", [row for row in little if row["phase"] == "seeds"]),
+        "fixed": (f"{small} all runs use the same learning rate.", [row for row in little if row["phase"] == "fixed"]),
+        "own": (
+            f"{small} runs with each p use the best learning rate for this p.",
+            [row for row in little if row["phase"] == "seeds"],
+        ),
         "all": (
-            "The model tiny reads all of the text, and all runs have one learning rate.",
+            "The model tiny reads all of the text, and all runs use the same learning rate.",
             table.where(train_bytes=None, phase="fixed"),
         ),
     }
@@ -279,13 +287,13 @@ def dropping(table: Table) -> Claim:
         found[name] = compared(f"dropout.{name}", dropped, by_p[best], "p = 0", by_p[0.0], text)
         said.append(found[name].sentence)
         if all(row["final"] > base for row in rows):
-            why = "one learning rate" if name != "own" else "a best learning rate per p"
+            why = "the same learning rate for all runs" if name != "own" else "a best learning rate per p"
             said.append(
                 f"With {size if name != 'all' else 'all'} of the text and {why}, the losses of all runs are above the loss "
                 f"of the frozen base, {base:.3f} {LOSS}."
             )
     return Claim(
-        "Dropout helps where the data are few",
+        "Dropout helps if there is little training data",
         "a rule of thumb; Dettmers et al. 2023, B (p = 0.05, for their smaller models)",
         agrees(lower(found["fixed"]), lower(found["own"])),
         f"{found['fixed'].number} {LOSS} at one rate, {found['own'].number} at the best",

@@ -55,11 +55,11 @@ def low_rank(spectra: Table, cut: Table, r: int = USUAL) -> Claim:
         kept[k] = Finding(f"low_rank.gain_kept.r{k}", gain_kept(cut, k), said, "of the gain", form=".0%")
     base, full = cut.settings["base_loss"], cut.settings["full_loss"]
     norms = (base - cut.settings["norms_loss"]) / (base - full)
-    said = "The norms' weights are vectors and are not cut to a lower rank. The fine-tuned norms alone keep "
-    said += f"{percent(norms)} of the gain on held-out code."
+    said = "The norms' weights are vectors and are not cut to a lower rank. If only the fine-tuned norms are "
+    said += f"kept, {percent(norms)} of the gain on held-out code is left."
     alone = Finding("low_rank.gain_kept.norms", norms, said, "of the gain", form=".0%")
     return Claim(
-        f"The change that fine-tuning makes has a low rank: rank {r} holds {percent(MOST)} of its energy and of its gain",
+        f"The change ΔW of fine-tuning has a low rank: cut to rank {r}, ΔW keeps {percent(MOST)} of its energy and of the gain",
         "Aghajanyan et al. 2020; Hu et al. 2021, §7",
         agrees(held.value >= MOST, kept[r].value >= MOST),
         f"rank {r}: {held.number} of the energy, {kept[r].number} of the gain",
@@ -89,7 +89,9 @@ def on_dimension(table: Table) -> list[Claim]:
     known, lowest = exactly.settings, {row["d"]: row["loss"] for row in exactly.rows}
     D, blocks, found = known["D"], known["blocks"], known["intrinsic_dimension"]
     least = f"less than {ZERO:.0e}" if lowest[blocks] < ZERO else f"{lowest[blocks]:.0e}"
-    toy_task = f"A toy task asks for {blocks} sums of {D:,} weights to have fixed values. This task"
+    toy_task = (
+        f"In a toy task with {D:,} weights, the sums of {blocks} blocks of weights must reach given values. This task"
+    )
     exact = Finding("low_rank.intrinsic.toy", found, f"{toy_task} has the intrinsic dimension {found}.", form=",")
     fine, scratch = (
         d90(table, "tiny", "Fine-tuning the model tiny on Python code"),
@@ -164,7 +166,7 @@ def as_lora(settings: Mapping[str, Any], d: float) -> str:
     if math.isinf(d):
         return ""
     r, count = min(settings["lora"].items(), key=lambda item: abs(item[1] - d))
-    return f" LoRA with r = {r} trains about as many parameters ({count:,}) as fine-tuning needs dimensions."
+    return f" LoRA with r = {r} trains a similar number of parameters: {count:,}."
 
 
 def path(table: Table, base: str) -> str:
@@ -194,9 +196,8 @@ def falling(table: Table, base: str, what: str) -> Finding:
     seeds = {row["seed"] for row in table.where(phase="seeds", base=base, d=max(dips, default=table.settings["D"]))}
     every = "every seed" if len(seeds) > 1 else "the one seed"
     if dips:
-        sentence = (
-            f"{what}, training with d = {where} gains less than training with a smaller d, with {every}. Therefore the "
-        )
+        sentence = f"{what}, training in {where} dimensions gains less than training in fewer dimensions, with "
+        sentence += f"{every}. Therefore the "
         sentence += "number of dimensions that training from random weights needs is a rough estimate."
     else:
         sentence = f"{what}, no number of dimensions gains less than a smaller number with {every}."
@@ -212,21 +213,20 @@ def same_with_dense(table: Table) -> list[Claim]:
     apart = paired_differences(dense, sparse, "share")
     shares = [row["share"] for row in dense]
     seeds = f"mean over {len(dense)} seeds" if len(dense) > 1 else "one seed"
-    sentence = (
-        f"With d = {d}, the model tiny reaches {percent(mean(dense, 'share'))} of the gain of full training in a dense "
-    )
+    sentence = f"In d = {d} dimensions, the model tiny reaches {percent(mean(dense, 'share'))} of the gain of full "
+    sentence += "training in a dense "
     sentence += f"random subspace and {percent(mean(sparse, 'share'))} in a sparse random subspace ({seeds}). "
     sentence += verdict("the share of the dense subspace", "the share of the sparse subspace", dense, sparse, "share")
     found = Finding("low_rank.dense", mean(dense, "share"), sentence, "of the gain", (min(shares), max(shares)), ".1%")
     return [
         Claim(
-            f"A sparse random P gains as much as a dense P (within {percent(SAME)} of the gain of full training)",
+            f"A sparse random projection P gains as much as a dense P (within {percent(SAME)} of the gain of full training)",
             "Li et al. 2018, §2: dense, sparse and Fastfood projections",
             agrees(*(abs(difference) <= SAME for difference in apart)),
             f"d = {d}: dense {percent(mean(dense, 'share'))}, sparse {percent(mean(sparse, 'share'))} of the gain",
             STUDY.format("intrinsic"),
             (found,),
-            f"{found.sentence} A dense P needs memory for D·d numbers, so only this small d was tried.",
+            f"{found.sentence} For D parameters, a dense P has D · d numbers, so only this small d was tried.",
         )
     ]
 
@@ -242,8 +242,9 @@ def rank_of_full(table: Table) -> Claim:
         rank, random, effective = (median(full, key) for key in ("rank90", "random_rank90", "effective_rank"))
         r, name = lora[0]["r"], model_name(model)
         text = model_in_text(model)
-        sentence = f"On {text}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW, {rank / r:.1f} "
-        sentence += f"times LoRA's r = {r}. On {text}, {median(lora, 'rank90'):g} directions hold 90 % of the energy of LoRA's ΔW. "
+        sentence = f"On {text}, {rank:g} directions hold 90 % of the energy of full fine-tuning's ΔW. This is "
+        sentence += f"{rank / r:.1f} times LoRA's r = {r}. On {text}, {median(lora, 'rank90'):g} directions hold 90 % "
+        sentence += "of the energy of LoRA's ΔW. "
         sentence += f"In a random matrix with the shape of ΔW, {random:g} directions hold 90 % of the energy. "
         sentence += f"On {text}, the effective rank of full fine-tuning's ΔW is {effective:.0f}."
         found[name] = Finding(f"low_rank.times_r.{model}", rank / r, sentence, "times r", form=".1f")
@@ -253,7 +254,7 @@ def rank_of_full(table: Table) -> Claim:
             )
     said = [finding.sentence for finding in found.values()]
     return Claim(
-        f"Full fine-tuning's ΔW has a rank {TIMES} to {MOST_TIMES} times the usual rank of LoRA",
+        f"Full fine-tuning's ΔW has a rank that is {TIMES} to {MOST_TIMES} times the usual rank of LoRA",
         "Biderman et al. 2024, §5 (the rank that holds 90 % of the variance)",
         agrees(*(TIMES <= finding.value <= MOST_TIMES for finding in found.values())),
         "; ".join(f"{name}: {finding.number} times r" for name, finding in found.items()),
@@ -332,7 +333,7 @@ def phi(table: Table, of: str, r: Sequence[int], n: int) -> Finding:
 def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
     """Return the amplification at one rank: ‖ΔW‖ divided by the size of W in the directions of ΔW."""
     factor = median(amplification(table, r, module), "factor")
-    paper = f" (on GPT-3 {PAPER_AMPLIFICATION[r]:.2g} times)" if module else ""
+    paper = f" ({PAPER_AMPLIFICATION[r]:.2g} times on GPT-3)" if module else ""
     sentence = (
         f"On the model tiny with r = {r}, ΔW of {module or 'all matrices'} is {factor:.2g} times as large as W in the "
     )
@@ -345,7 +346,7 @@ def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
     ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
     sentence = (
         f"On the model tiny with r = {r}, W of {module} is {ratio:.2g} times as large in the directions of ΔW as in random "
-        f"directions (on GPT-3 {PAPER_INSIDE[r]:.2g} times)."
+        f"directions ({PAPER_INSIDE[r]:.2g} times on GPT-3)."
     )
     return Finding(f"low_rank.inside.{module}.r{r}", ratio, sentence, "times random directions", form=".2g")
 

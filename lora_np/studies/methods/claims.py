@@ -11,7 +11,7 @@ import numpy as np
 from ..harness.findings import Claim, Finding, agrees, is_lower
 from ..harness.paired import forgotten_when, paired_differences, verdict
 from ..harness.table import Table, mean, model_in_text
-from ..harness.words import percent
+from ..harness.words import listed, percent
 from .lesson import LESSON, lesson_rows, ratio_of_B
 from .settings import R
 
@@ -90,7 +90,9 @@ def forgetting(compared: Table) -> Claim:
     if alike is None:
         full += " Full fine-tuning never learns as much as LoRA."
     else:
-        full += " When full fine-tuning has learned as much as LoRA at the end, full fine-tuning has forgotten "
+        full += (
+            " When full fine-tuning has learned as much as LoRA learns in all steps, full fine-tuning has forgotten "
+        )
         full += f"{alike:.3f} nats per byte."
     return Claim(
         "LoRA forgets less than full fine-tuning",
@@ -168,11 +170,14 @@ def promises(compared: Table, costs: Table, real: Table) -> list[Claim]:
         return Claim(words, paper, agrees(*checks), number, check, tuple(found), said)
 
     ratio = ratio_of_B(runs["lora+"][0])
-    swept = f"In LoRA+ the learning rate of B is {ratio:g} times the learning rate of A. The best learning rate of A was searched."
+    swept = f"In LoRA+ the learning rate of B is {ratio:g} times the learning rate of A. The learning rate of A was "
+    swept += "chosen by a search."
     vera = runs["vera"][0]["trainable"]
     fewer = lora / vera
-    counted = f"On the model tiny, VeRA trains {vera:,} parameters and LoRA {lora:,}, {fewer:.1f} times as many."
-    fewer_at = "VeRA trains ten times fewer parameters at the same quality"
+    counted = (
+        f"On the model tiny, VeRA trains {vera:,} parameters, and LoRA trains {lora:,}, {fewer:.1f} times as many."
+    )
+    fewer_at = "VeRA trains a tenth of LoRA's parameters, at the same quality"
     return [
         claim(
             "lora+",
@@ -217,7 +222,7 @@ def against_lora(compared: Table, method: str, name: str, place: str, unit: str)
     if not ours:
         return None
     label, steps = compared.settings["labels"][method], ours[0]["steps"][-1]
-    found = ", ".join(str(step) for step in ahead(compared, method))
+    found = listed([str(step) for step in ahead(compared, method)])
     seeds = "With every seed" if len(ours) > 1 else "With the one seed"
     worse = f"at least one seed of {label}" if len(ours) > 1 else f"the one seed of {label}"
     way = (

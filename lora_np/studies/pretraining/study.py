@@ -69,17 +69,17 @@ def card(table: Table) -> str:
     s, final = table.settings, table.rows[-1]["heldout"]
     return f"""# tiny
 
-The base model in the package lora_np: a byte-level Llama with {s["parameters"]:,} parameters ({TINY.num_hidden_layers} layers,
+This is the base model in the package lora_np. It is a byte-level Llama with {s["parameters"]:,} parameters ({TINY.num_hidden_layers} layers,
 d = {TINY.hidden_size}, {TINY.num_attention_heads} query heads on {TINY.num_key_value_heads} key/value heads, MLP width {TINY.intermediate_size},
-tied embedding), float32. The English of this model is simple and often wrong. Use the model to try fine-tuning and to inspect
+tied embedding), stored in float32. The English of this model is simple and often wrong. Use the model to try fine-tuning and to inspect
 a model, not as a source of facts.
 
-**Data.** {s["train_bytes"]:,} bytes of English prose from a Python installation: the language reference in `pydoc_data.topics` and
-the docstrings of the standard library. The split is by document, and {s["heldout_bytes"]:,} bytes are held out. The text belongs to
+**Data.** The training text is {s["train_bytes"]:,} bytes of English prose from a Python installation: the language reference in `pydoc_data.topics` and
+the docstrings of the standard library. Another {s["heldout_bytes"]:,} bytes, from other documents, are held out. The text belongs to
 the Python Software Foundation (PSF licence). The weights have the licence of this project.
 
-**Settings.** {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes, AdamW, learning rate {s["lr"]:g} with {min(s["warmup"], s["steps"] // 2)} warm-up steps and a cosine
-down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, random seed {s["seed"]}.
+**Settings.** The model was trained for {s["steps"]:,} steps of {s["batch_size"]} × {s["seq_len"]} bytes with AdamW (weight decay {s["weight_decay"]:g}). The learning rate rises to {s["lr"]:g} in {min(s["warmup"], s["steps"] // 2)} warm-up steps
+and then falls to 5 % of this value along a cosine. The gradient norm is clipped to 1, and the random seed is {s["seed"]}.
 
 **Loss on the held-out prose, in nats per byte.**
 
@@ -89,5 +89,5 @@ down to 5 %, weight decay {s["weight_decay"]:g}, gradient norm clipped to 1, ran
 | bigram (the previous byte) | {s["bigram"]:.3f} |
 | **tiny** | **{final:.3f}** |
 
-Trained by `{table.command}` in {table.seconds:,.0f} s on {table.versions["cores"]} cores, Python {table.versions["python"]}, NumPy {table.versions["numpy"]}.
+`{table.command}` trained this model in {table.seconds:,.0f} s on {table.versions["cores"]} cores, with Python {table.versions["python"]} and NumPy {table.versions["numpy"]}.
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..harness.findings import NOISE, Claim, Finding, agrees
 from ..harness.paired import verdict
 from ..harness.table import Table, mean, model_in_text
-from ..harness.words import percent
+from ..harness.words import listed, percent
 from .merging import OTHERS, SAME
 
 NEEDED = ("merge_latency", "merge_drift", "combinations", "serving", "serving_step")
@@ -49,7 +49,8 @@ def costs_nothing(latency: Table) -> Claim:
         f"{' and '.join(f'{f.number}×' for f in merged)} the base's time per token",
         "`test_merged_equals_unmerged_to_1e_5_in_float32`, `lora_np/studies/timing/latency.py`",
         tuple(found),
-        "The time per token decides the verdict. A test proves that the merged model and the adapter compute the same. "
+        "The time per token decides the verdict. A test proves that the merged model and the model with the adapter "
+        "compute the same outputs. "
         "In float32, the logits before and after the merge agree to 1e-5 of the largest logit. The merged model is a "
         "Transformer without adapters. " + " ".join(f.sentence for f in found),
     )
@@ -60,10 +61,10 @@ def recovers(drift: Table) -> Claim:
     n, of, errors = drift.rows[0]["cycles"][-1], drift.settings["of"], {}
     for dtype in ROUNDING:
         errors[dtype] = [drift.where(dtype=dtype, adapters=which)[0]["errors"][-1] for which in (SAME, OTHERS)]
-    one, many = (", ".join(f"{each[i]:.0e} in {dtype}" for dtype, each in errors.items()) for i in (0, 1))
+    one, many = (listed([f"{each[i]:.0e} in {dtype}" for dtype, each in errors.items()]) for i in (0, 1))
     same, others = (grown(drift, which) for which in (SAME, OTHERS))
     return Claim(
-        "Subtracting BA again recovers W",
+        "After a merge, subtracting BA recovers W",
         "Hu et al. 2021, §4.1",
         agrees(*(error <= ROUNDING[dtype] for dtype, each in errors.items() for error in each)),
         f"bfloat16, {n:,} merges: error {errors['bfloat16'][0]:.0e} to {errors['bfloat16'][1]:.0e} of ‖W‖",
@@ -100,7 +101,8 @@ def linear_is_no_sum(joined: Table) -> Claim:
         f"error of ΔW: {' to '.join(dict.fromkeys(percent(x) for x in (min(errors), max(errors))))} of the sum's norm",
         f"`tests/peft/test_merging.py`, and PEFT in `tests/oracles/test_merging_oracles.py`; {STUDY.format('merging')}",
         note=f"With the combination type `cat`, the error of ΔW is at most {rounding:.0e} of the sum's norm. Each combination "
-        "type has its own best scale. The held-out losses of the model tiny on code and on the lighthouse keeper's answers are "
+        "type is used with its own best scale. The held-out losses of the model tiny on code and on the lighthouse "
+        "keeper's answers are "
         f"added. The sum is {mean(sums['linear'], 'sum'):.2f} nats per byte with `linear` and {mean(sums['cat'], 'sum'):.2f} nats "
         f"per byte with `cat`. {compared}",
     )

@@ -28,7 +28,7 @@ def cheaper(cost: Table) -> Claim:
         for (key, what), value in zip(
             {
                 "seconds": "the time of a full fine-tuning step",
-                "peak_bytes": "the memory of a full fine-tuning step (both without the base's weights)",
+                "peak_bytes": "the memory of a full fine-tuning step (the base's weights are not counted)",
             }.items(),
             ratios(cost),
             strict=True,
@@ -42,8 +42,9 @@ def cheaper(cost: Table) -> Claim:
         f"`{cost.command}`",
         (seconds, memory),
         f"{seconds.sentence} {memory.sentence} The steps are measured with LoRA on all linear layers. The hidden size of the model "
-        f"tiny, 128, is only {128 / R:g} times the rank. A LoRA step counts as cheaper if its time and memory are below "
-        f"{1 / NOISE:.2f} times those of a full fine-tuning step. The times of two equal steps can differ by 5 %.",
+        f"tiny, 128, is only {128 / R:g} times the rank. A LoRA step counts as cheaper if it takes less than "
+        f"{1 / NOISE:.2f} times the time and less than {1 / NOISE:.2f} times the memory of a full fine-tuning step. "
+        "The times of two equal steps can differ by 5 %.",
     )
 
 
@@ -88,7 +89,7 @@ def as_fast_as_peft(speed: Table) -> Claim:
         form=".2f",
     )
     return Claim(
-        "A LoRA step in NumPy, with gradients by hand, is as fast as in PyTorch with PEFT",
+        "A LoRA step in NumPy, with gradients by hand, is as fast as a LoRA step in PyTorch with PEFT",
         "this project",
         agrees(*(other.value >= 1 / NOISE for other in others)),
         f"PEFT: {peft['ratio']:.2f}× the time" + (f", compiled: {compiled['ratio']:.2f}×" if compiled else ""),

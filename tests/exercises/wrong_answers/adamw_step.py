@@ -36,21 +36,21 @@ ANSWERS = {
     "the correction of m and v uses t + 1 instead of t": answer(
         c1="c1 = 1 - beta1 * beta1**t", c2="c2 = 1 - beta2 * beta2**t"
     ),
-    "the weight decay is added to the gradient": answer(
+    "the weight decay is added to the gradient, but it must be applied to the weight directly": answer(
         old="p = factors[key]\n        g = weight_decay * p + g", new="factors[key] = p - lr * step"
     ),
     "the weight decay is missing": answer(new="factors[key] = p - lr * step"),
     "the weight decay is not multiplied by the learning rate": answer(
         new="factors[key] = p - lr * step - weight_decay * p"
     ),
-    "the weight decay uses the weight after the gradient step instead of before": answer(
+    "the weight decay uses the weight after the gradient step instead of the weight before the step": answer(
         new="p = p - lr * step\n        factors[key] = p - lr * weight_decay * p"
     ),
     "the factors A and B share one state": answer(slots="s = state['A']"),
     "only one of the factors A and B gets a step": answer(
         new="factors[key] = p - lr * (step + weight_decay * p)\n        return"
     ),
-    "eps is added inside the square root of v̂": answer(denominator="below = np.sqrt(eps + v / c2)"),
+    "eps is added inside the square root of v̂ instead of outside": answer(denominator="below = np.sqrt(eps + v / c2)"),
     "the weight decay has the wrong sign": answer(new="factors[key] = p - lr * (step - weight_decay * p)"),
     "eps is added before v is corrected": answer(
         denominator="below = v**0.5 + eps", step="step = c2**0.5 / c1 * m / below"
@@ -63,7 +63,7 @@ ANSWERS = {
     ),
     "eps is left out of the divisor": answer(denominator="below = np.sqrt(v / c2)"),
     "the step divides by v̂ instead of the square root of v̂": answer(denominator="below = eps + v / c2"),
-    "v is an average of the gradient, not of the squared gradient": answer(
+    "v is an average of the gradient instead of the squared gradient": answer(
         v="v = beta2 * s['v'] + (1 - beta2) * abs(g)"
     ),
     "the new gradient enters an average with the weight 1 instead of 1 − β": answer(
@@ -81,7 +81,7 @@ ANSWERS = {
     "a new average, m or v, leaves out the old average": answer(m="m = (1 - beta1) * g", v="v = (1 - beta2) * g * g"),
     "the new averages m and v are not stored in the state": answer(keep=""),
     "the new weights are not stored in `factors`": answer(new="p = p - lr * (step + weight_decay * p)"),
-    "the step goes in the direction of the gradient, not against the gradient": answer(
+    "the step goes in the direction of the gradient instead of the opposite direction": answer(
         new="factors[key] = p + lr * (step - weight_decay * p)"
     ),
 }

@@ -30,7 +30,7 @@ ANSWERS = {
     "the causal mask hides the earlier tokens instead of the later tokens": answer(
         mask="z = np.where(np.tri(t, dtype=bool).T, z, -np.inf)"
     ),
-    "the causal mask is applied after the softmax": answer(
+    "the causal mask is applied after the softmax instead of before the softmax": answer(
         mask="", shares="p = np.tri(t) * p / np.sum(p, axis=1)[:, None]"
     ),
     "the masked scores are set to zero instead of a very negative number": answer(mask="z = z * np.tri(t)"),
@@ -46,7 +46,9 @@ ANSWERS = {
     ),
     "the gradient dk is multiplied by 1/√d twice": answer(scores="q = s * q\n    z = q @ k.T"),
     "the scores z are divided by d instead of √d": answer(scale="s = 1 / d"),
-    "the scores z are divided by the root of the number of tokens, not by √d": answer(scale="s = len(q) ** -0.5"),
+    "the scores z are divided by the square root of the number of tokens instead of √d": answer(
+        scale="s = len(q) ** -0.5"
+    ),
     "the gradient dk is computed from dz instead of dzᵀ": answer(dk="dk = dz @ (s * q)"),
     "the gradient dv is computed from p instead of pᵀ": answer(dv="dv = np.einsum('tu,uc->tc', p, do)"),
     "the softmax runs over the queries instead of the keys": answer(
@@ -61,7 +63,7 @@ ANSWERS = {
     "the inner sum in the softmax's derivative lacks its last axis (keepdims=True)": answer(
         dz="dz = p * dp - p * np.einsum('tu,tu->t', p, dp)"
     ),
-    "the inner sum in the softmax's derivative runs over all queries and keys": answer(
+    "the inner sum in the softmax's derivative runs over all queries and keys instead of the keys of one query": answer(
         dz="dz = p * dp - p * np.vdot(p, dp)"
     ),
     "the gradients dq and dk are swapped": answer(dq="dq = (q.T @ dz).T * s", dk="dk = dz @ k * s"),
@@ -75,7 +77,9 @@ ANSWERS = {
     "the gradient dk is computed with k instead of q": answer(dk="dk = np.einsum('tu,tc->uc', dz, k) * s"),
     "the array v is not transposed in the gradient dp": answer(dp="dp = np.dot(do, v)"),
     "the array k is not transposed in the scores z": answer(scores="z = s * np.dot(q, k)"),
-    "the maximum of the whole score matrix z is subtracted from every row": answer(exp="p = np.exp(z - np.amax(z))"),
+    "the maximum of the whole score matrix z is subtracted from every row instead of the maximum of the row": answer(
+        exp="p = np.exp(z - np.amax(z))"
+    ),
     "the exponential overflows for large scores": answer(exp="p = np.exp(z)"),
 }
 

@@ -7,7 +7,7 @@ ANSWERS = {
     "the size of B is counted for A": HEAD + "    return int(2 * r * np.array(shapes)[:, 0].sum())\n",
     "the numbers of B are not counted": HEAD + "    return sum(np.zeros((r, k)).size for _, k in shapes)\n",
     "the numbers of A are not counted": HEAD + "    return r * sum(d for d, _ in shapes)\n",
-    "the numbers of the product ΔW are counted instead of A and B": HEAD
+    "the numbers of the product ΔW are counted instead of the numbers of A and B": HEAD
     + "    return int(np.prod(shapes, axis=1).sum())\n",
     "the numbers of the frozen weight matrix W are counted too": HEAD
     + "    return sum(d * k + r * (d + k) for d, k in shapes)\n",
@@ -20,7 +20,7 @@ ANSWERS = {
     "the two sides of the weight matrix are multiplied instead of added": HEAD
     + "    return int(r * np.prod(shapes, axis=1).sum())\n",
     "the rank r multiplies only one side of the weight matrix": HEAD + "    return sum(r * d + k for d, k in shapes)\n",
-    "the rank r is added to the sides of the weight matrix instead of multiplied by the sides": HEAD
+    "the rank r is added to the sides of the weight matrix, but it must multiply each side": HEAD
     + "    return int(np.sum(shapes)) + r * len(shapes)\n",
     "the rank r is left out of the count": HEAD + "    return int(np.sum(shapes))\n",
     "only the first weight matrix of the list is counted": HEAD

@@ -14,10 +14,10 @@ def with_rslora(scaling):
 
 ANSWERS = {
     "ΔW is not multiplied by a scaling": HEAD + "    return np.einsum('or,ri->oi', B, A)\n",
-    "the scaling of plain LoRA is alpha, not alpha/r": HEAD + "    return (alpha * B) @ A\n",
+    "the scaling of plain LoRA is alpha instead of alpha/r": HEAD + "    return (alpha * B) @ A\n",
     "alpha is left out of the scaling": HEAD
     + "    r = len(A)\n    return B @ A / (math.sqrt(r) if use_rslora else r)\n",
-    "alpha is multiplied by the rank r instead of divided": HEAD
+    "alpha is multiplied by the rank r, but it must be divided by r": HEAD
     + "    r = len(A)\n    power = 0.5 if use_rslora else 1\n    return r**power * B @ A * alpha\n",
     "the scaling is inverted: r/alpha instead of alpha/r": HEAD
     + "    r = len(A)\n    if use_rslora:\n        return (B @ A) * r**0.5 / alpha\n    return (B @ A) * r / alpha\n",
@@ -29,12 +29,12 @@ ANSWERS = {
     + "    return sum(np.outer(b, a) for b, a in zip(B.T, A)) * alpha / len(A)\n",
     "the argument use_rslora has no effect: the scaling is always the scaling of rsLoRA": HEAD
     + "    return alpha * len(A) ** -0.5 * B.dot(A)\n",
-    "use_rslora=True and use_rslora=False are exchanged": HEAD
+    "the scalings for use_rslora=True and use_rslora=False are exchanged": HEAD
     + "    r = len(A)\n    s = alpha / r\n    if not use_rslora:\n        s = alpha / math.sqrt(r)\n    return s * (B @ A)\n",
     "the scaling of rsLoRA has alpha under the square root too": with_rslora("math.sqrt(s)"),
     "the scaling of rsLoRA takes the square root of alpha instead of r": with_rslora("alpha**0.5 / r"),
-    "the scaling of rsLoRA divides by the square of r, not by the square root of r": with_rslora("alpha / (r * r)"),
-    "the scaling of rsLoRA divides by half of r, not by the square root of r": with_rslora("2 * alpha / r"),
+    "the scaling of rsLoRA divides by the square of r instead of the square root of r": with_rslora("alpha / (r * r)"),
+    "the scaling of rsLoRA divides by half of r instead of the square root of r": with_rslora("2 * alpha / r"),
     "the exponent 1/2 of the square root lacks its brackets": with_rslora("s / 2"),
     "the square root of the rank is rounded down to a whole number": with_rslora("alpha / math.isqrt(r)"),
     "the rank r is read from the wrong axis of A or B": HEAD

@@ -11,25 +11,27 @@ def answer(b="1 / math.sqrt(k)", A="b * (2 * rng.random((r, k)) - 1)", B="np.ful
 
 ANSWERS = {
     "the bound b is computed from r instead of the number of input features": answer(b="r**-0.5"),
-    "the bound b is computed from the number of output features instead of input features": answer(b="d**-0.5"),
+    "the bound b is computed from the number of output features instead of the number of input features": answer(
+        b="d**-0.5"
+    ),
     "the slope a is left out of the bound b": answer(b="math.sqrt(6 / k)"),
     "the slope a is not squared in the bound b": answer(b="math.sqrt(2 / (1 + math.sqrt(5))) * math.sqrt(3 / k)"),
     "the slope a is squared twice in the bound b": answer(b="math.sqrt(2 / (1 + 5**2)) * math.sqrt(3 / k)"),
     "the square root is missing in the bound b": answer(b="1 / k"),
     "the bound b is used as the standard deviation of A": answer(b="math.sqrt(12 / k) / 2"),
-    "the numbers of A are drawn from an interval half as wide as from −b to b": answer(
+    "the numbers of A are drawn from an interval that is half as wide as the interval from −b to b": answer(
         A="b * (rng.random((r, k)) - 0.5)"
     ),
     "the bound b is not used for the numbers of A": answer(A="1 - 2 * rng.random((r, k))"),
-    "the numbers of A are drawn from 0 to b, not from −b to b": answer(A="b * rng.random((r, k))"),
-    "the numbers of A are drawn from a normal distribution, not from a uniform distribution": answer(
+    "the numbers of A are drawn between 0 and b instead of between −b and b": answer(A="b * rng.random((r, k))"),
+    "the numbers of A are drawn from a normal distribution instead of a uniform distribution": answer(
         A="b * rng.standard_normal((r, k))"
     ),
     "the numbers of A are evenly spaced instead of random": answer(
         A="np.empty((r, k))\n    A.flat[rng.permutation(r * k)] = b * np.arange(-1, 1, 2 / (r * k - 0.5))[: r * k]"
     ),
     "the rows of A are not independent of each other": answer(A="rng.uniform(-b, b, (r, k))\n    A[-1] = A[0]"),
-    "A starts at zero and B is random, not the reverse": answer(
+    "A starts at zero and B is random, but A must be random and B must start at zero": answer(
         A="np.zeros((r, k))", B="rng.standard_normal((d, r)) / r"
     ),
     "A and B are both random, but B must start at zero": answer(B="rng.normal(0, 0.02, (d, r))"),

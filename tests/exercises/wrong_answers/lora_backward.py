@@ -44,7 +44,7 @@ ANSWERS = {
         dx="dy @ (W + (s * B) @ (s * A))"
     ),
     "A and B are swapped in the backward pass": answer(dA="s * A @ dW", dB="s * dW @ B"),
-    "dA is added to the gradient of B, and dB to the gradient of A": answer(
+    "dA is added to the gradient of B, and dB is added to the gradient of A": answer(
         add='grads["A"] = grads["A"] + dB\n    grads["B"] = grads["B"] + dA\n    return dx'
     ),
     "the gradient dA is transposed": answer(dA="s * dW.T @ B"),
@@ -61,18 +61,22 @@ ANSWERS = {
         add='grads["A"] += dA\n    grads["B"] += dB\n    grads["W"] = grads.get("W", 0) + dW\n    return dx'
     ),
     "the gradient dx is not returned": answer(add='grads["A"] += dA\n    grads["B"] += dB'),
-    "the gradient dx lacks the part of the frozen path x Wᵀ": answer(dx="s * dy @ (B @ A)"),
-    "the gradient dx lacks the part of the bypass": answer(dx="np.dot(dy, W)"),
-    "the part of the frozen path in the gradient dx is multiplied by the scaling": answer(dx="s * dy @ (W + B @ A)"),
+    "the gradient dx lacks the part that comes from the frozen path x Wᵀ": answer(dx="s * dy @ (B @ A)"),
+    "the gradient dx lacks the part that comes from the bypass": answer(dx="np.dot(dy, W)"),
+    "the part of the gradient dx that comes from the frozen path is multiplied by the scaling": answer(
+        dx="s * dy @ (W + B @ A)"
+    ),
     "the gradients are not divided by the number of tokens n": answer(dy="1.0 * error"),
     "the gradient dx is not divided by the number of tokens n": answer(dx="len(x) * dy @ (W + s * B @ A)"),
     "the gradients are divided by the number of tokens n twice": answer(
         dA="s * B.T @ dW / len(x)", dB="s * dW @ A.T / len(x)"
     ),
-    "the gradients are divided by the size of the error, n · out, not by n": answer(
+    "the gradients are divided by the size n · out of the error instead of n": answer(
         dy="error * np.mean(np.ones_like(error)) / error.size"
     ),
-    "the gradients are divided by the number of output features, not by n": answer(dy="error / W.shape[0]"),
+    "the gradients are divided by the number of output features instead of the number of tokens n": answer(
+        dy="error / W.shape[0]"
+    ),
     "all three gradients dA, dB and dx are twice as large as they should be": answer(dy="(error + error) / len(error)"),
     "all three gradients dA, dB and dx are half as large as they should be": answer(dy="0.5 * error / len(error)"),
     "the signs of all three gradients dA, dB and dx are reversed": answer(dy="(0 - error) / len(error)"),

@@ -6,11 +6,11 @@ ANSWERS = {
     "the factor alpha/r is missing in the bypass": HEAD + "    return x @ (W + B @ A).T\n",
     "the bypass is multiplied by alpha/r twice": HEAD
     + "    s = alpha / len(A)\n    h = s * np.einsum('...i,ri->...r', x, A)\n    return x @ W.T + s * (h @ B.T)\n",
-    "the scaling is alpha times r, not alpha/r": HEAD
+    "the scaling is alpha times r instead of alpha/r": HEAD
     + "    r, _ = A.shape\n    return x @ W.T + x @ (r * alpha * B @ A).T\n",
-    "the scaling is alpha, not alpha/r": HEAD + "    return x @ W.T + alpha * (x @ A.T @ B.T)\n",
-    "the scaling is r/alpha, not alpha/r": HEAD + "    return x @ (W + len(A) / alpha * B @ A).T\n",
-    "the scaling divides alpha by the square root of r, not by r": HEAD
+    "the scaling is alpha instead of alpha/r": HEAD + "    return x @ W.T + alpha * (x @ A.T @ B.T)\n",
+    "the scaling is r/alpha instead of alpha/r": HEAD + "    return x @ (W + len(A) / alpha * B @ A).T\n",
+    "the scaling divides alpha by the square root of r instead of r": HEAD
     + "    return x @ (W + alpha * len(A) ** -0.5 * B @ A).T\n",
     "the scaling alpha/r is rounded down to a whole number": HEAD
     + "    return x @ (W + int(alpha / len(A)) * B @ A).T\n",

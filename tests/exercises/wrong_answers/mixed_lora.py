@@ -28,7 +28,7 @@ ANSWERS = {
     "batch rows with an adapter get the frozen path x Wᵀ twice": EACH.format(
         "        if name in adapters:\n            A, B, s = adapters[name]\n            y += row @ (W + s * B @ A).T\n"
     ),
-    "the adapter of a batch row is selected by the row's index instead of its name": EACH.format(
+    "the adapter of a batch row is selected by the index of the row instead of the name in `names`": EACH.format(
         "        keys = list(adapters)\n        y = y + through(row, *adapters[keys[i % len(keys)]])\n"
     ),
     "only one of several batch rows with the same adapter gets the bypass": HEAD

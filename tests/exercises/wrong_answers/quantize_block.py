@@ -41,8 +41,10 @@ ANSWERS = {
         pick="max(range(16), key=lambda k: abs(values[k] - t))"
     ),
     "the sixteen values are treated as evenly spaced": loop(pick="round((t + 1) / 2 * 15)"),
-    "the upper four bits of a byte contain the second number of the pair, not the first": loop(byte="(b << 4) | a"),
-    "weights of the first half of the block are paired with weights of the second half": loop(
+    "the upper four bits of a byte contain the second number of the pair instead of the first": loop(
+        byte="(b << 4) | a"
+    ),
+    "weights of the first half of the block are paired with weights of the second half instead of their neighbours": loop(
         pairs="zip(q[:len(q) // 2], q[len(q) // 2:])"
     ),
     "the upper number of a byte is multiplied by less than 16": loop(byte="(a << 3) + b"),

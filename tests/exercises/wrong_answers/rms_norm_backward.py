@@ -35,7 +35,7 @@ ANSWERS = {
     "the factor w is missing in both terms of the gradient dx": dx(
         "rho * dy - rho**3 * x * (dy * x).mean(axis=-1, keepdims=True)"
     ),
-    "the inner sum of the gradient dx is multiplied by w_j, not each of its terms by w_i": dx(
+    "the inner sum of the gradient dx is multiplied by w_j, but each term of the sum must be multiplied by w_i": dx(
         "w * rho * (dy - rho**2 * x * (dy * x).mean(axis=-1, keepdims=True))"
     ),
     "the factor 1/d is missing in the second term of the gradient dx": dx(
@@ -60,7 +60,7 @@ ANSWERS = {
     "the mean of the squares in ρ runs over the tokens instead of the features": rho(
         "((x**2).sum(0, keepdims=True) / len(x) + eps) ** -0.5"
     ),
-    "the mean of the squares in ρ runs over all tokens and features": HEAD
+    "the mean of the squares in ρ runs over all tokens and features instead of the features of one token": HEAD
     + "    rho = np.full(x.shape, ((x**2).sum() / x.size + eps) ** -0.5)\n"
     + DW
     + DX
@@ -72,8 +72,10 @@ ANSWERS = {
     "ρ is the root mean square instead of 1 divided by the root mean square": rho(
         "((x**2).mean(-1, keepdims=True) + eps) ** 0.5"
     ),
-    "ε is added outside the square root in ρ": rho("1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"),
-    "the function computes the backward pass of LayerNorm": HEAD
+    "ε is added outside the square root in ρ instead of inside": rho(
+        "1 / ((x**2).mean(-1, keepdims=True) ** 0.5 + eps)"
+    ),
+    "the function computes the backward pass of LayerNorm instead of RMSNorm": HEAD
     + "    h = x - x.mean(-1, keepdims=True)\n    rho = ((h**2).mean(-1, keepdims=True) + eps) ** -0.5\n    h = h * rho\n"
     + "    dw = (dy * h).reshape(-1, len(w)).sum(0)\n    g = dy * w\n"
     + "    dx = rho * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))\n"
@@ -90,7 +92,7 @@ ANSWERS = {
     "the inner sum of the gradient dx runs over the tokens instead of the features": dx(
         "w * dy * rho - x * rho**3 / n * np.einsum('n...,n...->...', w * dy, x)"
     ),
-    "the inner sum of the gradient dx runs over all tokens and features": dx(
+    "the inner sum of the gradient dx runs over all tokens and features instead of the features of one token": dx(
         "w * dy * rho - x * rho**3 / n * np.vdot(w * dy, x)"
     ),
     "the function returns dw, dx instead of dx, dw": HEAD + RHO + DW + DX + "    return dw, dx\n",

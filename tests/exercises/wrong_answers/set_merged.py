@@ -9,7 +9,7 @@ BOTH = (
 ANSWERS = {
     "the factor scaling is missing in the merged weight matrix W": BOTH.format("np.dot(B, A)"),
     "the bypass is multiplied by the scaling twice in the merged weight matrix W": BOTH.format("(s * B) @ (s * A)"),
-    "only one of merging and unmerging uses the scaling": HEAD
+    "the scaling is used either in merging or in unmerging, but not in both": HEAD
     + FIVE
     + "    if merged and not now:\n        W += s * np.einsum('or,ri->oi', B, A)\n"
     + "    if now and not merged:\n        W -= np.einsum('or,ri->oi', B, A)\n"
@@ -34,7 +34,7 @@ ANSWERS = {
     "unmerging adds the bypass to W instead of subtracting the bypass": HEAD
     + FIVE
     + "    if now is not merged:\n        np.add(W, s * B @ A, out=W)\n    layer['merged'] = merged\n",
-    "merging subtracts the bypass from W, and unmerging adds the bypass": HEAD
+    "merging subtracts the bypass from W and unmerging adds it, but it must be the other way round": HEAD
     + FIVE
     + "    W -= (int(merged) - int(now)) * s * B @ A\n    layer['merged'] = merged\n",
     "unmerging does not subtract the bypass from W": HEAD
@@ -45,7 +45,7 @@ ANSWERS = {
     + "    if merged and not now:\n        layer['before'] = np.array(W)\n        W[:] = W + B @ A * s\n"
     + "    elif now and not merged:\n        W[:] = layer.pop('before')\n"
     + "    layer['merged'] = merged\n",
-    'the function replaces layer["W"] by a new array instead of changing the array': HEAD
+    'the function replaces layer["W"] by a new array instead of changing the existing array': HEAD
     + FIVE
     + "    change = {(False, True): s, (True, False): -s}.get((now, merged), 0)\n"
     + "    layer.update(W=W + change * (B @ A), merged=merged)\n",
