@@ -247,7 +247,9 @@ class AdaptedLinear(Module):
             If other adapters are already merged, or if the base layer is quantised.
         """
         if self.merged and set(names) != set(self.merged):
-            raise RuntimeError(f"the weights contain the merged {self._merged()}; call unmerge_adapter() before merging {names}")
+            raise RuntimeError(
+                f"the weights contain the merged {self._merged()}; call unmerge_adapter() before merging {names}"
+            )
         if self.merged:
             return
         self.check_mergeable()

@@ -397,7 +397,8 @@ def test_a_call_for_another_adapter_than_the_merged_one_is_refused(two, random_b
     tokens, _ = random_batch()
     two.merge_adapter()
     with pytest.raises(
-        RuntimeError, match="the weights contain the merged adapter 'poet'; call unmerge_adapter\\(\\) before using 'pirate'"
+        RuntimeError,
+        match="the weights contain the merged adapter 'poet'; call unmerge_adapter\\(\\) before using 'pirate'",
     ):
         two.model.forward(tokens, context=Context(adapter="pirate"))
 

@@ -187,7 +187,9 @@ def test_dora_and_lora_merge_together_and_come_out_again(make_model):
     peft_model.merge_adapter(names)
     for layer, W in zip(layers, expected, strict=True):
         assert_allclose(layer.base_layer.weight.value, W, rtol=1e-10, atol=1e-11)
-    with pytest.raises(RuntimeError, match="depends on W, but W contains the merged adapters 'default' and 'other' and 'plain'"):
+    with pytest.raises(
+        RuntimeError, match="depends on W, but W contains the merged adapters 'default' and 'other' and 'plain'"
+    ):
         layers[0].delta_weight("default")
     peft_model.unmerge_adapter()
     for layer, W in zip(layers, before, strict=True):
