@@ -123,7 +123,7 @@ def equal_parameters_chart(table: Table) -> Figure:
     budgets = sorted({row["matched_r"] for row in rows})
     by_size = {b: arrays(of_size, "target_modules") for b, of_size in groups(rows, "matched_r").items()}
     ahead = sum((by_name["MLP"] < by_name["attention"]).all() for by_name in by_size.values())
-    title = "LoRA in the MLP has a lower loss than equally large LoRA in attention"
+    title = "LoRA in the MLP reaches a lower loss than LoRA of equal size in attention"
     if ahead < len(budgets):
         title = f"At {ahead} of {len(budgets)} sizes, LoRA in the MLP has a lower loss than in attention"
     order = [(b, name) for b in budgets[::-1] for name in ("all-linear", "MLP", "attention") if name in by_size[b]]
@@ -245,7 +245,7 @@ def batch_size_chart(table: Table) -> Figure:
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     first, *_, last = (f"{gap:+.3f} with batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
     title = f"LoRA's gap to full fine-tuning is {first} and {last}"
-    same = "gap: LoRA's loss minus full fine-tuning's; all runs read equally many tokens, at their best learning rate η"
+    same = "gap: LoRA's loss minus full fine-tuning's; all runs read the same number of tokens, at the best η of each method"
     figure = new_figure(9, 4.4, title, f"{same}\n{measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)
     looks: dict[str, dict[str, Any]] = {"full": {"color": FULL, "marker": "s"}, "lora": {"color": LORA, "marker": "o"}}

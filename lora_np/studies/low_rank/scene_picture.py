@@ -53,7 +53,7 @@ def scene_3d(table: Table, elevation: float = 36, azimuth: float = -76) -> Figur
     subtitle = f"W is {d} × {k}; each column stands for {numbers}"
     if cut:
         title = f"Full fine-tuning changed {d * k:,} numbers; B and A of rank {r} have only {r * (d + k):,}"
-        subtitle = f"height of a column: mean size of {numbers}; ΔW, B and A have separate scales"
+        subtitle = f"height of a column: mean size of {numbers}; ΔW, B and A use separate scales"
         whole, trained = "all of ΔW", "the cut ΔW as a product:"
     else:
         title = f"Full fine-tuning changes all {d * k:,} numbers; LoRA at r = {r} changes {r * (d + k):,}"

@@ -198,7 +198,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
         return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
-    return f"After equal learning, LoRA has forgotten {lost:.3f} nats per byte, full fine-tuning {alike:.3f}"
+    return f"After equal learning, LoRA has forgotten {lost:.3f} nats per byte, and full fine-tuning {alike:.3f}"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:

@@ -96,7 +96,7 @@ def combinations_chart(table: Table) -> Figure:
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
     one, other = (next(kind for kind in order if _colour(kind) == colour) for colour in colours)
-    title = f"Both losses add up to {losses[one]:.2f} with the type “{one}”, and to {losses[other]:.2f} with the type “{other}”"
+    title = f"The sum of both losses is {losses[one]:.2f} with the type “{one}” and {losses[other]:.2f} with the type “{other}”"
     figure = new_figure(9, 5.2, title, subtitle)
     _losses(axes_at(figure, 0.75, 0.65, 3.65, 3.35), table, list(kinds))
     _errors(axes_at(figure, 6.85, 0.65, 1.9, 3.35), table, losses)
@@ -205,7 +205,7 @@ def serving_chart(table: Table) -> Figure:
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
-        f"each panel: another rule that gives each of the {settings['rows']} rows an adapter (r = {settings['r']})\n"
+        f"each panel: another rule that chooses the adapters (r = {settings['r']}) of the {settings['rows']} rows\n"
         "grey: one merged model per adapter instead of one base\n"
         f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
