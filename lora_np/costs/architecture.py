@@ -307,5 +307,5 @@ def architecture_of(name: str) -> Architecture:
     12
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; costs.MODELS has {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}; use one of {', '.join(MODELS)}")
     return MODELS[name]

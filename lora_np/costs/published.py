@@ -132,4 +132,4 @@ def architecture_named(name: str) -> Architecture:
     if Path(name).is_file() or (Path(name) / "config.json").is_file():
         return architecture_from_config(name)
     known = ", ".join([*MODELS, *PUBLISHED])
-    raise ValueError(f"unknown model {name!r}; costs.MODELS has {known}, or give the path of a config.json")
+    raise ValueError(f"unknown model {name!r}; use one of {known}, or the path of a config.json")

@@ -124,7 +124,7 @@ class Exercise:
     needs : str
         What a student should read or do before the exercise.
     cases : callable
-        A function that returns the cases; all calls without an argument return equal cases. Each known mistake must
+        A function that returns the cases; every call without an argument returns the same cases. Each known mistake must
         give a wrong result in at least one of these cases. `cases(seed)` returns cases with other numbers.
     mistakes : tuple of Mistake
         The known mistakes.

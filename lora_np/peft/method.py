@@ -209,7 +209,7 @@ class LayerMethod(Method):
         """Return the cost of one layer's adapter. Raises ValueError if the method does not define a cost."""
         raise ValueError(
             f"{type(self).__name__} does not define the cost of a training step for a {type(config).__name__}; "
-            "for a model in memory, costs.count(model) counts the parameters"
+            "load the model and use costs.count(model), which counts the parameters"
         )
 
     def cost_of(self, adapter: Adapter) -> AdapterCost:

@@ -329,7 +329,7 @@ class Transformer(Module):
         loss : ndarray, shape ()
             The mean cross-entropy over all targets that count.
         cache : tuple
-            The input of one `backward` call, which overwrites arrays of the cache.
+            The input of one call of `backward`. This call overwrites arrays of the cache.
 
         Raises
         ------

@@ -240,7 +240,7 @@ def test_a_size_of_numpy_counts_as_pythons_to_a_number_that_json_takes():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"'llama-9'; costs.MODELS has gpt-2, .*gpt-3-175b"):
+    with pytest.raises(ValueError, match=r"'llama-9'; use one of gpt-2, .*gpt-3-175b"):
         costs.count("llama-9", lora(8, QUERY_VALUE))
     with pytest.raises(ValueError, match=r"'q_proj' matches no linear layer; .* c_attn, c_proj, c_fc, lm_head"):
         costs.count("gpt-2", lora(8, QUERY_VALUE))

@@ -257,7 +257,7 @@ def check_cost_of_copies(copies: bool) -> None:
     """Raise ValueError if an adapter trains whole modules."""
     if copies:
         raise ValueError(
-            "the costs of modules_to_save are not defined; for a model in memory, costs.count(model) counts the parameters"
+            "the costs of modules_to_save are not defined; load the model and use costs.count(model), which counts the parameters"
         )
 
 

@@ -45,14 +45,13 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             f"at least {most.number} bits (LoRA), {full.number} (full fine-tuning)",
             STUDY,
             (*by_rank.values(), *free.values(), most, full),
-            f"The lower bound on the random strings that LoRA holds is {span(by_rank)} bits per trained parameter, depending "
-            f"on the rank ({low} to {high}). LoRA trains r(in + out) parameters for each matrix, but the product BA has only "
-            f"r(in + out − r) free parameters. Per free parameter, the lower bound is {span(free)} bits, depending on "
-            f"the rank. {most.sentence} "
-            f"{full.sentence} All numbers of bits are lower bounds, so a number below {BITS} does not refute the claim. The "
-            "numbers of bits cannot be compared with each other: for some runs, the bound is further below the "
-            "capacity than for other runs. Each string was "
-            f"read {listed(seen)}. Runs with half the steps hold fewer bits than runs with all steps: {listed(less)}.",
+            f"At each rank from {low} to {high}, LoRA's runs give a lower bound for the bits of random strings that LoRA can "
+            f"hold per trained parameter: {span(by_rank)} bits. LoRA trains r(in + out) parameters for each matrix, but the "
+            f"product BA has only r(in + out − r) free parameters. Per free parameter, the lower bounds are {span(free)} bits. "
+            f"{most.sentence} {full.sentence} All numbers of bits are lower bounds, so a number below {BITS} does not refute "
+            "the claim. The numbers of bits cannot be compared with each other: for some runs, the bound is further below the "
+            f"capacity than for other runs. Each string was read {listed(seen)}. Runs with half the steps hold fewer bits "
+            f"than runs with all steps: {listed(less)}.",
         ),
         Claim(
             "LoRA with twice the rank holds twice as many bits of random strings",

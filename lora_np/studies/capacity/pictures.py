@@ -80,7 +80,7 @@ def capacity_chart(table: Table) -> Figure:
 
 
 def _offered_more(table: Table) -> list[tuple[float, float]]:
-    """Return the number of trained parameters and the mean bits, for each rank that was also offered more strings."""
+    """Return the number of trained parameters and the mean bits, for each rank that was also trained on more strings."""
     found = []
     for r, offers in groups(table.where(phase="offered"), "r").items():
         largest, runs = list(groups(offers, "offered").items())[-1]
@@ -102,8 +102,8 @@ def memory_knee(table: Table) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Each dot is one seed; the line is the mean over the seeds. The dashed line shows a model that holds all bits
-        offered. All runs have equally many steps, so a run with many strings sees each string less often.
+        Each dot is one seed; the line is the mean over the seeds. The dashed line shows a model that holds all
+        bits offered. All runs have the same number of steps, so a run with many strings sees each string less often.
 
     Examples
     --------

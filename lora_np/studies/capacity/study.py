@@ -7,7 +7,7 @@ training on the strings, then
 
     memorised = Σ over counted symbols (6 − L / ln 2) bits, and at least 0.
 
-A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits that were offered.
+A model that knows only the alphabet holds 0 bits. A model that recites all strings holds all bits of the strings.
 The base was trained on other random strings, each written twice. So the base knows the alphabet and can be certain of a
 symbol, but it does not know the strings of the study. The measurement follows Morris et al. 2025 (arXiv 2505.24832),
 whose strings have no names.
@@ -75,13 +75,13 @@ class Setting:
 
     run: CapacityRun = CapacityRun("lora", 0.0)
     ranks: Sequence[int] = (1, 2, 4, 8, 16)
-    strings_per_rank: int = 32  # rank r is offered r times as many: more than 2 bits per trained parameter
+    strings_per_rank: int = 32  # rank r trains on r times as many strings: more than 2 bits per trained parameter
     full_strings: int = 640
     lora_lrs: Sequence[float] = (4e-3, 8e-3)
     full_lrs: Sequence[float] = (2e-3, 4e-3)
     bracket: bool = True  # extend a sweep if its best learning rate is at its edge
     seeds: Sequence[int] = (0, 1, 2)
-    knee: int = 4  # the rank that is offered different numbers of strings
+    knee: int = 4  # the rank that trains on different numbers of strings
     offered: Sequence[int] = (16, 48, 96, 192)  # numbers of strings, beside the 128 of the comparison of ranks
 
     def methods(self) -> dict[CapacityRun, list[float]]:
@@ -258,7 +258,7 @@ def capacity(setting: Setting = FULL, workers: int = 2, folder: str | Path | Non
     """Measure the bits that each rank and full fine-tuning hold, each at its own best learning rate.
 
     The phase "sweep" runs the first seed at every learning rate. The phase "seeds" runs every seed at the best rate;
-    these runs are offered more than 2 bits per trained parameter. The phase "half" runs the first seed at the best rate
+    the strings of these runs contain more than 2 bits per trained parameter. The phase "half" runs the first seed at the best rate
     with half the steps, to show how many bits the second half adds. The phase "offered" runs every seed of rank `knee`
     with fewer or more strings. The phase "rejected" contains the runs at the worse rates of `better_of_two_rates`.
     """

@@ -45,7 +45,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) -> str:
-    """Return how much computing a table needed, such as "90 runs, 37 minutes", or "" if the table has no seconds.
+    """Return how much computing a table needed, such as "total: 90 runs, 37 minutes", or "" if the table has no seconds.
 
     The number of runs is `settings["runs"]`. If this setting is missing, it is the number of different runs among
     `rows` (by default all rows).
@@ -55,4 +55,4 @@ def runs_and_time(table: Table, rows: Sequence[dict[str, Any]] | None = None) ->
     different = {tuple(str(row.get(key)) for key in RUN) for row in (table.rows if rows is None else rows)}
     count = table.settings.get("runs", len(different))
     time = f"{table.seconds / 60:,.0f} minutes" if table.seconds >= 90 else f"{table.seconds:.0f} s"
-    return f"{count} run{'s' if count > 1 else ''}, {time}"
+    return f"total: {count} run{'s' if count > 1 else ''}, {time}"

@@ -93,7 +93,7 @@ def corpus(domain: str, split: Literal["train", "heldout"]) -> np.ndarray:
 
 
 def combinations(setting: Setting = FULL) -> Table:
-    """Combine two adapters by each type, and measure the held-out loss on both domains in nats per byte.
+    """Combine two adapters with each type of combination, and measure the held-out loss on both domains in nats per byte.
 
     The columns are `kind`, `weights`, `code`, `voice`, `error` (the reported error of ΔW) and `seed`. `kind` is "base",
     "adapter" (one of the two adapters), "share" (`cat` with the weights 1 − share and share) or a combination type.

@@ -65,7 +65,7 @@ def merge_drift(table: Table) -> Figure:
 
 @picture("kind weights code voice error", settings="r density")
 def combinations_chart(table: Table) -> Figure:
-    """Draw two adapters combined by each type: the held-out losses on both domains, and the error of ΔW.
+    """Draw two adapters, combined with each type of combination: the held-out losses on both domains, and the error of ΔW.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def combinations_chart(table: Table) -> Figure:
     seeds = len({row["seed"] for row in table.rows if "seed" in row})
     over = f"; mean and range of {seeds} seeds" if seeds > 1 else ""
     subtitle = (
-        "dots: types of combination, each with the best factor for both weights (in brackets)\n"
+        "each dot: one type of combination; in brackets: the best factor, which multiplies both adapters\n"
         f"squares: the base and the single adapters; line: the type “cat” with other weights{over}"
     )
     order, colours = sorted(losses, key=lambda kind: losses[kind]), (ON_THE_CHANGE, ON_THE_FACTORS)
