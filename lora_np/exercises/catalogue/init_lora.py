@@ -84,7 +84,10 @@ def alike(rows: np.ndarray) -> bool:
 
 
 def interval(A: np.ndarray, sizes: dict[str, int]) -> str:
-    """Return a text that states the bounds of the distribution of A. The true bound is at most 0.1 % larger than the largest number of A."""
+    """Return a text that states the bounds of the distribution of A.
+
+    The true bound is at most 0.1 % larger than the largest number of A.
+    """
     most = np.abs(A).max()
     bounds = {"1": 1.0, "½": 0.5}
     for name, size in sizes.items():

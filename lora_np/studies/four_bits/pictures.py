@@ -225,7 +225,8 @@ def gradient_cosines(table: Table) -> Figure:
     bases = sorted({row["base"] for row in table.rows}, key=lambda b: mean(r["cosine"] for r in table.where(base=b)))
     looks = {base: CODES.get(base, (base, FROZEN)) for base in bases}
     subtitle = (
-        f"each dot: one layer of {table.settings['model']}; the cosine between its gradients with these weights and with float32 weights\n"
+        f"each dot: one layer of {table.settings['model']}; the cosine between its gradients with these weights and "
+        "with float32 weights\n"
         f"filled dots: dA; hollow dots: dB"
     )
     title = "Four-bit weights hardly change a gradient; another batch changes it completely"
