@@ -328,7 +328,7 @@ for r in (4, 64):
 
 # %%
 D = 1000
-C, t = intrinsic_toy.constraints(D)  # C (10, D): 1 if a weight is in the block, else 0; t (10,)
+C, t = intrinsic_toy.constraints(D)  # C (10, D): 1 if the weight is in the block; t (10,)
 for d in (8, 9, 10, 11):
     P = np.linalg.qr(np.random.default_rng(0).standard_normal((D, d)))[0]  # (D, d)
     M = C @ P  # (10, d): the ten sums as functions of z

@@ -192,7 +192,7 @@ ten_batches = ln.data.Batches(ln.data.corpus("code", "train"), batch_size=4, seq
 
 
 def trained(alpha, a=1.0, b=1.0, start=None):
-    """Return the logits after ten steps, with the rates a·η and b·η. A starts as `start`·A or a·A."""
+    """Return the logits after ten steps: rates a·η and b·η, initial A times `start` (or a)."""
     config = ln.LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear")
     model = ln.get_peft_model(ln.load_model("tiny"), config)
     for name, parameter in model.named_parameters():
@@ -292,7 +292,7 @@ show(lines, {"batch": "", "LoRA's η": "g", "full's η": "g", "ratio": "g"})
 # %% jupyter={"source_hidden": true}
 # computes the advice from the tables, and shows it with its reasons
 def better(difference):
-    """Return whether the loss is lower with every seed, and lower by 0.001 in the mean."""
+    """Return whether the loss is lower with every seed, and by at least 0.001 on average."""
     return difference.spread[1] < 0 and difference.value <= -0.001
 
 

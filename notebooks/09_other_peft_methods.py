@@ -434,7 +434,7 @@ Markdown(f"These methods have a slower step than full fine-tuning: {slow}.")
 # Are small differences between the times of two methods real? A merged model is the base with other numbers in its weights, so it must take exactly as long as the base. Copies of the base and merged models are called *plain models* here. The scatter of the plain models' times shows the error of the measurement. (Several copies of the base were measured, and all times are divided by the median over the copies. With a single copy, an error in the time of this copy would make all ratios too high or all too low.)
 
 # %% jupyter={"source_hidden": true}
-# prints the scatter of the plain models' times, and the ratios of the models that cannot be merged
+# prints the scatter of the plain models' times, and the ratios of models that cannot be merged
 real, real_costs = load("comparison_smollm2"), load("method_costs_smollm2")
 lines = []
 for model, table in (("tiny", costs), ("SmolLM2-135M", real_costs)):

@@ -22,7 +22,7 @@ examples:
   python -m lora_np notebooks write my-course
   python -m lora_np notebooks key"""
 
-WRITE = """Write a copy of the course to a folder: notebooks and exercises, without outputs.
+WRITE = """Write the notebooks and exercises of the course to a folder, without outputs.
 
 Existing files are not changed.
 

@@ -163,7 +163,7 @@ def find_answer(files: Sequence[Path], exercise: Exercise, hidden: Sequence[str]
     files : sequence of Path
         Notebooks and .py files, for example from `answer_files`.
     exercise : Exercise
-        The exercise whose answer is searched.
+        The exercise whose answer the files may contain.
     hidden : sequence of str
         Files and folders that the answer must not read while it runs, for example the other students' answers. The
         solutions are always hidden. Only Linux can hide files; see `contain.py`.

@@ -140,7 +140,7 @@ class AnswerMarks(Extension):
 
 
 def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a filter; each call of the copy spends work units."""
+    """Return a function that calls a filter; each call also spends work units."""
     first = int(hasattr(function, "jinja_pass_arg"))  # the position of the operand; the context comes before it
 
     @wraps(function)

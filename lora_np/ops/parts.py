@@ -13,7 +13,7 @@ CACHED = 2**18  # this many float32 numbers stay in a second-level cache of 1 to
 
 
 def rows_at_once(features: int, arrays: int) -> int:
-    """Return how many rows of `features` numbers fit in the cache, if `arrays` arrays with so many rows are in use."""
+    """Return how many rows of `features` numbers fit in the cache, if `arrays` arrays of this size are in use."""
     return max(1, CACHED // (arrays * features))
 
 

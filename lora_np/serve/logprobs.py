@@ -51,8 +51,10 @@ def token_logprob(logits: np.ndarray, token: int, k: int) -> TokenLogprob:
 
 
 def completion_logprobs(entries: Sequence[TokenLogprob], spell: Spell, offset: int) -> tuple[dict[str, Any], int]:
-    """Return `logprobs` of a completion, and the offset of the next token. `offset` is the number of characters before
-    the first token. If two tokens have the same text, the more likely token is in `top_logprobs`.
+    """Return `logprobs` of a completion, and the offset of the token that follows.
+
+    `offset` is the number of characters before the first token. If two tokens have the same text, the more likely token
+    is in `top_logprobs`.
     """
     tokens, offsets, tops = [spell(entry.token) for entry in entries], [], []
     for entry, text in zip(entries, tokens, strict=True):

@@ -131,7 +131,7 @@ def test_train_over_a_quantised_base_gives_the_same_weights_as_the_library_calls
 
 def test_full_fine_tuning_of_four_bits_is_refused(run, tmp_path, capsys):
     assert run("--full", "--quantize", "nf4") == 1
-    assert "--quantize freezes the weights in 4 bits, but --full trains them" in capsys.readouterr().err
+    assert "--quantize freezes the weights in 4 bits, but --full trains the weights" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

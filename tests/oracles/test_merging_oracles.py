@@ -241,5 +241,5 @@ def test_peft_takes_fewer_weights_than_adapters_and_a_density_of_nothing():
     assert all(np.isnan(x).any() for x in combined(theirs, "xy", [1, 1], "dare_linear", density=0.0).values())
     with pytest.raises(ValueError, match="two lists of equal length"):
         combined(ours, "xy", [1], "cat")
-    with pytest.raises(ValueError, match="needs 0 < density"):
+    with pytest.raises(ValueError, match="elements to keep, 0 < density"):
         combined(ours, "xy", [1, 1], "dare_linear", density=0.0)

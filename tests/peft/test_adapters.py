@@ -790,7 +790,7 @@ BAD = {
     "a factor's name": (
         lambda m, folder: m.load_adapter(folder, "lora_B"),
         ValueError,
-        "invalid adapter name 'lora_B'.*one of lora_A, lora_B",
+        "invalid adapter name 'lora_B'.*other than __base__, lora_A, lora_B",
     ),
     "no name": (lambda m, folder: m.load_adapter(folder, ""), ValueError, "invalid adapter name ''"),
     "the base's name": (lambda m, folder: m.load_adapter(folder, "__base__"), ValueError, "other than __base__"),

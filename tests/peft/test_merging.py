@@ -317,9 +317,9 @@ BAD = {
     "a string": (("xy", [1, 1]), {}, "expected two lists"),
     "a weight that is no number": ((["x", "y"], [1, np.nan]), {}, "weight of 'y' is nan"),
     "no such type": ((["x", "y"], [1, 1]), {"combination_type": "mean"}, "expected one of cat, svd, linear"),
-    "no density": ((["x", "z"], [1, 1]), {"combination_type": "ties"}, "ties needs 0 < density"),
-    "density 0": ((["x", "z"], [1, 1]), options("dare_linear", 0.0), "needs 0 < density"),
-    "density above 1": ((["x", "z"], [1, 1]), options("ties", 1.5), "needs 0 < density"),
+    "no density": ((["x", "z"], [1, 1]), {"combination_type": "ties"}, "ties needs the fraction of elements to keep"),
+    "density 0": ((["x", "z"], [1, 1]), options("dare_linear", 0.0), "elements to keep, 0 < density"),
+    "density above 1": ((["x", "z"], [1, 1]), options("ties", 1.5), "elements to keep, 0 < density"),
     "a density for nothing": ((["x", "y"], [1, 1]), {"density": 0.5}, "density = 0.5 has no effect with"),
     "a rank for nothing": (
         (["x", "y"], [1, 1]),
@@ -380,7 +380,7 @@ def test_what_is_merged_stays_when_all_are_disabled_for_a_while(three, make_mode
     assert_allclose(three.model.forward(tokens)[0], merged, rtol=1e-10, atol=1e-11)
     three.merge_adapter()
     assert three.merged_adapters == ("y", "z")
-    with pytest.raises(RuntimeError, match="'y' and 'z' is merged"):
+    with pytest.raises(RuntimeError, match="the weights contain the merged adapters 'y' and 'z'"):
         three.merge_adapter(["x"])
 
 

@@ -97,7 +97,7 @@ def test_a_low_rank_is_judged_by_energy_and_gain_at_one_rank(sizes, gain, wanted
     base, full = cut.settings["base_loss"], cut.settings["full_loss"]
     for row in cut.rows:
         row["heldout_loss"] = base - (gain if row["r"] == 8 else 1 - gain) * (base - full)
-    assert verdict(low_rank, found, "The change that fine-tuning makes") == wanted
+    assert verdict(low_rank, found, "The change ΔW of fine-tuning") == wanted
 
 
 @pytest.mark.parametrize("times, wanted", [(3, "yes"), (1, "partly"), (0.1, "no"), (40, "no")])

@@ -11,7 +11,7 @@ from ..sandbox.wire import Odd
 
 
 class First(int):
-    """An argument with a different value in each call: an int with the value for the first call.
+    """An argument with a different value in each call. The int itself is the value for the first call.
 
     Parameters
     ----------

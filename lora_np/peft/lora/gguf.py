@@ -31,8 +31,8 @@ def read_gguf(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
     """Return the settings and the tensors of a GGUF adapter in PEFT's form, and an empty dictionary.
 
-    The dictionary is empty because a GGUF file contains only fields that PEFT has.
-    Raises ValueError if the file is not a LoRA of the Llama family.
+    The dictionary is empty because a GGUF file contains only fields that PEFT has. Raises ValueError if the file is not
+    a LoRA of the Llama family.
     """
     arrays: dict[str, np.ndarray] = {}
     heads = {"q_proj": model.num_attention_heads, "k_proj": model.num_key_value_heads}

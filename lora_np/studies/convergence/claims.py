@@ -107,7 +107,7 @@ def shortfall(parts: Mapping[str, list[dict[str, Any]]], method: str) -> Finding
 
 
 def reached(findings: Mapping[int, Finding], wanted: float = ENOUGH) -> str:
-    """Write in words the lowest rank from which LoRA recovers at least the share `wanted`."""
+    """Write in words the lowest rank from which on LoRA recovers at least the share `wanted`."""
     highest_missing = max((r for r, finding in findings.items() if finding.value < wanted), default=0)
     enough = [r for r in findings if r > highest_missing]
     return f"from r = {min(enough)} on" if enough else "at no rank that was tried"

@@ -276,7 +276,7 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
     subtitle = (
         "solid lines: LoRA on a float32 base; dashed lines: QLoRA on an NF4 base; grey lines: before training\n"
         + "; ".join(
-            f"QLoRA on {model_name(t.settings['base'])}: {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
+            f"QLoRA on {model_name(t.settings['base'])}, {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
             for t in tables
         )
     )

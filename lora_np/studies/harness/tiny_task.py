@@ -68,7 +68,7 @@ class Run:
 def heldout_batches() -> list[Batch]:
     """Return the held-out code on which methods are compared.
 
-    This code is used neither for training nor to choose learning rates.
+    This code is used neither for training nor for the choice of learning rates.
     """
     return _unseen()[1::2]
 
