@@ -34,11 +34,16 @@ def silence(line):
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    """A folder with a small model and a tokenizer; twelve records take the place of the data set."""
-    records = [
-        {"messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": ANSWERS[i % 4]}]}
-        for i in range(12)
-    ]
+    """A folder with a small model and a tokenizer; twelve conversations take the place of the data set."""
+    asked = [{"role": "user", "content": f"Question {i}?"} for i in range(15)]
+    turns = [[question, {"role": "assistant", "content": ANSWERS[i % 4]}] for i, question in enumerate(asked)]
+    conversations = [
+        *turns[:9],
+        turns[9] + turns[10],
+        turns[11] + turns[12],
+        turns[13] + turns[14],
+    ]  # of one or two turns
+    records = [{"messages": messages} for messages in talks]
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     monkeypatch.setattr(study, "DATA", str(data))
@@ -109,9 +114,10 @@ def test_peft_does_the_same_job(base, monkeypatch):
 def test_there_is_no_ratio_where_the_jobs_differ():
     ours = {"losses": [3.0, 2.0], "heldout": 2.5}
     assert different(ours, ours) == ""
-    assert different(ours, {"losses": [3.00005, 1.9], "heldout": 2.52}) == ""
-    assert "loss of the first step is 3.0 here and 3.2 there" in different(ours, ours | {"losses": [3.2, 2.0]})
-    assert "first step" in different(ours, ours | {"losses": [math.nan, 2.0]})
+    assert different(ours, {"losses": [3.00005, 1.99], "heldout": 2.52}) == ""
+    assert "the loss of step 1 is 3.0 here and 3.2 there" in different(ours, ours | {"losses": [3.2, 2.0]})
+    assert "the loss of step 2 is 2.0 here and 2.03 there" in different(ours, ours | {"losses": [3.0, 2.03]})
+    assert "step 1" in different(ours, ours | {"losses": [math.nan, 2.0]})
     assert "held-out loss is 2.5 here and 2.53 there" in different(ours, ours | {"heldout": 2.53})
     assert "held-out" in different(ours, ours | {"heldout": math.nan})
 

@@ -17,13 +17,20 @@ IGNORED = -100  # the label of a token that does not count in the loss
 
 
 def example(messages, tokenizer):
-    """Return the tokens and the labels of a question and its answer, up to the token that ends the answer."""
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    asked = len(tokenizer(prompt, add_special_tokens=False).input_ids)
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
-    return ids, [IGNORED] * asked + ids[asked:]
+    """Return the tokens and the labels of a conversation. Each answer counts, up to the token that ends the answer."""
+
+    def tokens(messages, **options):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    ids = tokens(messages)
+    labels = [IGNORED] * len(ids)
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            start = len(tokens(messages[:i], add_generation_prompt=True))
+            stop = ids.index(tokenizer.eos_token_id, start) + 1
+            labels[start:stop] = ids[start:stop]
+    return ids[:stop], labels[:stop]
 
 
 def padded(rows, value):
