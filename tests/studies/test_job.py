@@ -37,12 +37,8 @@ def base(tmp_path, monkeypatch):
     """A folder with a small model and a tokenizer; twelve conversations take the place of the data set."""
     asked = [{"role": "user", "content": f"Question {i}?"} for i in range(15)]
     turns = [[question, {"role": "assistant", "content": ANSWERS[i % 4]}] for i, question in enumerate(asked)]
-    conversations = [
-        *turns[:9],
-        turns[9] + turns[10],
-        turns[11] + turns[12],
-        turns[13] + turns[14],
-    ]  # of one or two turns
+    # nine conversations of one turn, and three of two turns
+    talks = [*turns[:9], turns[9] + turns[10], turns[11] + turns[12], turns[13] + turns[14]]
     records = [{"messages": messages} for messages in talks]
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
