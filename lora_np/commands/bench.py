@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--quick",
         action="store_true",
-        help="faster, but less exact: measure 3 rounds (default: 9, or 5 for generation); with --job, measure 1 round of 6 "
-        "steps (default: 3 rounds of 60 steps)",
+        help="faster, but less exact: 3 rounds instead of 9, or instead of 5 for generation; with --job, one round of 6 "
+        "steps instead of 3 rounds of 60 steps",
     )
     measured.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes one or two minutes"

@@ -735,13 +735,13 @@ def test_titles_of_hyperparameter_pictures_say_what_their_tables_say():
         == "At α = 32, LoRA's best learning rate is 4× that of full fine-tuning"
     )
     assert "At 0 of 2 sizes" in title(plots.equal_parameters_chart(tables.equal(-0.01)))
-    assert "lowers the loss by 0.020 at η = 0.004, and by 0.010 at the best η" in title(
+    assert "lowers the loss by 0.020 at η = 0.004, by 0.010 at the best η" in title(
         plots.dropout_chart(tables.dropouts())
     )
     above = plots.dropout_chart(overfitted())
     assert "by 0.020" in title(above) and "ends with a higher loss than the base" in above.texts[1].get_text()
     assert title(plots.batch_size_chart(tables.batches())).endswith(
-        " is +0.010 with batches of 2 and +0.050 with batches of 32"
+        " is +0.010 with batches of 2, and +0.050 with batches of 32"
     )
     assert title(plots.rank_scaling_chart(tables.scaled())).startswith("At r = 128, α/r has the lowest loss")
     assert "0.000 if each α has its best η" in title(plots.alpha_chart(tables.alphas()))

@@ -126,7 +126,7 @@ def error_by_distance(table: Table, weights: str = "N(0, 1)") -> Figure:
         "lines: the part of the mean error that comes from weights of each magnitude\nmarks: the values of each code; "
         f"weights: {weights} in blocks of {table.settings['block_size']}"
     )
-    title = "FP4's error comes from gaps between its values, and int4's error from small weights"
+    title = "FP4's error comes from gaps between its values, int4's error from small weights"
     figure = new_figure(9, 4.6, title, subtitle)
     ax = axes_at(figure, 0.95, 1.5, 6.3, 1.9)
     for quant_type, row in rows.items():

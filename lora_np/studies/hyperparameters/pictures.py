@@ -212,9 +212,7 @@ def _dropout_title(settings: Mapping[str, Any], kept: Losses, own: Losses) -> st
     """
     at_one, at_best = (by_p[0.0].mean() - min(v.mean() for v in by_p.values()) for by_p in (kept, own))
     rate = settings["fixed_lr"]
-    return (
-        f"On little text, dropout lowers the loss by {at_one:.3f} at η = {rate:g}, and by {at_best:.3f} at the best η"
-    )
+    return f"On little text, dropout lowers the loss by {at_one:.3f} at η = {rate:g}, by {at_best:.3f} at the best η"
 
 
 @picture("method batch_size max_steps lr seed phase final", settings="runs seeds")
@@ -244,7 +242,7 @@ def batch_size_chart(table: Table) -> Figure:
     sizes = list(losses["full"])
     gaps = [losses["lora"][b].mean() - losses["full"][b].mean() for b in sizes]
     first, *_, last = (f"{gap:+.3f} with batches of {b}".replace("-", "−") for gap, b in zip(gaps, sizes, strict=True))
-    title = f"LoRA's gap to full fine-tuning is {first} and {last}"
+    title = f"LoRA's gap is {first}, and {last}"
     same = "gap: LoRA's loss minus full fine-tuning's; all runs read the same number of tokens, at the best η of each method"
     figure = new_figure(9, 4.4, title, f"{same}\n{measured(table)}")
     ax = axes_at(figure, 0.85, 0.7, 5.6, 2.65)

@@ -44,11 +44,11 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     D, level, wanted = s["D"], 100 * s["share"], percent(s["share"])
     found = {base: percent(d / D) for base, d in s["d90"].items() if d is not None}
     where = {"tiny": "fine-tuning", "random": "training from scratch"}
-    shares = [
-        f"{where[base]} needs {share}{' of the dimensions' * (i == 0)}" for i, (base, share) in enumerate(found.items())
-    ]
-    title = f"For {wanted} of the gain, {', '.join(shares)}"
-    subtitle = "points and lines: seeds and their mean, each d at its best learning rate"
+    shares = [f"{where[base]} needs {share}" for base, share in found.items()]
+    title = f"Of all dimensions, {', and '.join(shares)}"
+    subtitle = (
+        f"needed: for {wanted} of the gain; points and lines: seeds and their mean, each d at its best learning rate"
+    )
     trained = semicolons(
         "training changes only the d numbers z in θ = θ₀ + P z, where P is random", runs_and_time(table)
     )

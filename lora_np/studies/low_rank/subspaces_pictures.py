@@ -58,7 +58,7 @@ def similarity_maps(table: Table, module: str = "q_proj") -> Figure:
     )
     counted = f"the title gives medians of φ({least}, {least}); by chance, φ({least}, {least}) is {percent(least / d)}"
     counted = semicolons(counted, runs_and_time(table))
-    title = f"Two runs share {shared['B']} of the directions of B and {shared['A']} of the directions of A"
+    title = f"Two runs share {shared['B']} of B's directions and {shared['A']} of A's directions"
     figure = new_figure(9, 5.15, title, f"{measured}\n{counted}")
     wide, rows = 2.35, {pairs[-1]: (0.62, 2.35), pairs[0]: (3.22, 0.75)}  # pair → its panels' bottom and height
     for column, of in enumerate(OF):

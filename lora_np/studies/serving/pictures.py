@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from ..harness.colours import FAINT_INK, FROZEN, INK, LORA, LORA_DARK, LORA_LIGHT, OTHERS, PAPER, for_text
 from ..harness.style import HALO, axes_at, label_lines, log_axis, name_axis, new_figure, note, picture
 from ..harness.table import Table, groups, mean
-from ..harness.words import percent, short_count
+from ..harness.words import percent, semicolons, short_count
 
 ON_THE_CHANGE, ON_THE_FACTORS = LORA, OTHERS[1]
 
@@ -206,7 +206,7 @@ def serving_chart(table: Table) -> Figure:
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
         f"each panel: another rule that chooses the adapters (r = {settings['r']}) of the {settings['rows']} rows\n"
-        "grey: one merged model per adapter instead of one base\n"
+        f"{semicolons('grey: one merged model per adapter instead of one base', _peft_ratios(table))}\n"
         f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
     figure = new_figure(9, tall, _most_adapters(table), subtitle)
@@ -224,12 +224,17 @@ def serving_chart(table: Table) -> Figure:
 
 
 def _most_adapters(table: Table) -> str:
-    """Return the title: memory and speed with the largest number of adapters."""
+    """Return the title: the memory with the largest number of adapters."""
     rows = table.where(adapters=max(row["adapters"] for row in table.rows))
-    saved = f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}× less memory than merged models"
+    number, saved = f"{rows[0]['adapters']:,}", f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}×"
+    return f"{number} adapters need {saved} less memory than {number} merged models"
+
+
+def _peft_ratios(table: Table) -> str:
+    """Return the time of PEFT's step divided by ours, with the largest number of adapters, or "" without PEFT."""
+    rows = table.where(adapters=max(row["adapters"] for row in table.rows))
     ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
-    faster = f"; PEFT takes {min(ratios):.1f}–{max(ratios):.0f}× as long" if ratios else ""
-    return f"{rows[0]['adapters']:,} adapters need {saved}{faster}"
+    return f"PEFT's step takes {min(ratios):.1f} to {max(ratios):.0f} times as long as lora_np's" if ratios else ""
 
 
 def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str, str]) -> None:
