@@ -110,7 +110,7 @@ show(lines, {"matrix": "", "r": "", "numbers": ".1%", "energy": ".0%"})
 # %% [markdown]
 # The best product of low rank keeps a smaller share of the energy for the learned $\Delta W$ than for the photograph. Most of the energy of the photograph comes from its mean brightness, which needs only one direction. But even after this mean is subtracted, the best product keeps a larger share of the energy for the photograph than for the learned $\Delta W$.
 #
-# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor has the shape of $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only the number of coloured columns in the two halves of the picture.
+# The next picture shows how few numbers $B$ and $A$ have. The left side shows all numbers of $\Delta W$. The right side shows the numbers of $B$ and $A$ (cyan) of the best product of rank 4. The grey floor of the picture has as many rows and columns as $\Delta W$. The floor marks the place of the product $BA$, whose numbers are not drawn. The heights on the two sides have different scales. So compare only the number of coloured columns in the two halves of the picture.
 
 # %%
 plots.scene_3d(decomposition);
@@ -351,7 +351,7 @@ show(lines, {"D": ",", "dense P": "", "sparse P": ""})
 # The loss of a language model never reaches 0. So the usual measure is $d_{90}$, the smallest $d$ with which training reaches 90 % of a reference gain. The reference gain is the gain of training all weights for the same number of steps. Two models learn the same Python code. The first model, tiny, was already trained on English, so its training on Python code is *fine-tuning*. The second model has the
 # same architecture as the first model, but starts with random weights, so its training is *training from scratch*.
 #
-# **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? Does a random subspace need more trained numbers than LoRA to reach the same gain?
+# **Predict.** Is $d_{90}$ smaller for fine-tuning than for training from scratch? Does a random subspace need more trained parameters than LoRA to reach the same gain?
 
 # %%
 dimension = Table.load("../figures/data/intrinsic_dimension.json")
@@ -363,7 +363,7 @@ display(Markdown(findings.say(*names)))
 
 # %% [markdown]
 # - Aghajanyan et al. (2020) found that about 200 dimensions are enough for RoBERTa on a classification task. In our study the task is a new *language*, the model is small, and $d_{90}$ is hundreds of times as large as 200. So the intrinsic dimension depends on the model and on the task.
-# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the gains of the two models are different. For the model with random weights, most of the gain is easy, because the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
+# - $d_{90}$ is smaller for training from scratch than for fine-tuning, but the two values of $d_{90}$ stand for 90 % of different gains. For the model with random weights, most of the gain is easy, because the model first learns how frequent each byte is. After this easy gain, the loss of the model that started with random weights is still far above the loss at which fine-tuning *starts*.
 # - The sparse $P$ is random, but not all subspaces are possible with a sparse $P$. So the study also used a dense $P$ as a control, with a $d$ that is small enough for a dense $P$ (the triangles in the picture).
 # - With the same number of trained parameters, random directions reach about the same gain as LoRA (the diamonds in the picture). The random directions also change the embedding and the norms, which LoRA freezes. LoRA has two advantages over random directions: it needs no product with a matrix of $D$ rows, and $BA$ can be merged.
 #

@@ -152,7 +152,7 @@ names = ("gradient_norm.plain", "gradient_norm.rslora", "rslora", "two_r.fixed")
 display(Markdown(findings.say(*(f"hyperparameters.{name}" for name in names))))
 
 # %% [markdown]
-# The argument about the first step predicts larger differences between the rules than the runs show. Under $\alpha/\sqrt r$ the sum of $|dB_{ij}|$ at $r = 64$ is eight times the sum at $r = 1$. According to the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and the losses under $\alpha/r$ differ by only a few thousandths of a nat per byte.
+# The argument about the first step predicts larger differences between the rules than the runs show. With the rule $\alpha/\sqrt r$, the sum of $|dB_{ij}|$ at $r = 64$ is eight times the sum at $r = 1$. According to the argument, the first step would be much too small at $r = 1$ or much too large at $r = 64$. But the losses under $\alpha/\sqrt r$ and the losses under $\alpha/r$ differ by only a few thousandths of a nat per byte.
 # Only the losses under $\alpha = 2r$ clearly differ from the losses under the two other rules. Under $\alpha = 2r$, the first step is proportional to $r$. Compared with the first step at $r = 16$, it is 1/16 as large at $r = 1$ and four times as large at $r = 64$. So the first step alone does not explain why LoRA's best learning rate under $\alpha/r$ does not depend on the rank.
 #
 # ## α

@@ -31,7 +31,7 @@
 #
 # The model "tiny", which was trained on English prose, learns Python code. Every method trains for 200 steps at its own best learning rate.
 #
-# **Predict.** Does the method that trains the most numbers come closest to full fine-tuning? LoRA of rank 1 trains only an eighth of the numbers that LoRA of rank 8 trains. Which share of the gain of rank 8 does LoRA reach with rank 1?
+# **Predict.** Does the method with the most trained parameters come closest to full fine-tuning? LoRA of rank 1 trains only an eighth of the parameters that LoRA of rank 8 trains. Which share of the gain of rank 8 does LoRA reach with rank 1?
 
 # %%
 import textwrap
@@ -61,7 +61,7 @@ ranks = lora_by_rank(compared, load("convergence"))  # LoRA's runs of notebook 0
 plots.quality_against_parameters(compared, ranks);
 
 # %% [markdown]
-# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more numbers than LoRA of rank 8, but the gain of DoRA is not higher. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and LoRA of rank 1 reaches most of the gain of rank 8. The second part of this notebook explains this picture in detail.
+# The line in the picture shows LoRA at ranks 1 to 64. DoRA trains more parameters than LoRA of rank 8, but the gain of DoRA is not higher. LoRA of rank 1 trains an eighth of the numbers that LoRA of rank 8 trains, and LoRA of rank 1 reaches most of the gain of rank 8. The second part of this notebook explains this picture in detail.
 #
 # # First sitting: the methods
 #
@@ -95,7 +95,7 @@ plots.method_diagrams();
 #
 # You choose a method by its configuration class. `get_peft_model` freezes the base and inserts the adapter that the configuration describes. This notebook and notebook 05 use the same scaling, $s = \alpha/r = 8$, so that the runs of both notebooks can be compared.
 #
-# **Predict.** Which method trains the most numbers? Which method trains the fewest numbers?
+# **Predict.** Which method trains the most parameters? Which method trains the fewest parameters?
 
 # %%
 r, v, m = 8, 20, 11  # LoRA's rank, virtual tokens, an adapter's width
@@ -315,7 +315,7 @@ reference, _ = ln.ops.vera_forward(x, A, B, *vectors)
 print("error against the library:", relative_error(vera(x, A, B, *vectors), reference))
 
 # %% [markdown]
-# **One number.** With $r = 256$ VeRA trains fewer numbers than any other method here that changes the weights (see the table above). But VeRA's products with $A$ and $B$ need as many multiplications as LoRA's products with $r = 256$.
+# **One number.** With $r = 256$ VeRA trains fewer parameters than any other method here that changes the weights (see the table above). But VeRA's products with $A$ and $B$ need as many multiplications as LoRA's products with $r = 256$.
 #
 # ## Prefix tuning: more to attend to
 #
@@ -411,8 +411,8 @@ except ValueError as error:
 Markdown(lesson.costs_markdown(compared, costs))
 
 # %% [markdown]
-# - *share* is the number of trained numbers divided by the number of the base's parameters.
-# - *state* is the memory of the trained numbers, of their gradients and of AdamW's two averages.
+# - *share* is the number of trained parameters divided by the number of the base's parameters.
+# - *state* is the memory of the trained parameters, of their gradients and of AdamW's two averages.
 # - *step* is the time of a training step, divided by the time of a step of full fine-tuning.
 # - *peak* is the largest memory that a training step needs, without the memory of the base's weights. (QLoRA makes only the base's weights smaller.)
 # - *prompt* is the time to read a prompt, and *token* is the time to write one token, each divided by the base's time. *merged* shows the ratios *prompt* and *token* after $\Delta W$ was merged into the weights.

@@ -34,7 +34,7 @@ def read_records(
     if max_length > room:
         after = f" minus {counted(prefix, 'virtual token')}" if prefix else ""
         raise ValueError(
-            f"--max-length {max_length}; expected at most {room}: this model's limit of {limit} tokens{after}"
+            f"--max-length {max_length}; expected at most {room}, because this model's limit is {limit} tokens{after}"
         )
     heldout = heldout_name(arguments)
     with warnings.catch_warnings(record=True) as caught:

@@ -193,7 +193,7 @@ def _cut(examples: list[Example], max_length: int, path: Path) -> list[Example]:
         if lost := len(cut) - len(kept):
             what += f", {lost} of them left out because their answers begin later"
         if not kept:
-            raise ValueError(f"{what}: no record remains. Give a larger max_length")
+            raise ValueError(f"{what}, so no record remains; give a larger max_length")
         warnings.warn(what, stacklevel=3)
     return kept
 

@@ -79,8 +79,8 @@ class Failed(Exception):
 
 
 class Contained:
-    """A student's function in a separate process. `with` starts and ends the process; a call of the object runs the
-    function.
+    """A student's function in a separate process. A `with` block starts the process and ends it. Calling
+    the object runs the function in the process.
 
     The call sends copies of the arguments to the process. If the function changes a copy, the original argument gets
     the same change. The call raises `Failed` if the function raised an exception, and `Stopped` if the process reached

@@ -341,7 +341,9 @@ def check_prefix_of_past(past: KeyValueCache | None, named: tuple[str, PrefixEnc
     if past is not None and len(past) and past.prefix_source != named:
         was, now = (f"the prefix of {each[0]!r}" if each else "no prefix" for each in (past.prefix_source, named))
         now = f"another prefix called {named[0]!r}" if named and was == now else now
-        raise ValueError(f"past_key_values starts with {was}, but this call uses {now}; use a new cache for this call")
+        raise ValueError(
+            f"past_key_values was filled with {was}, but this call uses {now}; use a new cache for this call"
+        )
 
 
 def extend_mask_over_prefix(attention_mask: Array, v: int, b: int, s: int) -> Array:

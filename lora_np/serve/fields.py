@@ -15,9 +15,9 @@ from typing import Any
 class Field:
     """One field of a request.
 
-    `default`: the documented value of a missing field. null also means the default. `honoured`: True if the server
-    supports every valid value of the field; otherwise only the default is accepted. `also`: further values that do not
-    change the answer.
+    `default`: the documented value of a missing field. A request can also send null to get the default. `honoured`: True
+    if the server supports every valid value of the field; otherwise only the default is accepted. `also`: further values
+    that do not change the answer.
     """
 
     default: Any = None

@@ -404,7 +404,7 @@ NO_USE = {
     "--method pissa --quantize nf4": "--quantize rounds the residual weights that PiSSA leaves in the base",
     "--method pissa --r 500": "singular values; PiSSA with r = 500",
     "--method prefix --virtual-tokens 0": "num_virtual_tokens = 0; expected at least 1",
-    "--method prefix --max-length 500": "--max-length 500; expected at most 492: this model's limit of 512 tokens minus 20",
+    "--method prefix --max-length 500": "--max-length 500; expected at most 492, because this model's limit is 512 tokens minus 20",
     "--method prefix --virtual-tokens 511": "--virtual-tokens 511 leaves no room for text; this model's limit is 512 tokens",
     "--method lora+ --loraplus-lr-ratio 0": "lr_ratio['lora_B'] = 0.0; expected a number > 0",
 }
@@ -617,7 +617,7 @@ WRONG = {
     "updates of none": (["--accumulate", "0"], "--accumulate 0; expected at least 1"),
     "longer than the model": (
         ["--max-length", "513"],
-        "--max-length 513; expected at most 512: this model's limit of 512 tokens",
+        "--max-length 513; expected at most 512, because this model's limit is 512 tokens",
     ),
     "no length": (["--max-length", "1"], "--max-length 1; expected at least 2"),
     "an unknown layer": (["--target-modules", "q_prj"], "'q_prj' matches no linear layer"),

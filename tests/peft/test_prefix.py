@@ -402,12 +402,14 @@ def test_a_past_goes_on_with_the_prefix_that_it_began_with_and_with_no_other(mak
     peft_model.forward(tokens, past_key_values=first)
     with peft_model.disable_adapter():
         expected, _ = peft_model.forward(tokens, past_key_values=none)
-        with pytest.raises(ValueError, match="starts with the prefix of 'default', but this call uses no prefix"):
+        with pytest.raises(ValueError, match="was filled with the prefix of 'default', but this call uses no prefix"):
             peft_model.forward(tokens, past_key_values=first)
-    with pytest.raises(ValueError, match="starts with no prefix, but this call uses the prefix of 'default'"):
+    with pytest.raises(ValueError, match="was filled with no prefix, but this call uses the prefix of 'default'"):
         peft_model.forward(tokens, past_key_values=none)
     peft_model.set_adapter("q")
-    with pytest.raises(ValueError, match="starts with the prefix of 'default', but this call uses the prefix of 'q'"):
+    with pytest.raises(
+        ValueError, match="was filled with the prefix of 'default', but this call uses the prefix of 'q'"
+    ):
         peft_model.forward(tokens, past_key_values=first)
     assert (len(none), len(first)) == (6, 3 + 6), "an error must not change the past"
     with peft_model.disable_adapter():

@@ -237,7 +237,7 @@ def shared(run: CapacityRun) -> str:
 def better_of_two_rates(
     runs: Sequence[CapacityRun], seeds: Sequence[int], workers: int, folder: str | Path | None
 ) -> tuple[list, list]:
-    """Train each run with every seed, at its learning rate and at half of this rate.
+    """Train each of these settings with every seed, at the setting's learning rate and at half of this rate.
 
     Return the rows of the better rates and the rows of the worse rates. The better of the two rates has the lower mean
     loss over the seeds. At a learning rate that is best for one seed, a run with another seed or with other data may

@@ -122,7 +122,7 @@ def in_words(kind: str) -> str:
 
 
 def losses(name: str, table: Table) -> list[Finding]:
-    """Return the losses of one model in float32 and in NF4, before and after training, and the relative difference."""
+    """Return the losses of one model in float32 and in NF4, before and after training, and their relative difference."""
     settings, end, unit = table.settings, means(table), UNITS[name]
     start = {None: settings["base_loss"], "nf4": settings["quantized_loss"]["nf4"]}
     seeds = len({row["seed"] for row in table.where(quant_type="nf4")})

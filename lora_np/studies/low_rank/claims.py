@@ -335,7 +335,7 @@ def amplified(table: Table, r: int, module: str | None = "q_proj") -> Finding:
     factor = median(amplification(table, r, module), "factor")
     paper = f" ({PAPER_AMPLIFICATION[r]:.2g} times on GPT-3)" if module else ""
     sentence = (
-        f"On the model tiny with r = {r}, ΔW of {module or 'all matrices'} is {factor:.2g} times as large as W in the "
+        f"With r = {r} on the model tiny, ΔW of {module or 'all matrices'} is {factor:.2g} times as large as W in the "
     )
     sentence += f"directions of ΔW{paper}."
     return Finding(f"low_rank.amplification.{module or 'all'}.r{r}", factor, sentence, "times", form=".2g")
@@ -345,7 +345,7 @@ def inside_delta(table: Table, r: int, module: str = "q_proj") -> Finding:
     """Return the size of W in the directions of ΔW divided by the size of W in random directions, at one rank."""
     ratio = statistics.median(row["in_delta"] / row["in_random"] for row in amplification(table, r, module))
     sentence = (
-        f"On the model tiny with r = {r}, W of {module} is {ratio:.2g} times as large in the directions of ΔW as in random "
+        f"With r = {r} on the model tiny, W of {module} is {ratio:.2g} times as large in the directions of ΔW as in random "
         f"directions ({PAPER_INSIDE[r]:.2g} times on GPT-3)."
     )
     return Finding(f"low_rank.inside.{module}.r{r}", ratio, sentence, "times random directions", form=".2g")
