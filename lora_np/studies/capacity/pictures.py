@@ -51,7 +51,7 @@ def capacity_chart(table: Table) -> Figure:
     shares = [statistics.mean(run["memorised"] / run["trained"] for run in runs) for runs in by_rank.values()]
     more = _offered_more(table)
     title = f"At every rank, LoRA memorises at least {min(shares):.1f} bits per trained parameter"
-    marks = f"{_dots(table)}; rings: runs with half the steps; dashed line: runs with more training strings"
+    marks = f"{_dots(table)}; rings: runs with half the steps; short bar: runs with more training strings"
     figure = new_figure(9, 4.9, title, f"{marks}\n{runs_and_time(table)}")
     ax = axes_at(figure, 0.95, 0.7, 5.6, 3.1, xscale="log", yscale="log")
     ax.grid(False, axis="x")
