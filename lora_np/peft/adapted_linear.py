@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import TypeAlias
 
@@ -182,7 +182,7 @@ class AdaptedLinear(Module):
         Raises
         ------
         RuntimeError
-            If adapters are merged into the weight and the adapter of the call is not one of them.
+            If adapters are merged into the weight, and the call is a mixed batch or uses another adapter.
         """
         if self.merged:
             if isinstance(called, Rows) or (called is not None and called not in self.merged):
@@ -248,7 +248,7 @@ class AdaptedLinear(Module):
         """
         if self.merged and set(names) != set(self.merged):
             raise RuntimeError(
-                f"the weights contain the merged {self._merged()}; call unmerge_adapter() before merging {names}"
+                f"the weights contain the merged {self._merged()}; call unmerge_adapter() before merging {_joined(names)}"
             )
         if self.merged:
             return
@@ -286,7 +286,7 @@ class AdaptedLinear(Module):
         Returns
         -------
         ndarray, shape (out, in)
-            The weight W before the merge.
+            W itself if no adapter is merged. Otherwise W without the merged adapters, up to rounding errors.
         """
         W = self.base_layer.weight.value
         if self.weight_before_merge is not None:
@@ -313,4 +313,10 @@ class AdaptedLinear(Module):
         return total
 
     def _merged(self) -> str:
-        return ("adapter " if len(self.merged) == 1 else "adapters ") + " and ".join(map(repr, self.merged))
+        return ("adapter " if len(self.merged) == 1 else "adapters ") + _joined(self.merged)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Join names: "'a', 'b' and 'c'"."""
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} and {last}" if first else last

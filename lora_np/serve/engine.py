@@ -34,7 +34,15 @@ from ..transformer import KeyValueCache, Transformer
 from ..transformer.generation import Sampling
 from .adapters import AdapterStore
 from .cache import BatchCache
-from .prompts import CHUNKS_PER_STEP, LONG_PROMPT, PROMPT_TOKENS, Reading, begin, of_similar_length, read_together
+from .prompts import (
+    CHUNKS_PER_STEP,
+    LONG_PROMPT,
+    PROMPT_TOKENS,
+    Reading,
+    begin_reading,
+    of_similar_length,
+    read_together,
+)
 from .request import QueueFull, RecordErrors, Request
 
 
@@ -314,7 +322,7 @@ class AdapterServer:
                 self.waiting.remove(request)
                 tokens -= min(request.prompt.size, LONG_PROMPT)
                 if long:
-                    self.reading = begin(self.model, request)
+                    self.reading = begin_reading(self.model, request)
                 else:
                     self.joining.append(request)
         for group in of_similar_length(self.joining):
@@ -333,7 +341,7 @@ class AdapterServer:
         for row, request in enumerate(requests):
             with self._errors_end(request):
                 if read is None:
-                    self._read(begin(self.model, request))
+                    self._read(begin_reading(self.model, request))
                 else:
                     self._join(request, read[1][row], read[0], row)
 

@@ -16,9 +16,9 @@ from .request import Request
 # Number of prompt tokens per step. Further prompts wait, so that running requests get their next tokens. vLLM's name is
 # max_num_batched_tokens.
 PROMPT_TOKENS = 512
-# A longer prompt is read in several steps of at most this many tokens. A step takes SmolLM2 about a second on one core.
-LONG_PROMPT = 2 * CHUNK
-CHUNKS_PER_STEP = LONG_PROMPT // CHUNK
+# A prompt of more than LONG_PROMPT tokens is read in several steps. A step takes SmolLM2 about a second on one core.
+CHUNKS_PER_STEP = 2
+LONG_PROMPT = CHUNKS_PER_STEP * CHUNK
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class Reading:
     chunks: Generator[None, None, np.ndarray]
 
 
-def begin(model: Transformer, request: Request) -> Reading:
+def begin_reading(model: Transformer, request: Request) -> Reading:
     """Return the Reading of a prompt that is read alone. No chunk is read yet."""
     past, adapter = KeyValueCache(model.config), None if request.adapter == BASE else request.peft_name
     each = None if request.prompt_logprobs is None else request.read_prompt_logits

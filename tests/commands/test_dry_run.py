@@ -60,7 +60,7 @@ def peak(full, workers, accumulate):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_the_estimate_is_the_memory_of_the_step(monkeypatch, full, workers, accumulate):
-    """Each worker waits for the others before its backward pass, so all reach their peaks at the same time."""
+    """Each worker waits for the others before its backward pass, so the caches of all workers are in memory together."""
     all_workers, backward = Barrier(workers), ln.Transformer.backward
 
     def after_all_forward_passes(*args):

@@ -188,7 +188,7 @@ def test_dora_and_lora_merge_together_and_come_out_again(make_model):
     for layer, W in zip(layers, expected, strict=True):
         assert_allclose(layer.base_layer.weight.value, W, rtol=1e-10, atol=1e-11)
     with pytest.raises(
-        RuntimeError, match="depends on W, but W contains the merged adapters 'default' and 'other' and 'plain'"
+        RuntimeError, match="depends on W, but W contains the merged adapters 'default', 'other' and 'plain'"
     ):
         layers[0].delta_weight("default")
     peft_model.unmerge_adapter()

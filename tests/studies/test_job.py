@@ -90,6 +90,22 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(base, tmp_path):
 
 
 @pytest.mark.oracle
+def test_pefts_script_reads_conversations_as_this_library_does(base, tmp_path):
+    transformers, with_peft = pytest.importorskip("transformers"), pytest.importorskip(f"{study.__package__}.with_peft")
+    system, lines = [{"role": "system", "content": "Be brief."}], study.Path(study.DATA).read_text("utf-8").splitlines()
+    of_one, *_, of_two = (json.loads(line)["messages"] for line in lines)
+    talks = [of_one, of_two, system + of_two]
+    data = tmp_path / "talks.jsonl"
+    data.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks), encoding="utf-8")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    for talk, ours in zip(talks, conversations.read(str(data), ln.load_tokenizer(base)), strict=True):
+        ids, labels = with_peft.example(talk, tokenizer)
+        assert ids == list(ours.tokens)
+        assert labels == [t if c else with_peft.IGNORED for t, c in zip(ours.tokens, ours.counts, strict=True)]
+        assert 0 < sum(ours.counts) < len(ids)
+
+
+@pytest.mark.oracle
 def test_peft_does_the_same_job(base, monkeypatch):
     monkeypatch.setattr(study, "ROWS", (8, 3))
     said = []

@@ -552,14 +552,14 @@ def test_the_titles_of_the_methods_are_their_findings():
     seeds = mixed.where(method="pissa")
     seeds[0]["recovered"], seeds[-1]["recovered"] = seeds[-1]["recovered"], seeds[0]["recovered"]
     said = title(plots.quality_against_parameters(mixed))
-    assert said == "pissa and lora+ each recover about 93 to 94 % of full fine-tuning's gain"
+    assert said == "pissa and lora+ recover 93 to 94 % of full fine-tuning's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
     assert behind == "After equal learning, LoRA has forgotten 0.100 nats per byte, and full fine-tuning 0.162"
     ahead = compared(("full", "lora"))
     for row in ahead.where(method="lora"):
         row["heldout"] = [loss - 0.1 for loss in row["heldout"]]
     said = title(plots.methods_learned_and_forgotten(ahead))
-    assert said == "LoRA learns 0.337 and forgets 0.103; full fine-tuning 0.263 and 0.203"
+    assert said == "LoRA learns 0.337 and forgets 0.103; full fine-tuning learns 0.263 and forgets 0.203"
 
 
 def test_the_title_of_a_fine_tuning_says_what_was_learned_and_what_forgotten():

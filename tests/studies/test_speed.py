@@ -50,21 +50,22 @@ def alone(monkeypatch):
     monkeypatch.setattr(study, "find_spec", lambda name: None)
 
 
-@pytest.mark.parametrize("name, case, keeps", [("ours", SMALL, 1), ("ours", WRITING, 0), ("PEFT", SMALL, 0)])
-def test_a_training_step_of_ours_is_timed_as_in_train(name, case, keeps, monkeypatch):
-    """`train` keeps freed memory for the next step, so the benchmark does too; PEFT and generation run as they are."""
-    entered = []
+@pytest.mark.parametrize("name", COMPETITORS)
+def test_every_training_step_keeps_freed_memory_as_train_does(name, monkeypatch):
+    generates, kept = name in ("floor, generating", "ours, generating", "transformers"), []
+    memory = {"kept": False}
 
     @contextmanager
     def keep():
-        entered.append(True)
+        memory["kept"] = True
         yield True
+        memory["kept"] = False
 
     monkeypatch.setattr(competitors, "keep_freed_memory", keep)
-    monkeypatch.setitem(COMPETITORS, name, lambda case: lambda: 0.0)
     monkeypatch.setattr(competitors, "IN_TORCH", set())
-    competitors.serve(name, case, lambda report: None, [])
-    assert len(entered) == keeps
+    monkeypatch.setitem(COMPETITORS, name, lambda case: lambda: kept.append(memory["kept"]))
+    competitors.serve(name, WRITING if generates else SMALL, lambda report: None, ["2"])
+    assert kept == [not generates] * (competitors.WARM_UP + 2) and not memory["kept"]
 
 
 # ------------------------------------------------------------------------------------------------------------- the floor

@@ -33,9 +33,9 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             STUDY,
             (*whole.values(), *early.values()),
             f"The model tiny learns Python code with LoRA on all linear layers. After {long.settings['steps']} steps, LoRA "
-            f"recovers these shares {GAIN}: {listed(whole)}. After {long.settings['steps']} steps, LoRA recovers at least "
+            f"recovers these shares {GAIN}: {at_each_rank(whole)}. After {long.settings['steps']} steps, LoRA recovers at least "
             f"{percent(ENOUGH)} {GAIN} {reached(whole)}. After {short.settings['steps']} steps, LoRA recovers these shares "
-            f"{GAIN}: {listed(early)}.",
+            f"{GAIN}: {at_each_rank(early)}.",
         ),
         Claim(
             "LoRA's shortfall from full fine-tuning has two causes: the low rank, and the frozen embedding and norms",
@@ -60,8 +60,8 @@ def claims(tables: Mapping[str, Table]) -> list[Claim]:
             STUDY,
             tuple(attention.values()),
             f"The model tiny learns Python code. LoRA on only the attention layers recovers these shares {GAIN}: "
-            f"{listed(attention)}. LoRA on all linear layers recovers these shares {GAIN}: "
-            f"{listed({r: whole[r] for r in attention})}.",
+            f"{at_each_rank(attention)}. LoRA on all linear layers recovers these shares {GAIN}: "
+            f"{at_each_rank({r: whole[r] for r in attention})}.",
         ),
     ]
 
@@ -79,7 +79,7 @@ def recovered(table: Table, r: int, target_modules: str = "all-linear") -> Findi
     return Finding(name, share, sentence, GAIN, (min(shares), max(shares)), ".0%")
 
 
-def listed(findings: Mapping[int, Finding]) -> str:
+def at_each_rank(findings: Mapping[int, Finding]) -> str:
     """Write the share at each rank:  "72 % (r = 1), 79 % (r = 2)"."""
     return ", ".join(f"{finding.number} (r = {r})" for r, finding in findings.items())
 

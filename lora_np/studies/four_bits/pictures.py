@@ -273,13 +273,10 @@ def qlora_losses(table: Table, *others: Table) -> Figure:
         lora, qlora = of_both(each.where(quant_type=None), each.where(quant_type="nf4"))
         gap = f"{100 * (mean(qlora) / mean(lora) - 1):.1f} %".replace("-", "−")
         gaps.append(f"{gap} ({model_name(each.settings['base'])})")
-    subtitle = (
-        "solid lines: LoRA on a float32 base; dashed lines: QLoRA on an NF4 base; grey lines: before training\n"
-        + "; ".join(
-            f"QLoRA on {model_name(t.settings['base'])}, {runs_and_time(t, [row for row in t.rows if row['quant_type']])}"
-            for t in tables
-        )
-    )
+    subtitle = "solid lines: LoRA on a float32 base; dashed lines: QLoRA on an NF4 base; grey lines: before training\n"
+    times = [runs_and_time(each, [row for row in each.rows if row["quant_type"]]) for each in tables]
+    bases = [model_name(each.settings["base"]) for each in tables]
+    subtitle += "; ".join(f"QLoRA on {b}: {t.removeprefix('total: ')}" for b, t in zip(bases, times, strict=True))
     title = f"QLoRA's final loss is {' and '.join(gaps)} above LoRA's final loss"
     figure = new_figure(9, 4.5, title, subtitle)
     for i, each in enumerate(tables):

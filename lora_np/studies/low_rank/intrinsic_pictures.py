@@ -43,16 +43,17 @@ def intrinsic_dimension(table: Table, lora: Table | None = None) -> Figure:
     s = table.settings
     D, level, wanted = s["D"], 100 * s["share"], percent(s["share"])
     found = {base: percent(d / D) for base, d in s["d90"].items() if d is not None}
-    where = {"tiny": "fine-tuning", "random": "training from scratch"}
-    shares = [f"{where[base]} needs {share}" for base, share in found.items()]
-    title = f"Of all dimensions, {', and '.join(shares)}"
+    names = {"tiny": "fine-tuning", "random": "training from scratch"}
+    shares = [f"{names[base]} needs {share}" for base, share in found.items()]
     subtitle = (
         f"needed: for {wanted} of the gain; points and lines: seeds and their mean, each d at its best learning rate"
     )
     trained = semicolons(
         "training changes only the d numbers z in θ = θ₀ + P z, where P is random", runs_and_time(table)
     )
-    title = title if shares else f"No d that was tried reaches {wanted} of the gain"
+    title = (
+        f"Of all dimensions, {', and '.join(shares)}" if shares else f"No d that was tried reaches {wanted} of the gain"
+    )
     figure = new_figure(9, 4.7, title, f"{subtitle}\n{trained}")
     ax = axes_at(figure, 0.85, 0.7, 7.9, 2.9, xscale="log")
     starts = {base: _curve(ax, table, base) for base in s["d90"]}

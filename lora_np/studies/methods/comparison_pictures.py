@@ -197,7 +197,8 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
     (learned, forgotten), (reached, lost) = paths["full"].mean(axis=0).T, paths["lora"].mean(axis=0)[-1]
     alike = forgotten_when(learned, forgotten, reached)
     if alike is None:
-        return f"LoRA learns {reached:.3f} and forgets {lost:.3f}; full fine-tuning {learned[-1]:.3f} and {forgotten[-1]:.3f}"
+        ours, full = f"{reached:.3f} and forgets {lost:.3f}", f"{learned[-1]:.3f} and forgets {forgotten[-1]:.3f}"
+        return f"LoRA learns {ours}; full fine-tuning learns {full}"
     return f"After equal learning, LoRA has forgotten {lost:.3f} nats per byte, and full fine-tuning {alike:.3f}"
 
 
@@ -239,7 +240,7 @@ def _title(runs: Runs, labels: dict[str, str]) -> str:
     reach = percent(best) if lowest == percent(best) else f"{lowest.removesuffix(' %')} to {percent(best)}"
     few = f"{', '.join(names[:-1])} and {names[-1]}"
     who = few if len(names) < 4 else f"{len(names)} of {len(means)} methods"
-    return f"{who} each recover about {reach} of full fine-tuning's gain"
+    return f"{who} recover {reach} of full fine-tuning's gain"
 
 
 def _subtitle(table: Table, runs: Runs) -> str:

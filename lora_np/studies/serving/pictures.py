@@ -203,13 +203,14 @@ def serving_chart(table: Table) -> Figure:
     ['identical', 'distinct', 'uniform', 'zipf 1.5', 'skewed', 'memory']
     """
     settings, workloads = table.settings, list(dict.fromkeys(row["workload"] for row in table.rows))
+    most = table.where(adapters=max(row["adapters"] for row in table.rows))
     tall, threads = 1.35 + 2.45 * ((len(workloads) + 3) // 3), settings["threads"]
     subtitle = (
         f"each panel: another rule that chooses the adapters (r = {settings['r']}) of the {settings['rows']} rows\n"
-        f"{semicolons('grey: one merged model per adapter instead of one base', _peft_ratios(table))}\n"
+        f"{semicolons('grey: one merged model per adapter instead of one base', _peft_ratios(most))}\n"
         f"dots: medians of {settings['rounds']} rounds; {threads} thread{'s' * (threads > 1)} of {settings['processor']}"
     )
-    figure = new_figure(9, tall, _most_adapters(table), subtitle)
+    figure = new_figure(9, tall, _memory_title(most), subtitle)
     batch = settings["rows"]
     top = max(batch / row[column] for row in table.rows for *_, column in COMPETITORS.values() if row.get(column))
     for place, name in enumerate([*workloads, "memory"]):
@@ -223,18 +224,16 @@ def serving_chart(table: Table) -> Figure:
     return figure
 
 
-def _most_adapters(table: Table) -> str:
-    """Return the title: the memory with the largest number of adapters."""
-    rows = table.where(adapters=max(row["adapters"] for row in table.rows))
-    number, saved = f"{rows[0]['adapters']:,}", f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}×"
-    return f"{number} adapters need {saved} less memory than {number} merged models"
+def _memory_title(rows: Rows) -> str:
+    """Return the title: the memory of merged models, compared with adapters. `rows` have the largest number of adapters."""
+    number, times = f"{rows[0]['adapters']:,}", f"{rows[0]['merged_bytes'] / rows[0]['bytes']:.0f}×"
+    return f"{number} merged models need {times} the memory of {number} adapters"
 
 
-def _peft_ratios(table: Table) -> str:
-    """Return the time of PEFT's step divided by ours, with the largest number of adapters, or "" without PEFT."""
-    rows = table.where(adapters=max(row["adapters"] for row in table.rows))
+def _peft_ratios(rows: Rows) -> str:
+    """Return the time of PEFT's step divided by the time of this library's step, or "" without PEFT."""
     ratios = [row["peft_ratio"] for row in rows if row.get("peft_ratio")]  # of the same rounds
-    return f"PEFT's step takes {min(ratios):.1f} to {max(ratios):.0f} times as long as lora_np's" if ratios else ""
+    return f"PEFT's step takes {min(ratios):.1f} to {max(ratios):.1f} times as long as lora_np's" if ratios else ""
 
 
 def _lines(ax: Axes, rows: Rows, values: dict[str, list[float]], names: dict[str, str]) -> None:

@@ -343,26 +343,21 @@ def timed(step: Step) -> tuple[Any, float]:
 def serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
     """Build the competitor `name`, run its first steps and pass a report to `answer`.
 
-    Then, for each number in `asked`, run that many steps and pass their seconds to `answer`. A training step of this
-    library runs as in `train`: the process keeps freed memory for the next step.
+    Then, for each number in `asked`, run that many steps and pass their seconds to `answer`. During training steps, the
+    process of each competitor keeps freed memory for the next step, as `train` does.
     """
-    trains = name.startswith("ours") and not case.new_tokens
-    with keep_freed_memory() if trains else nullcontext():
-        _serve(name, case, answer, asked)
-
-
-def _serve(name: str, case: Case, answer: Callable[[dict[str, Any]], None], asked: Any) -> None:
     step, building = timed(lambda: COMPETITORS[name](case))
     machine.release_freed_memory()  # of the building phase
     loaded, in_torch = machine.resident_memory().get("now"), name in IN_TORCH
-    results, seconds = zip(*(timed(step) for _ in range(WARM_UP)), strict=True)
-    report = {"results": results, "seconds": seconds, "building": building, "loaded_bytes": loaded}
-    report["blas"] = machine.torch_blas() if in_torch else machine.numpy_blas()
-    report["versions"] = {library: version(library) for library in ("torch", "peft", "transformers") if in_torch}
-    answer(report | {"peak_is_of_the_steps": machine.reset_peak()})  # the peak excludes loading and compiling
-    for line in asked:
-        each = [timed(step)[1] for _ in range(int(line))]
-        answer({"seconds": each, "peak_bytes": machine.resident_memory().get("peak")})
+    with nullcontext() if case.new_tokens else keep_freed_memory():
+        results, seconds = zip(*(timed(step) for _ in range(WARM_UP)), strict=True)
+        report = {"results": results, "seconds": seconds, "building": building, "loaded_bytes": loaded}
+        report["blas"] = machine.torch_blas() if in_torch else machine.numpy_blas()
+        report["versions"] = {library: version(library) for library in ("torch", "peft", "transformers") if in_torch}
+        answer(report | {"peak_is_of_the_steps": machine.reset_peak()})  # the peak excludes loading and compiling
+        for line in asked:
+            each = [timed(step)[1] for _ in range(int(line))]
+            answer({"seconds": each, "peak_bytes": machine.resident_memory().get("peak")})
 
 
 def main() -> None:

@@ -44,9 +44,8 @@ DATA = "lighthouse"
 BATCH_SIZE, R, LORA_ALPHA, LEARNING_RATE, MAX_GRAD_NORM, SEED = 8, 8, 16, 3e-3, 1.0, 0
 ROWS = (8, 4, 2)  # the sizes of PEFT's pieces of a batch that are tried, in records
 TRIAL = 5  # steps of a trial, which also fills the system's file cache
-SAME_LATER = (
-    0.01  # the largest relative difference between later losses, and between the held-out losses, of equal jobs
-)
+# the largest relative difference between the losses of later steps, and between the held-out losses
+SAME_LATER_LOSS = 0.01
 
 Task = dict[str, Any]  # the settings of a job, which the scripts read from a JSON file
 
@@ -208,8 +207,8 @@ def different(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     rounding errors larger.
     """
     for i, (here, there) in enumerate(zip(ours["losses"], other["losses"], strict=True)):
-        if not abs(here - there) <= (SAME_LOSS if i == 0 else SAME_LATER * here):  # NaN differs from every number
+        if not abs(here - there) <= (SAME_LOSS if i == 0 else SAME_LATER_LOSS * here):  # NaN differs from every number
             return f"the loss of step {i + 1} is {here} here and {there} there"
-    if not abs(ours["heldout"] - other["heldout"]) <= SAME_LATER * ours["heldout"]:
+    if not abs(ours["heldout"] - other["heldout"]) <= SAME_LATER_LOSS * ours["heldout"]:
         return f"the held-out loss is {ours['heldout']} here and {other['heldout']} there"
     return ""

@@ -17,17 +17,20 @@ IGNORED = -100  # the label of a token that does not count in the loss
 
 
 def example(messages, tokenizer):
-    """Return the tokens and the labels of a conversation. Each answer counts, up to the token that ends the answer."""
+    """Return the tokens and the labels of a conversation. Each answer counts, up to the end-of-text token after the answer.
 
-    def tokens(messages, **options):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    So the chat template must write this token after each answer.
+    """
+
+    def encoded(turns, **options):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
         return tokenizer(text, add_special_tokens=False).input_ids
 
-    ids = tokens(messages)
-    labels = [IGNORED] * len(ids)
+    ids = encoded(messages)
+    labels, stop = [IGNORED] * len(ids), 0
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = len(tokens(messages[:i], add_generation_prompt=True))
+            start = len(encoded(messages[:i], add_generation_prompt=True))
             stop = ids.index(tokenizer.eos_token_id, start) + 1
             labels[start:stop] = ids[start:stop]
     return ids[:stop], labels[:stop]
