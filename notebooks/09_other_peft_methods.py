@@ -640,7 +640,7 @@ for method in real.settings["labels"]:
 show(lines, {"method": "", "forgotten minus LoRA's, by seed": ""})
 
 # %% [markdown]
-# As on the model "tiny", LoRA and DoRA gain the most of these methods, and prefix tuning gains the least. On "tiny", QLoRA gains more than Houlsby adapters; on SmolLM2-135M, Houlsby adapters gain more than QLoRA. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
+# As on the model "tiny", LoRA and DoRA are among the methods with the largest gain, and prefix tuning has the smallest gain. rsLoRA gains about as much as LoRA, but forgets more than LoRA with every seed. PiSSA gains less than LoRA with every seed, and forgets more. On "tiny", QLoRA gains more than Houlsby adapters; on SmolLM2-135M, Houlsby adapters gain more than QLoRA. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
 # QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains most of the difference:
 
