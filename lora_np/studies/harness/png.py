@@ -12,11 +12,13 @@ import numpy as np
 from ...optional import extra
 
 COLOURS = 256  # the most that a PNG's palette holds
-SHARP_BYTES = 400_000  # a larger picture, as of a photograph, has half the pixels in each direction in a notebook
+SHARP_BYTES = (
+    400_000  # in a notebook, a larger picture, as of a photograph, has half the pixels per side and 128 colours
+)
 
 
-def with_palette(png: bytes) -> bytes:
-    """Give a picture a palette of 256 colours; a picture that already has a palette is returned unchanged.
+def with_palette(png: bytes, colours: int = COLOURS) -> bytes:
+    """Give a picture a palette of 256 colours, or of fewer `colours`; a picture that already has a palette is returned unchanged.
 
     The palette is chosen by median cut, and each pixel gets the nearest colour. There is no dithering, because its dots
     blur letters. Transparent pixels become white. The same input always gives the same output.
@@ -30,7 +32,7 @@ def with_palette(png: bytes) -> bytes:
         opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
         dpi = image.info.get("dpi")
     buffer = io.BytesIO()
-    palette = opaque.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette = opaque.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette.save(buffer, "PNG", optimize=True, **({"dpi": dpi} if dpi else {}))
     return buffer.getvalue()
 
@@ -85,7 +87,7 @@ def _reversed_lightness(rgb: np.ndarray) -> np.ndarray:
 
 
 def sharp_and_small(png: bytes) -> bytes:
-    """Give a notebook's picture a palette; if its file exceeds `SHARP_BYTES`, also halve its width and its height.
+    """Give a notebook's picture a palette; if its file exceeds `SHARP_BYTES`, also halve its width, height and colours.
 
     A picture that already has a palette is returned unchanged.
     """
@@ -99,4 +101,4 @@ def sharp_and_small(png: bytes) -> bytes:
     with Image.open(io.BytesIO(png)) as image:
         half = (image.width // 2, image.height // 2)
         image.convert("RGBA").resize(half, Image.Resampling.LANCZOS).save(buffer, "PNG")
-    return with_palette(buffer.getvalue())
+    return with_palette(buffer.getvalue(), COLOURS // 2)
