@@ -554,7 +554,7 @@ def test_the_titles_of_the_methods_are_their_findings():
     said = title(plots.quality_against_parameters(mixed))
     assert said == "pissa and lora+ recover 93 to 94 % of full fine-tuning's gain"
     behind = title(PICTURES["methods_learned_and_forgotten, two"]())
-    assert behind == "After equal learning, LoRA has forgotten 0.100 nats per byte, and full fine-tuning 0.162"
+    assert behind == "After equal learning, LoRA has forgotten 0.100 nats per byte, full fine-tuning 0.162"
     ahead = compared(("full", "lora"))
     for row in ahead.where(method="lora"):
         row["heldout"] = [loss - 0.1 for loss in row["heldout"]]

@@ -199,7 +199,7 @@ def _forgetting(paths: dict[str, np.ndarray]) -> str:
     if alike is None:
         ours, full = f"{reached:.3f} and forgets {lost:.3f}", f"{learned[-1]:.3f} and forgets {forgotten[-1]:.3f}"
         return f"LoRA learns {ours}; full fine-tuning learns {full}"
-    return f"After equal learning, LoRA has forgotten {lost:.3f} nats per byte, and full fine-tuning {alike:.3f}"
+    return f"After equal learning, LoRA has forgotten {lost:.3f} nats per byte, full fine-tuning {alike:.3f}"
 
 
 def _path(table: Table, rows: list[dict[str, Any]]) -> np.ndarray:
