@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Other PEFT methods
 #
-# LoRA is one parameter-efficient method. This notebook presents eleven other methods, each with its equation and a few lines of code. Then the notebook compares all methods by three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
+# LoRA is one parameter-efficient method. This notebook presents eleven other methods, each with its equation and a few lines of code. Then the notebook compares all methods with three questions. Which method learns the most per trained number? How much time and memory does each method cost? How much does each method forget?
 #
 # **You will learn** to
 #
@@ -648,7 +648,7 @@ show(lines, {"method": "", "forgotten minus LoRA's, by seed": ""})
 Markdown(findings.say("qlora.smollm2.gap", "qlora.smollm2.rounding"))
 
 # %% [markdown]
-# With every seed, QLoRA also forgets more than LoRA. Prefix tuning trains the fewest numbers and gains the least of all these methods. The results of prefix tuning differ more between the seeds than the results of the other methods. Prefix tuning also forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. In forty steps the prefix probably learns to help with the keeper's answers. But the training never asks the prefix to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
+# With every seed, QLoRA also forgets more than LoRA. Of all these methods, prefix tuning trains the fewest parameters and has the smallest gain. The results of prefix tuning differ more between the seeds than the results of the other methods. Prefix tuning also forgets several times as much as the other methods. The prefix's twenty random keys and values are in front of *every* text and make the model worse at all texts before the first step. In forty steps the prefix probably learns to help with the keeper's answers. But the training never asks the prefix to leave other texts unchanged. The tables do not show whether this harm to other texts existed before the first step or arose in training.
 #
 # ## Recap
 #

@@ -126,11 +126,11 @@ def test_peft_does_the_same_job(base, monkeypatch):
 def test_there_is_no_ratio_where_the_jobs_differ():
     ours = {"losses": [3.0, 2.0], "heldout": 2.5}
     assert different(ours, ours) == ""
-    assert different(ours, {"losses": [3.00005, 1.99], "heldout": 2.52}) == ""
+    assert different(ours, {"losses": [3.00005, 1.999], "heldout": 2.502}) == ""
     assert "the loss of step 1 is 3.0 here and 3.2 there" in different(ours, ours | {"losses": [3.2, 2.0]})
-    assert "the loss of step 2 is 2.0 here and 2.03 there" in different(ours, ours | {"losses": [3.0, 2.03]})
+    assert "the loss of step 2 is 2.0 here and 2.003 there" in different(ours, ours | {"losses": [3.0, 2.003]})
     assert "step 1" in different(ours, ours | {"losses": [math.nan, 2.0]})
-    assert "held-out loss is 2.5 here and 2.53 there" in different(ours, ours | {"heldout": 2.53})
+    assert "held-out loss is 2.5 here and 2.503 there" in different(ours, ours | {"heldout": 2.503})
     assert "held-out" in different(ours, ours | {"heldout": math.nan})
 
 

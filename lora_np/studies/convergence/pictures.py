@@ -249,9 +249,7 @@ def learning_rates(table: Table) -> Figure:
     ceiling = min(highest, max(bests) + 0.4 * (max(bests) - lowest)) if max(bests) > lowest else highest
     span = max(ceiling - lowest, 1e-3)
     off_scale = "triangles: losses above the frame" * any(_loss(row) > ceiling for row in rows)
-    subtitle = semicolons(
-        "rings: the best rate of each method, chosen with one seed", off_scale, runs_and_time(table)
-    )
+    subtitle = semicolons("rings: the best rate of each method, chosen with one seed", off_scale, runs_and_time(table))
     figure = new_figure(9, 4.7, _rates_title(panels), subtitle)
     column, rates = 9 / len(panels), [row["lr"] for row in rows]
     for place, (target, methods) in enumerate(panels.items()):

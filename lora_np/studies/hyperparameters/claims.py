@@ -10,7 +10,7 @@ from typing import Any
 from ..harness.findings import Claim, Finding, agrees, is_lower, paragraph
 from ..harness.paired import differs, of_both, paired_differences, verdict
 from ..harness.table import Table, groups, mean
-from ..harness.words import percent
+from ..harness.words import listed, percent
 
 NEEDED = (
     *("learning_rates_by_rank", "alpha", "scaling", "target_modules", "equal_parameters", "dropout", "batch_size"),
@@ -105,7 +105,7 @@ def ten_times(by_rank: Table, alphas: Table | None = None) -> Claim:
         note += "fine-tuning."
     if of_alpha:
         note += " LoRA's best learning rate, divided by the best learning rate of full fine-tuning, depends on α. With "
-        note += f"α = {listed(of_alpha)}, this ratio is {listed(f.value for f in of_alpha.values())}."
+        note += f"α = {listed([f'{x:g}' for x in of_alpha])}, this ratio is {listed([f'{x.value:g}' for x in of_alpha.values()])}."
     return Claim(
         "LoRA's best learning rate is about ten times the best learning rate of full fine-tuning",
         "Schulman et al. 2025",
@@ -398,9 +398,3 @@ def strays(by_rank: Table, rule: str) -> list[tuple[int, float]]:
 def ends(rates: Mapping[int, float]) -> str:
     """Return the learning rates at the lowest and at the highest rank as text: "0.008 at r = 1 and 0.002 at r = 64"."""
     return " and ".join(f"{rates[r]:.2g} at r = {r}" for r in (min(rates), max(rates)))
-
-
-def listed(numbers: Iterable[float]) -> str:
-    """Return the numbers as text, for example "16, 4 and 1"."""
-    *most, last = (f"{x:g}" for x in numbers)
-    return f"{', '.join(most)} and {last}"

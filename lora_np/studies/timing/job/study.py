@@ -45,7 +45,7 @@ BATCH_SIZE, R, LORA_ALPHA, LEARNING_RATE, MAX_GRAD_NORM, SEED = 8, 8, 16, 3e-3, 
 ROWS = (8, 4, 2)  # the sizes of PEFT's pieces of a batch that are tried, in records
 TRIAL = 5  # steps of a trial, which also fills the system's file cache
 # the largest relative difference between the losses of later steps, and between the held-out losses
-SAME_LATER_LOSS = 0.01
+SAME_LATER_LOSS = 0.001
 
 Task = dict[str, Any]  # the settings of a job, which the scripts read from a JSON file
 
@@ -203,7 +203,7 @@ def row(name: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
 def different(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return a description if two jobs differ in the loss of a step or in the held-out loss, otherwise "".
 
-    The losses of the first step must agree up to rounding. Later losses must agree to 1 %, because each update makes the
+    The losses of the first step must agree up to rounding. Later losses must agree to 0.1 %, because each update makes the
     rounding errors larger.
     """
     for i, (here, there) in enumerate(zip(ours["losses"], other["losses"], strict=True)):
