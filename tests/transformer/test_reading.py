@@ -79,8 +79,8 @@ def test_blocks_of_rows_are_one_product(out, rows):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
-@pytest.mark.parametrize("shape", [(300, 300), (3, 100_000), (100_000, 3)], ids=str)
-@pytest.mark.parametrize("blocks", [True, False], ids=["in blocks", "in one product"])
+@pytest.mark.parametrize("shape", [(300, 300), (3, 100_000), (100_000, 3), (1025, 70)], ids=str)
+@pytest.mark.parametrize("blocks", [True, False], ids=["in small blocks", "in large blocks"])
 def test_few_rows_times_a_large_matrix_is_the_plain_product(dtype, shape, blocks, monkeypatch):
     monkeypatch.setattr(few_rows, "one_thread_without_packing", lambda: blocks)
     W = RNG.standard_normal(shape).astype(dtype)
