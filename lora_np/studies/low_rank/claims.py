@@ -12,7 +12,7 @@ import numpy as np
 from ..harness.findings import Claim, Finding, agrees, paragraph
 from ..harness.paired import paired_differences, verdict
 from ..harness.table import Table, groups, mean, median, model_in_text, model_name
-from ..harness.words import percent
+from ..harness.words import listed, percent
 from .intrinsic_toy import ZERO, toy
 
 NEEDED = ("singular_values", "truncated_loss", "intrinsic_dimension", "spectra", "subspaces")
@@ -192,7 +192,7 @@ def falls(table: Table, base: str, least: float = SAME) -> list[int]:
 def falling(table: Table, base: str, what: str) -> Finding:
     """Return how many values of d gain less than a smaller d, with the conclusion for d90."""
     dips = falls(table, base)
-    where = ", ".join(f"{d:,}" for d in dips)
+    where = listed([f"{d:,}" for d in dips])
     seeds = {row["seed"] for row in table.where(phase="seeds", base=base, d=max(dips, default=table.settings["D"]))}
     every = "every seed" if len(seeds) > 1 else "the one seed"
     if dips:
