@@ -32,14 +32,15 @@ def times_transposed(x: Array, W: Array) -> Array:
     n, xp = len(x), array_module(x)
     if not 1 < n <= FEW:
         return x @ W.T
-    if xp is np and W.nbytes >= LARGE and W.dtype.kind == "f" and W.flags.c_contiguous:
+    if xp is not np:  # a GPU multiplies all rows of W at once
+        return xp.ascontiguousarray((W @ x.T).T)
+    if W.nbytes >= LARGE and W.dtype.kind == "f" and W.flags.c_contiguous:
         size = min(RESULTS, SIZE // W.shape[1]) // n
         if size >= 4 and one_thread_without_packing():
             return in_blocks(x, W, size)
-    y = xp.empty((n, len(W)), xp.result_type(x, W))
-    at_once = ROWS if xp is np else len(W)  # a GPU multiplies all rows at once
-    for start in range(0, len(W), at_once):
-        y[:, start : start + at_once] = (W[start : start + at_once] @ x.T).T
+    y = np.empty((n, len(W)), np.result_type(x, W))
+    for start in range(0, len(W), ROWS):
+        y[:, start : start + ROWS] = (W[start : start + ROWS] @ x.T).T
     return y
 
 
