@@ -1,6 +1,12 @@
-"""Training: optimizers, the training loop, checkpoints. Reading order: optim, parallel, checkpoint, loop, subspace."""
+"""Training: optimizers, the training loop, checkpoints.
 
-from .loop import Batch, History, evaluate, train
-from .optim import SGD, AdamW, Optimizer, WarmupCosine, clip_grad_norm
+Reading order: optim, schedule, clipping, parallel, checkpoint, loop, subspace.
+"""
+
+from .clipping import clip_grad_norm
+from .history import History
+from .loop import Batch, evaluate, train
+from .optim import SGD, AdamW, Optimizer
+from .schedule import WarmupCosine
 
 __all__ = ["SGD", "AdamW", "Batch", "History", "Optimizer", "WarmupCosine", "clip_grad_norm", "evaluate", "train"]

@@ -19,7 +19,8 @@ from ..files import check_finite, load_arrays, lock, save_arrays
 from ..files.durable import remove_unfinished
 from ..nn import Trainable
 from ..quantization import Quantized4bit
-from .optim import Optimizer, Schedule
+from .optim import Optimizer
+from .schedule import Schedule
 
 
 def run_settings(

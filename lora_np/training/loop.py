@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,9 +23,12 @@ from ..nn import Trainable
 from ..ops import IGNORE_INDEX
 from ..progress import Progress
 from .checkpoint import Checkpoint, digests, run_settings
+from .clipping import clip_grad_norm, grad_norm
+from .history import History
 from .interrupts import Interrupts
-from .optim import Optimizer, Schedule, clip_grad_norm, constant, grad_norm
+from .optim import Optimizer
 from .parallel import loss_and_gradients
+from .schedule import Schedule, constant
 
 DROPOUT = 0x64726F70  # makes dropout masks independent of data.Batches, which is seeded with [seed, step]
 Batch = tuple[Array, Array]  # tokens (b, t) and targets (b, t), which are the tokens shifted by one
@@ -40,61 +42,6 @@ class Batches(Protocol):
     """
 
     def __getitem__(self, step: int, /) -> Batch: ...
-
-
-@dataclass
-class History:
-    """The record of a training run, one row per step.
-
-    The row of an update contains step, loss, lr, grad_norm, seconds and tokens. After an evaluation, the row also
-    contains the column `heldout`. If there are several held-out texts, the row contains one column per text instead,
-    with the name of the text. `loss` and `heldout` are in nats per token. `seconds` is the training time so far,
-    without evaluation. `tokens` is the number of tokens so far, including padding.
-
-    Parameters
-    ----------
-    rows : list of dict
-        The rows. `train` adds one row per step.
-
-    Examples
-    --------
-    >>> from lora_np.training import History
-    >>> history = History([{"step": 1, "loss": 2.5, "seconds": 0.1}, {"step": 2, "loss": 2.25, "seconds": 0.2}])
-    >>> history.column("loss")
-    [2.5, 2.25]
-    >>> print(history)
-    2 steps in 0.2 s, loss 2.5000 → 2.2500 nats per token
-    """
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def column(self, name: str) -> list[float]:
-        """Return the values of one column. Rows without this column are left out.
-
-        Parameters
-        ----------
-        name : str
-            The name of the column.
-
-        Returns
-        -------
-        list of float
-            The values, in the order of the steps.
-        """
-        return [row[name] for row in self.rows if name in row]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return f"History({self})"
-
-    def __str__(self) -> str:
-        if not self.column("loss"):
-            return "no step taken"
-        last, loss, heldout = self.rows[-1], self.column("loss"), self.column("heldout")
-        text = f"{last['step']} steps in {last['seconds']:.1f} s, loss {loss[0]:.4f} → {loss[-1]:.4f}"
-        return text + (f", held-out {heldout[0]:.4f} → {heldout[-1]:.4f}" if heldout else "") + " nats per token"
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and gradient clipping.
+"""Optimizers: SGD and AdamW.
 
 The state of an optimizer is a dict with parameter names as keys, so that the state can be saved.
 """
@@ -6,7 +6,7 @@ The state of an optimizer is a dict with parameter names as keys, so that the st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Self
@@ -15,7 +15,6 @@ from ..backend import Array, array_module, device_module, move
 from ..nn import Parameter
 
 Named = Iterable[tuple[str, Parameter]]
-Schedule = Callable[[int], float]
 
 
 @dataclass
@@ -304,109 +303,3 @@ class AdamW(Optimizer):
         if self.weight_decay:
             value *= 1 - eta * self.weight_decay
         value -= update
-
-
-@dataclass(frozen=True)
-class WarmupCosine:
-    """A learning-rate schedule: a linear warm-up to 1, then a half cosine down to `floor`.
-
-    The learning rate is multiplied by `schedule(step)`. The factor `schedule(step)` is 1/warmup at step 0, and slightly
-    above `floor` at step `steps − 1`.
-
-    Parameters
-    ----------
-    steps : int
-        Number of steps of the run.
-    warmup : int
-        Number of warm-up steps.
-    floor : float
-        The smallest factor, 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If `warmup` is larger than `steps`, or if `floor` is out of range.
-
-    Examples
-    --------
-    >>> from lora_np import WarmupCosine
-    >>> schedule = WarmupCosine(steps=100, warmup=10, floor=0.1)
-    >>> [round(schedule(step), 2) for step in (0, 9, 55, 99)]
-    [0.1, 1.0, 0.55, 0.1]
-    """
-
-    steps: int
-    warmup: int = 0
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= self.steps or not 0 <= self.floor <= 1:
-            raise ValueError(
-                f"warmup = {self.warmup}, steps = {self.steps}, floor = {self.floor}; expected 0 ≤ warmup ≤ steps and 0 ≤ floor ≤ 1"
-            )
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def constant(step: int) -> float:
-    """Return 1 at every step. This is the schedule of a constant learning rate."""
-    return 1.0
-
-
-def grad_norm(parameters: Named) -> Array:
-    """Return the L2 norm of all gradients together, as a 0-d array on the device of the gradients. Raise ValueError if
-    no parameter has a gradient."""
-    squares = [(p.grad * p.grad).sum() for _, p in parameters if p.grad is not None]
-    if not squares:
-        raise ValueError("no parameter has a gradient; call backward first, and check that some parameter is trainable")
-    total = squares[0]
-    for square in squares[1:]:
-        total = total + square
-    return total**0.5
-
-
-def clip_grad_norm(parameters: Named, max_norm: float) -> Array:
-    """Scale all gradients in place by min(1, max_norm/‖g‖), where ‖g‖ is the L2 norm of all gradients together.
-
-    Parameters
-    ----------
-    parameters : iterable of (str, Parameter)
-        Pairs of name and parameter, as in `model.named_parameters()`.
-    max_norm : float
-        The largest norm, above 0.
-
-    Returns
-    -------
-    ndarray, shape ()
-        The norm ‖g‖ before clipping, as in PyTorch. The array is on the device of the gradients.
-
-    Raises
-    ------
-    ValueError
-        If `max_norm` is not above 0, or if no parameter has a gradient.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import lora_np as ln
-    >>> p = ln.nn.Parameter(np.zeros(2))
-    >>> p.grad = np.array([3.0, 4.0])
-    >>> norm = ln.training.clip_grad_norm([("p", p)], max_norm=1.0)
-    >>> print(norm, p.grad.round(3))
-    5.0 [0.6 0.8]
-    """
-    if not max_norm > 0:
-        raise ValueError(
-            f"max_norm = {max_norm}; expected a number > 0 (to train without clipping, do not call this function)"
-        )
-    parameters = list(parameters)
-    norm = grad_norm(parameters)
-    factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)  # stays on the device, so that the GPU is not synchronised
-    for _, p in parameters:
-        if p.grad is not None:
-            p.grad *= factor
-    return norm

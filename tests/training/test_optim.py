@@ -9,7 +9,8 @@ import pytest
 from on_device import assert_allclose, assert_array_equal, host, xp
 
 from lora_np import SGD, AdamW, Parameter, WarmupCosine, clip_grad_norm, ops, train
-from lora_np.training.optim import constant, grad_norm
+from lora_np.training.clipping import grad_norm
+from lora_np.training.schedule import constant
 
 RNG = np.random.default_rng(3)
 THETA = RNG.standard_normal((4, 3))
