@@ -41,7 +41,7 @@ pytestmark = pytest.mark.serve
 CONFIG = ln.TransformerConfig(256, 12, 20, 2, 4, 2, 4, max_position_embeddings=600)
 PROMPT = "Sing, goddess"
 JSON = {"Content-Type": "application/json"}
-LONG = 550  # tokens that take the engine long enough for a test to act in between
+LONG = 550  # more tokens than a HeldServer writes
 
 
 def base_model():
@@ -77,6 +77,18 @@ def serving(engine, runtime_lora_updating=True, **access):
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end"
+
+
+class HeldServer(AdapterServer):
+    """Writes the first token of each request of its batch, and no further token until `released` is set."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.released = threading.Event()
+
+    def step(self):
+        if not self.running or self.released.wait(0.001):
+            super().step()
 
 
 @pytest.fixture(scope="module")
@@ -258,15 +270,17 @@ def test_200_concurrent_requests_over_16_adapters_get_the_right_answers(client, 
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
-def test_a_disconnected_client_frees_its_row(stream, url, engine):
+def test_a_disconnected_client_frees_its_row(stream):
     body = {"model": "base", "prompt": "abc", "max_tokens": LONG, "temperature": 0, "stream": stream, "seed": 1}
-    connection, seen = http.client.HTTPConnection(url.removeprefix("http://")), []
-    connection.request("POST", "/v1/completions", json.dumps(body), JSON)
-    if stream:
-        connection.getresponse().readline()
-    eventually(lambda: seen.extend(engine.running) or seen)
-    connection.close()
-    eventually(lambda: engine.idle)
+    engine, seen = HeldServer(base_model()), []
+    with serving(engine) as url:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        connection.request("POST", "/v1/completions", json.dumps(body), JSON)
+        if stream:
+            connection.getresponse().readline()
+        eventually(lambda: seen.extend(engine.running) or seen)
+        connection.close()
+        eventually(lambda: engine.idle)
     assert seen[0].finish_reason == "cancelled" and len(seen[0].tokens) < LONG
 
 
@@ -429,14 +443,16 @@ def test_a_tiny_temperature_counts_as_0(client, alone):
     assert answer.choices[0].text == text(alone(PROMPT, "a1", 8))
 
 
-def test_a_full_queue_is_a_429(folders):
-    with serving(AdapterServer(base_model(), max_batch=1, max_queue=1)) as url, httpx.Client(base_url=url) as client:
+def test_a_full_queue_is_a_429():
+    engine = HeldServer(base_model(), max_batch=1, max_queue=1)
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
         body = {"model": "base", "prompt": "a", "max_tokens": LONG, "temperature": 0, "stream": True}
         with (
             client.stream("POST", "/v1/completions", json=body) as first,
             client.stream("POST", "/v1/completions", json=body) as second,
         ):
             third = client.post("/v1/completions", json=body)
+            engine.released.set()
             assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
             assert third.json()["error"]["type"] == "rate_limit_error"
         assert client.get("/health").status_code == 200
