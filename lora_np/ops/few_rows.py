@@ -38,7 +38,12 @@ def times_transposed(x: Array, W: Array) -> Array:
         size = min(RESULTS, SIZE // W.shape[1]) // n
         if size >= 4 and one_thread_without_packing():
             return in_blocks(x, W, size)
-    y = np.empty((n, len(W)), np.result_type(x, W))
+    return in_large_blocks(x, W)
+
+
+def in_large_blocks(x: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Return x Wᵀ, computed as W xᵀ in blocks of `ROWS` rows of W. Each block is transposed into the result."""
+    y = np.empty((len(x), len(W)), np.result_type(x, W))
     for start in range(0, len(W), ROWS):
         y[:, start : start + ROWS] = (W[start : start + ROWS] @ x.T).T
     return y
