@@ -37,7 +37,7 @@ def times_transposed(x: Array, W: Array) -> Array:
     if W.nbytes >= LARGE and W.dtype.kind == "f" and W.flags.c_contiguous:
         size = min(RESULTS, SIZE // W.shape[1]) // n
         if size >= 4 and one_thread_without_packing():
-            return in_blocks(x, W, size)
+            return in_small_blocks(x, W, size)
     return in_large_blocks(x, W)
 
 
@@ -49,7 +49,7 @@ def in_large_blocks(x: np.ndarray, W: np.ndarray) -> np.ndarray:
     return y
 
 
-def in_blocks(x: np.ndarray, W: np.ndarray, size: int) -> np.ndarray:
+def in_small_blocks(x: np.ndarray, W: np.ndarray, size: int) -> np.ndarray:
     """Return x Wᵀ, computed in blocks of `size` rows of W. One call of NumPy multiplies all blocks."""
     y = np.empty((len(x), len(W)), np.result_type(x, W))
     whole = len(W) - len(W) % size

@@ -73,7 +73,7 @@ ON_THE_HOST = {
     "transformer.generation.Sampling.penalised": "one row of logits, brought to the host to be drawn from",
     "transformer.generation.generate": "tokens, which are on the host, as a person reads them",
     "transformer.generation.read_in_chunks": "positions, counted from the mask that pad_left made",
-    "ops.few_rows.in_blocks": "asked for host arrays alone, where BLAS is OpenBLAS",
+    "ops.few_rows.in_small_blocks": "asked for host arrays alone, where BLAS is OpenBLAS",
     "ops.few_rows.in_large_blocks": "called for host arrays alone",
     "transformer.generation.pad_left": "prompts, which come from the host",
     "serve.cache.BatchCache.next_step": "positions and masks are made on the host and moved to the device of the weights",

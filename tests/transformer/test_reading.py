@@ -73,7 +73,7 @@ def test_reading_a_text_gives_the_hidden_states_of_the_forward_pass(family, padd
 @pytest.mark.parametrize("rows", [2, 7, 32], ids="{} rows".format)
 def test_blocks_of_rows_are_one_product(out, rows):
     x, W = RNG.standard_normal((rows, 24)), RNG.standard_normal((out, 24))
-    y = few_rows.in_blocks(x, W, 6)
+    y = few_rows.in_small_blocks(x, W, 6)
     assert y.flags.c_contiguous
     assert_allclose(y, x @ W.T, rtol=1e-12, atol=1e-12)
 
