@@ -640,7 +640,7 @@ for method in real.settings["labels"]:
 show(lines, {"method": "", "forgotten minus LoRA's, by seed": ""})
 
 # %% [markdown]
-# As on the model "tiny", LoRA and DoRA are among the methods with the largest gain, and prefix tuning has the smallest gain. rsLoRA gains about as much as LoRA, but forgets more than LoRA with every seed. PiSSA, LoRA+ and LoRA-FA gain less than LoRA with every seed, and forget more. VeRA trains about a twelfth of LoRA's parameters. VeRA gains less than LoRA with every seed, but more than prefix tuning, which trains about as many parameters as VeRA. On "tiny", QLoRA gains more than Houlsby adapters; on SmolLM2-135M, Houlsby adapters gain more than QLoRA. Pfeiffer adapters gain a little less than LoRA with every seed, and forget less than LoRA with every seed. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
+# As on the model "tiny", LoRA and DoRA are among the methods with the largest gain, and prefix tuning has the smallest gain. rsLoRA gains about as much as LoRA, but forgets more than LoRA with every seed. With every seed, PiSSA, LoRA+ and LoRA-FA gain less and forget more than LoRA. VeRA trains about a twelfth of LoRA's parameters. VeRA gains less than LoRA with every seed, but more than prefix tuning, which trains about as many parameters as VeRA. On "tiny", QLoRA gains more than Houlsby adapters; on SmolLM2-135M, Houlsby adapters gain more than QLoRA. With every seed, Pfeiffer adapters gain less and forget less than LoRA. In forty steps on a small text, LoRA and DoRA learn as much as full fine-tuning.
 #
 # QLoRA and LoRA have the same best learning rate, so the learning rate does not explain QLoRA's higher loss. The rounded base explains most of the difference:
 

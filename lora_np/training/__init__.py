@@ -1,6 +1,6 @@
 """Training: optimizers, the training loop, checkpoints.
 
-Reading order: optim, schedule, clipping, parallel, checkpoint, loop, subspace.
+Reading order: optim, schedule, clipping, parallel, checkpoint, history, loop, subspace.
 """
 
 from .clipping import clip_grad_norm

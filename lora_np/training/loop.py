@@ -100,7 +100,8 @@ def train(
     seed : int
         Seed of the dropout masks.
     workers : int
-        Number of threads among which the rows of each batch are divided.
+        Number of threads among which the rows of each batch are divided. If it is above 1, each step limits the threads
+        of the BLAS and the switch interval of Python for the whole process, and restores both settings afterwards.
     gradient_checkpointing : bool
         True saves memory: each block keeps only its input, and runs its forward pass again in the backward pass. The
         gradients are bitwise equal to the gradients without checkpointing.

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.serve
 CONFIG = ln.TransformerConfig(256, 12, 20, 2, 4, 2, 4, max_position_embeddings=600)
 PROMPT = "Sing, goddess"
 JSON = {"Content-Type": "application/json"}
-LONG = 550  # more tokens than a HeldServer writes
+LONG = 550  # more tokens than a HeldServer writes before it is released
 
 
 def base_model():
@@ -80,7 +80,7 @@ def serving(engine, runtime_lora_updating=True, **access):
 
 
 class HeldServer(AdapterServer):
-    """Writes the first token of each request of its batch, and no further token until `released` is set."""
+    """Makes one step when a request arrives and no other runs, and no further step until `released` is set."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
@@ -278,10 +278,13 @@ def test_a_disconnected_client_frees_its_row(stream):
         connection.request("POST", "/v1/completions", json.dumps(body), JSON)
         if stream:
             connection.getresponse().readline()
-        eventually(lambda: seen.extend(engine.running) or seen)
-        connection.close()
-        eventually(lambda: engine.idle)
-    assert seen[0].finish_reason == "cancelled" and len(seen[0].tokens) < LONG
+        try:
+            eventually(lambda: seen.extend(engine.running) or seen)
+            connection.close()
+            eventually(lambda: engine.idle)
+        finally:
+            engine.released.set()
+    assert seen[0].finish_reason == "cancelled"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
@@ -451,8 +454,10 @@ def test_a_full_queue_is_a_429():
             client.stream("POST", "/v1/completions", json=body) as first,
             client.stream("POST", "/v1/completions", json=body) as second,
         ):
-            third = client.post("/v1/completions", json=body)
-            engine.released.set()
+            try:
+                third = client.post("/v1/completions", json=body)
+            finally:
+                engine.released.set()
             assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
             assert third.json()["error"]["type"] == "rate_limit_error"
         assert client.get("/health").status_code == 200

@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,11 +96,8 @@ def test_two_calls_at_once_leave_the_settings_of_the_process_as_they_were(make_m
     pytest.importorskip("threadpoolctl")
     before = settings_of_the_process()
     models = [adapted(make_model()) for _ in range(4)]
-    threads = [threading.Thread(target=run, args=(m, batch), kwargs={"workers": 2}) for m in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: run(model, batch, workers=2), models))
     assert settings_of_the_process() == before
 
 
