@@ -35,7 +35,7 @@ class Memory:
     optimizer : int
         The optimizer's state.
     master : int
-        The high-precision copy of the trained weights. The optimizer updates this copy. 0 if there is no copy.
+        The high-precision copy of the trained weights, which the optimizer updates. Without such a copy, it is 0.
     activations : int
         The arrays that the forward pass saves for the backward pass, logits included.
     temporaries : int

@@ -1,4 +1,4 @@
-"""Gradient clipping: one factor for all gradients, so that their norm has an upper limit."""
+"""Gradient clipping: if the norm of all gradients together is above a limit, one factor makes all gradients smaller."""
 
 from __future__ import annotations
 

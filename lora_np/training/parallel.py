@@ -26,9 +26,8 @@ from ..optional import extra
 from .rows import RowsOfMasks, pieces, tokens_at_once
 
 ONE_AT_A_TIME = Lock()  # one call at a time may change settings of the whole process
-SWITCH_INTERVAL = (
-    1e-4  # seconds that a thread waits for Python's global lock; with Python's 5e-3, a step on "tiny" takes 4 % longer
-)
+# Seconds that a thread waits for Python's global lock. With Python's 5e-3, a step of two workers on "tiny" takes 4 % longer.
+SWITCH_INTERVAL = 1e-4
 
 
 def loss_and_gradients(

@@ -13,8 +13,8 @@ Schedule = Callable[[int], float]
 class WarmupCosine:
     """A learning-rate schedule: a linear warm-up to 1, then a half cosine down to `floor`.
 
-    The learning rate is multiplied by `schedule(step)`. The factor `schedule(step)` is 1/warmup at step 0, and slightly
-    above `floor` at step `steps − 1`.
+    The learning rate of each step is multiplied by the factor `schedule(step)`. At step 0, the factor is 1/warmup, or 1
+    without a warm-up. At the last step, `steps − 1`, the factor is slightly above `floor`.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ def codes(table: Table) -> list[Claim]:
     nearest_at_64 = [found[kind, 64, "nf4"] < min(found[kind, 64, "fp4"], found[kind, 64, "int4"]) for kind in kinds]
     sizes = sorted({b for w, b, _ in found if w == "tiny"})
     second = [b for b in sizes if found["tiny", b, "fp4"] < found["tiny", b, "int4"]]
-    blocks = f"in blocks of {', '.join(f'{b:,}' for b in second)} weights" if second else "at no block size"
+    blocks = f"in blocks of {listed([f'{b:,}' for b in second])} weights" if second else "at no block size"
     return [
         Claim(
             "NF4 is nearest to the weights in blocks of 64, FP4 is second and int4 is third",

@@ -18,7 +18,7 @@ SHARP_BYTES = (
 
 
 def with_palette(png: bytes, colours: int = COLOURS) -> bytes:
-    """Give a picture a palette of 256 colours, or of fewer `colours`; a picture that already has a palette is returned unchanged.
+    """Return a picture with a palette of at most `colours` colours. A picture that already has a palette is not changed.
 
     The palette is chosen by median cut, and each pixel gets the nearest colour. There is no dithering, because its dots
     blur letters. Transparent pixels become white. The same input always gives the same output.

@@ -285,7 +285,7 @@ def reached(compared: Table, method: str) -> str:
     """Return in words with how many seeds the method reaches LoRA's final loss in fewer steps than LoRA."""
     found = sooner(compared, method)
     steps = [n for n in found if n is not None]
-    after = f" (after {', '.join(map(str, steps))} steps)" if steps else ""
+    after = f" (after {listed([str(n) for n in steps])} steps)" if steps else ""
     return f"fewer steps to LoRA's final loss with {len(steps)} of {len(found)} seeds{after}"
 
 
@@ -293,7 +293,7 @@ def in_fewer_steps(compared: Table, method: str) -> str:
     """Return a sentence: with how many seeds the method needs fewer steps than LoRA to reach LoRA's final loss."""
     found, label = sooner(compared, method), compared.settings["labels"][method]
     steps = [n for n in found if n is not None]
-    after = f" (after {', '.join(map(str, steps))} steps)" if steps else ""
+    after = f" (after {listed([str(n) for n in steps])} steps)" if steps else ""
     goal = "to reach LoRA's final loss"
     if steps:
         return f"With {len(steps)} of {len(found)} seeds, {label} needs fewer steps than LoRA {goal}{after}."
